@@ -1,0 +1,136 @@
+"""What every other file may lean on: configurations as strict JSON, durations, seeds, errors. Knows no torch.
+
+A configuration is a keyword-only frozen dataclass that lives beside the code it configures. It is written to JSON
+with `to_json` and read back equal with `from_json`, which refuses a name it does not know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, Union
+
+ConfigT = TypeVar("ConfigT")
+
+
+class UserError(ValueError):
+    """An error the user can mend. Its message says what was found, what is accepted and what to do."""
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: `Did you mean ...?`, or the accepted names."""
+    options = sorted(options)
+    close = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(close)}?" if close else f"Accepted: {', '.join(options)}."
+
+
+def seed_of(*parts: int) -> int:
+    """A 63-bit seed from integers such as (seed, step, sample): equal on every machine, unrelated for neighbours."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training: so many steps of the optimiser, or so many epochs. Written `500 steps`, `20 epochs`."""
+
+    value: float
+    unit: Literal["steps", "epochs"]
+
+    def __post_init__(self) -> None:
+        if self.value < 0 or (self.unit == "steps" and self.value != int(self.value)):
+            raise UserError(f"A duration of {self} makes no sense: use a whole number of steps, or epochs, from 0 up.")
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """The duration in optimiser steps."""
+        return int(self.value) if self.unit == "steps" else round(self.value * steps_per_epoch)
+
+    def __str__(self) -> str:
+        return f"{self.value:g} {self.unit}"
+
+    @staticmethod
+    def parse(text: str) -> Duration:
+        """Reads `500 steps`, `500steps`, `20 epochs` or `1.5 epochs`.
+
+        Raises:
+            UserError: for anything else.
+        """
+        for unit in ("steps", "epochs"):
+            for ending in (unit, unit[:-1]):
+                if text.strip().endswith(ending):
+                    try:
+                        return Duration(float(text.strip().removesuffix(ending)), typing.cast(Any, unit))
+                    except ValueError as error:
+                        if isinstance(error, UserError):
+                            raise
+        raise UserError(f"{text!r} is not a duration. Write a number and a unit, such as '500 steps' or '20 epochs'.")
+
+
+def Steps(value: int) -> Duration:
+    """`Steps(500)`: five hundred steps of the optimiser."""
+    return Duration(value, "steps")
+
+
+def Epochs(value: float) -> Duration:
+    """`Epochs(20)`: twenty passes over the training videos."""
+    return Duration(value, "epochs")
+
+
+def to_json(config: Any) -> Any:
+    """A configuration as plain dicts, lists, numbers and strings."""
+    if isinstance(config, Duration):
+        return str(config)
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, tuple):
+        return [to_json(item) for item in config]
+    return config
+
+
+def from_json(cls: type[ConfigT], value: Any, *, where: str = "") -> ConfigT:
+    """Reads back what `to_json` wrote: `from_json(type(c), to_json(c)) == c`.
+
+    Args:
+        cls: the dataclass to build.
+        value: parsed JSON.
+        where: the dotted name of the field being read, for messages.
+
+    Raises:
+        UserError: an unknown field (with the nearest known name), or a value of another type.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"{where or cls.__name__} is {value!r}; it must be an object with the fields of {cls.__name__}.")
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(typing.cast(Any, cls))}
+    for name in value:
+        if name not in names:
+            raise UserError(f"{where + '.' if where else ''}{name} is no field of {cls.__name__}. {did_you_mean(name, names)}")
+    prefix = f"{where}." if where else ""
+    return cls(**{name: _read(hints[name], item, prefix + name) for name, item in value.items()})
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):  # only `X | None` is used
+        return None if value is None else _read(next(a for a in args if a is not type(None)), value, where)
+    if hint is Duration:
+        return Duration.parse(str(value))
+    if dataclasses.is_dataclass(hint):
+        return from_json(typing.cast(type, hint), value, where=where)
+    if origin is tuple and isinstance(value, list):
+        inner = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(inner) == len(value):
+            return tuple(_read(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(inner, value, strict=True)))
+    if origin is Literal and value in args:
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is hint:
+        return value
+    accepted = " or ".join(map(repr, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise UserError(f"{where} is {value!r}; accepted: {accepted}.")

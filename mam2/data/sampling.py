@@ -1,0 +1,89 @@
+"""Which frames make a clip: integers in, integers out.
+
+A clip of `clip_frames` frames `stride_frames` apart fills a window of `clip_frames * stride_frames` frames.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+from mam2.config import UserError
+
+Short = Literal["shrink", "repeat", "skip"]
+"""What to do with a video shorter than the window: bring the clip's frames closer together, repeat the last
+frame (between equal frames there is no motion), or do without the video."""
+
+
+class ShortVideo(UserError):
+    """A video with too few frames for the clip that was asked of it."""
+
+
+def dense(
+    num_frames: int,
+    *,
+    clip_frames: int,
+    stride_frames: int,
+    rng: random.Random,
+    short: Short = "shrink",
+    path: str = "The video",
+) -> list[int]:
+    """The frames of a training clip: a window at a random place (REFERENCE 4, dense sampling).
+
+    Args:
+        num_frames: how many frames the video has.
+        clip_frames: how many frames the clip has.
+        stride_frames: the distance between neighbouring frames of the clip. With `short="shrink"` and too
+            short a video, the largest distance that fits is taken.
+        rng: draws the start of the window.
+        short: what to do where the window does not fit.
+        path: the video's name in messages.
+
+    Returns:
+        `clip_frames` indices in order; all different unless `short` is "repeat".
+
+    Raises:
+        ShortVideo: fewer frames than the clip needs: `clip_frames` for "shrink", the whole window for "skip".
+    """
+    window_frames = clip_frames * stride_frames
+    # Paper: silent on short videos; here: shrink the stride, as repeated frames have no motion to predict.
+    if short != "repeat" and num_frames < clip_frames:
+        raise ShortVideo(
+            f"{path} has {num_frames} frames; a {clip_frames}-frame clip needs at least {clip_frames}. "
+            "Use --data.short repeat to repeat its last frame, or leave the video out."
+        )
+    if short == "skip" and num_frames < window_frames:
+        raise ShortVideo(
+            f"{path} has {num_frames} frames; {clip_frames} frames {stride_frames} apart need at least "
+            f"{window_frames}. Use --data.short shrink or repeat, or leave the video out."
+        )
+    if short == "shrink":
+        stride_frames = min(stride_frames, num_frames // clip_frames)
+    start = rng.randint(0, max(0, num_frames - clip_frames * stride_frames))
+    return _window(num_frames, start=start, clip_frames=clip_frames, stride_frames=stride_frames)
+
+
+def views(num_frames: int, *, clip_frames: int, stride_frames: int, clips: int) -> list[list[int]]:
+    """The frames of the clips a video is tested on: windows evenly spaced from the first frame to the last.
+
+    A short video is never refused: the stride shrinks; where stride 1 does not fit, the last frame repeats.
+
+    Args:
+        num_frames: how many frames the video has, at least 1.
+        clip_frames: how many frames a clip has.
+        stride_frames: the distance between neighbouring frames of a clip.
+        clips: how many windows; 1 takes the centre.
+
+    Returns:
+        `clips` lists of `clip_frames` indices.
+    """
+    stride_frames = max(1, min(stride_frames, num_frames // clip_frames))
+    room = max(0, num_frames - clip_frames * stride_frames)
+    starts = [room // 2] if clips == 1 else [round(i * room / (clips - 1)) for i in range(clips)]
+    return [
+        _window(num_frames, start=s, clip_frames=clip_frames, stride_frames=stride_frames) for s in starts
+    ]
+
+
+def _window(num_frames: int, *, start: int, clip_frames: int, stride_frames: int) -> list[int]:
+    return [min(start + i * stride_frames, num_frames - 1) for i in range(clip_frames)]

@@ -1,0 +1,125 @@
+"""Rendered videos whose label is their motion: tests, docs and the quickstart need no download.
+
+A textured shape moves in front of a textured background that drifts, with sensor noise on top. Only the shape's
+motion depends on the label. Position, size, angle, colours, drift and noise of a single frame are drawn alike for
+every label, so that no single frame tells the class.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import torch
+from torch import Tensor
+
+from mam2.config import UserError, seed_of
+
+MOTIONS = ("left", "right", "up", "down", "clockwise", "counter_clockwise", "approach", "recede")
+TRAVEL = 0.7  # how far a shape goes to either side of the middle of the video; half the frame is 1
+TURN = math.pi / 2  # how far it turns to either side, radians
+GROWTH = 0.55  # log of how much it grows to either side
+
+
+def render(motion: str, *, seed: int, num_frames: int = 20, size: int = 48) -> Tensor:
+    """One video.
+
+    Args:
+        motion: one of MOTIONS.
+        seed: everything but the motion follows from it.
+        num_frames: T.
+        size: height and width, pixels.
+
+    Returns:
+        uint8 (T, 3, size, size).
+
+    Raises:
+        UserError: an unknown motion.
+    """
+    if motion not in MOTIONS:
+        raise UserError(f"{motion!r} is no motion; accepted: {', '.join(MOTIONS)}.")
+    rng = random.Random(seed)
+    clock_T = torch.linspace(-1, 1, num_frames)
+    speed = rng.uniform(0.7, 1.0)
+
+    def course(*names: str, reach: float) -> Tensor:
+        """A coordinate's course: with the motion's sign if the motion is one of (backward, forward), else at rest
+        somewhere on the same way."""
+        if motion in names:
+            return clock_T * speed * reach * (1 if motion == names[1] else -1)
+        return torch.full_like(clock_T, rng.uniform(-1, 1) * speed * reach)
+
+    x_T = rng.uniform(-0.2, 0.2) + course("left", "right", reach=TRAVEL)
+    y_T = rng.uniform(-0.2, 0.2) + course("up", "down", reach=TRAVEL)
+    angle_T = rng.uniform(-math.pi, math.pi) + course("counter_clockwise", "clockwise", reach=TURN)
+    radius_T = 0.85 * torch.exp(rng.uniform(-0.15, 0.15) + course("recede", "approach", reach=GROWTH))
+
+    drift = [rng.uniform(-0.15, 0.15) for _ in range(2)]
+    axis = torch.linspace(-1, 1, size)
+    rows, columns = torch.meshgrid(axis, axis, indexing="ij")
+    time = clock_T[:, None, None]
+    background = _texture(columns + drift[0] * time, rows + drift[1] * time, rng)
+
+    x = columns - x_T[:, None, None]
+    y = rows - y_T[:, None, None]
+    cos, sin = torch.cos(angle_T)[:, None, None], torch.sin(angle_T)[:, None, None]
+    radius = radius_T[:, None, None]
+    across, down = (cos * x + sin * y) / radius, (cos * y - sin * x) / radius
+    lobes = rng.choice((0, 3, 4, 5))  # a disc, a rounded triangle, square or star
+    edge = 1 + (0.2 * torch.cos(lobes * torch.atan2(down, across)) if lobes else 0)
+    inside = torch.sigmoid((edge - torch.hypot(across, down)) * radius * size / 2)[:, None]
+    video = inside * _texture(across, down, rng) + (1 - inside) * background
+
+    generator = torch.Generator().manual_seed(rng.getrandbits(62))
+    video = video + 0.02 * torch.randn(video.shape, generator=generator)
+    return (video.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _texture(x: Tensor, y: Tensor, rng: random.Random, *, num_waves: int = 3) -> Tensor:
+    """A smooth random colour pattern at coordinates (T, H, W): (T, 3, H, W) in [0, 1]. Smooth, as real video is:
+    in fine random patterns the difference between two frames is noise that nothing can predict."""
+    base = [rng.uniform(0.3, 0.7) for _ in range(3)]
+    color = torch.tensor(base).view(1, 3, 1, 1).expand(len(x), 3, *x.shape[1:]).clone()
+    for _ in range(num_waves):
+        direction, frequency, phase = rng.uniform(0, 2 * math.pi), rng.uniform(2.0, 4.5), rng.uniform(0, 2 * math.pi)
+        wave = torch.cos(frequency * (math.cos(direction) * x + math.sin(direction) * y) + phase)
+        color += torch.tensor([rng.uniform(-0.25, 0.25) for _ in range(3)]).view(3, 1, 1) * wave[:, None]
+    return color.clamp(0, 1)
+
+
+def write_video(path: Path, clip_TCHW: Tensor, *, fps: int = 10) -> None:
+    """Writes uint8 (T, 3, H, W), even H and W, as H.264 in an .mp4."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps))
+        stream.height, stream.width = clip_TCHW.shape[2:]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "16", "preset": "veryfast", "threads": "1"}
+        for frame_HWC in clip_TCHW.permute(0, 2, 3, 1).contiguous().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_dataset(
+    folder: Path, *, videos_per_class: int, seed: int, num_frames: int = 20, size: int = 48, num_processes: int = 2
+) -> None:
+    """Writes class folders of videos: `folder/left/00000.mp4` and so on. Existing videos are kept."""
+    jobs = []
+    for number, motion in enumerate(MOTIONS):
+        (folder / motion).mkdir(parents=True, exist_ok=True)
+        for i in range(videos_per_class):
+            jobs.append((folder / motion / f"{i:05d}.mp4", motion, seed_of(seed, number, i)))
+    with ProcessPoolExecutor(num_processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(partial(_write_one, num_frames=num_frames, size=size), jobs, chunksize=16))
+
+
+def _write_one(job: tuple[Path, str, int], *, num_frames: int, size: int) -> None:
+    path, motion, seed = job
+    if not path.exists():
+        partial_path = path.with_suffix(".part.mp4")
+        write_video(partial_path, render(motion, seed=seed, num_frames=num_frames, size=size))
+        partial_path.rename(path)

@@ -1,0 +1,92 @@
+"""One process or many: the only file that names torch.distributed. `torchrun` starts the processes; gloo on CPUs, nccl on GPUs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Joins the other processes where torchrun started several, and leaves them at the end."""
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        yield
+        return
+    here = device()
+    if here.type == "cuda":
+        torch.cuda.set_device(here)
+    dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def device() -> torch.device:
+    """This process's GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def rank() -> int:
+    """This process's number; 0 is the one that writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """The model with gradients averaged over all processes."""
+    if world_size() == 1:
+        return model
+    here = device()
+    return DistributedDataParallel(model, device_ids=[here] if here.type == "cuda" else None)
+
+
+def without_sync(model: nn.Module, skip: bool) -> Any:
+    """A context in which gradients stay local if `skip`: for all but the last part of an accumulated batch."""
+    return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def mean(values: dict[str, Tensor]) -> dict[str, float]:
+    """Scalars averaged over all processes."""
+    stacked = torch.stack([value.detach().float() for value in values.values()])
+    if world_size() > 1:
+        dist.all_reduce(stacked)
+        stacked /= world_size()
+    return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def any_rank(flag: bool) -> bool:
+    """True everywhere if true anywhere."""
+    if world_size() == 1:
+        return flag
+    value = torch.tensor(float(flag), device=device())
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's value, in the order of ranks, everywhere."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if world_size() > 1:
+        dist.barrier()

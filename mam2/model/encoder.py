@@ -1,0 +1,162 @@
+"""The encoder: factorised space-time attention over visible patches (Sec. 2.1, Table 9), and a classifier on top.
+
+B clips, T frames, C channels, H W pixels, N patches a frame, V visible patches, D width.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mam2.config import UserError
+from mam2.model.layers import Positions, SpaceTimeBlock, init_weights, layer_norm
+from mam2.targets.pixels import to_float
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+log = logging.getLogger("mam2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Sizes of a VideoEncoder; the defaults are the paper's ViT-B on 16 × 224².
+
+    Attributes:
+        width: D.
+        depth: number of blocks.
+        num_heads: attention heads (the paper's models have 64 channels a head).
+        frames: T, frames of a clip.
+        size: height and width of a clip, pixels.
+        patch_size: P, pixels; a patch spans one frame (1×16×16).
+        drop_path: stochastic depth, rising linearly from 0 to this in the last block; 0 in pre-training.
+    """
+
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    frames: int = 16
+    size: int = 224
+    patch_size: int = 16
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.size % self.patch_size:
+            raise UserError(f"size {self.size} is no multiple of patch_size {self.patch_size}; change one of them.")
+        if self.width % self.num_heads or self.width % 4:
+            raise UserError(f"width {self.width} must be a multiple of num_heads ({self.num_heads}) and of 4.")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (high, wide) in a frame."""
+        return (self.size // self.patch_size,) * 2
+
+
+def vit_b() -> EncoderConfig:
+    """ViT-B: 12 blocks of width 768."""
+    return EncoderConfig()
+
+
+def vit_l() -> EncoderConfig:
+    """ViT-L: 24 blocks of width 1024."""
+    return EncoderConfig(width=1024, depth=24, num_heads=16)
+
+
+class VideoEncoder(nn.Module):
+    """Clips to features: `encoder(clip_BTCHW) -> (B, T, N, D)`.
+
+    Clips are uint8 in [0, 255] or floats in [0, 1], RGB; ImageNet normalisation happens inside. Any number of frames
+    and any size that is a multiple of the patch size is accepted: positions are interpolated, and a log line says so.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        size, depth = config.patch_size, config.depth
+        self.patch_embed = nn.Conv2d(3, config.width, kernel_size=size, stride=size)
+        self.positions = Positions(config.frames, config.grid, config.width)
+        self.blocks = nn.ModuleList(
+            SpaceTimeBlock(config.width, config.num_heads, drop_path=config.drop_path * i / max(depth - 1, 1))
+            for i in range(depth)
+        )
+        self.norm = layer_norm(config.width)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self._interpolated: set[tuple[int, ...]] = set()
+        init_weights(self)
+
+    def forward(self, clip_BTCHW: Tensor) -> Tensor:
+        """Features (B, T, N, D) of whole clips, after the final LayerNorm."""
+        return self.encode(self.embed(clip_BTCHW))
+
+    def embed(self, clip_BTCHW: Tensor) -> Tensor:
+        """Patch tokens with their positions: (B, T, N, D).
+
+        Raises:
+            UserError: the clip has another shape than (B, T, 3, H, W), or sides that are no multiple of the patch size.
+        """
+        patch_size = self.config.patch_size
+        shape = tuple(clip_BTCHW.shape)
+        if len(shape) != 5 or shape[2] != 3 or shape[3] % patch_size or shape[4] % patch_size or 0 in shape:
+            raise UserError(
+                f"A clip of shape {shape} can't be encoded; accepted: (B, T, 3, H, W) with H and W multiples of "
+                f"{patch_size}, uint8 or floats in [0, 1]."
+            )
+        x = (to_float(clip_BTCHW) - self.mean) / self.std
+        x_BTDhw = self.patch_embed(x.flatten(0, 1)).unflatten(0, shape[:2])
+        return x_BTDhw.flatten(3).transpose(2, 3) + self.position(clip_BTCHW)
+
+    def position(self, clip_BTCHW: Tensor) -> Tensor:
+        """Position embeddings (T, N, D) for clips of this shape."""
+        config, (_, frames, _, height, width) = self.config, clip_BTCHW.shape
+        grid = (height // config.patch_size, width // config.patch_size)
+        if (frames, grid) != (config.frames, config.grid) and (frames, *grid) not in self._interpolated:
+            self._interpolated.add((frames, *grid))
+            log.warning(
+                f"Positions are interpolated: the encoder was trained on {config.frames} frames of {config.size}², "
+                f"this clip has {frames} frames of {height}×{width}."
+            )
+        return self.positions(frames, grid)
+
+    def encode(self, x_BTVD: Tensor, *, norm: bool = True) -> Tensor:
+        """The blocks, on any subset of the embedded patches: (B, T, V, D) to (B, T, V, D)."""
+        for block in self.blocks:
+            x_BTVD = block(x_BTVD)
+        return self.norm(x_BTVD) if norm else x_BTVD
+
+
+class Classifier(nn.Module):
+    """A video encoder with mean pooling, a new LayerNorm and a linear head; the pre-training's final norm is unused.
+
+    `classifier(clip_BTCHW) -> logits (B, num_classes)`.
+    """
+
+    def __init__(self, encoder: VideoEncoder, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.encoder.norm.requires_grad_(False)
+        self.norm = layer_norm(encoder.config.width)
+        self.head = nn.Linear(encoder.config.width, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02 * 0.001)  # REFERENCE: as VideoMAE's init_scale
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, clip_BTCHW: Tensor) -> Tensor:
+        """Logits (B, num_classes)."""
+        features_BTND = self.encoder.encode(self.encoder.embed(clip_BTCHW), norm=False)
+        return self.head(self.norm(features_BTND.mean(dim=(1, 2))))
+
+
+def layer_id(name: str, depth: int) -> int:
+    """The depth of a Classifier's parameter for layer-wise learning rate decay, from 0 to depth + 1.
+
+    Patch embedding and all positions are 0, block i is i + 1, everything above the blocks is depth + 1. (Code that
+    matches positions by another name trains separable positions many times too fast.)
+    """
+    parts = name.removeprefix("encoder.").split(".")
+    if name.startswith("encoder.") and parts[0] in ("patch_embed", "positions"):
+        return 0
+    if name.startswith("encoder.blocks."):
+        return int(parts[1]) + 1
+    return depth + 1

@@ -1,0 +1,166 @@
+"""Attention, MLP, positions, and the two kinds of block (Sec. 2.1, Table 9).
+
+B clips, T frames, V patches a frame (visible or masked ones), D width, S any sequence length.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+NORM_EPS = 1e-6
+
+
+def layer_norm(width: int) -> nn.LayerNorm:
+    """LayerNorm as every ViT of this family has it."""
+    return nn.LayerNorm(width, eps=NORM_EPS)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over the second to last axis of (..., S, D)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # ..., S, 3, heads, D/heads
+        q, k, v = (part.transpose(-3, -2).flatten(0, -4) for part in qkv.unbind(-3))  # batch, heads, S, D/heads
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from queries (B, S, D) to keys and values (B, S', D)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for layer, x in ((self.q, query), (self.k, key), (self.v, value))
+        )
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def mlp(width: int, mlp_ratio: float) -> nn.Sequential:
+    """Linear, GELU, Linear."""
+    hidden = int(width * mlp_ratio)
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+class SpaceTimeBlock(nn.Module):
+    """Factorised space-time block: temporal attention, spatial attention, MLP; each pre-norm with a residual.
+
+    Paper: as TimeSformer's divided attention; here: without its `temporal_fc` and CLS token, which is Table 9 and
+    gives Table 3's sizes (docs/decisions.md, 2).
+    """
+
+    def __init__(self, width: int, num_heads: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm_time = layer_norm(width)
+        self.time = SelfAttention(width, num_heads)
+        self.norm_space = layer_norm(width)
+        self.space = SelfAttention(width, num_heads)
+        self.norm_mlp = layer_norm(width)
+        self.mlp = mlp(width, mlp_ratio)
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+
+    def forward(self, x_BTVD: Tensor) -> Tensor:
+        x_BVTD = self.norm_time(x_BTVD).transpose(1, 2)
+        x_BTVD = x_BTVD + self.drop_path(self.time(x_BVTD).transpose(1, 2))
+        x_BTVD = x_BTVD + self.drop_path(self.space(self.norm_space(x_BTVD)))
+        return x_BTVD + self.drop_path(self.mlp(self.norm_mlp(x_BTVD)))
+
+
+class CrossBlock(nn.Module):
+    """Regressor block: queries gather from visible tokens, then an MLP (REFERENCE: as CAE, plain pre-norm residuals).
+
+    Positions are added to queries and keys, not to values, and anew in every block.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.norm_query = layer_norm(width)
+        self.norm_key = layer_norm(width)
+        self.norm_value = layer_norm(width)
+        self.cross = CrossAttention(width, num_heads)
+        self.norm_mlp = layer_norm(width)
+        self.mlp = mlp(width, mlp_ratio)
+
+    def forward(self, query: Tensor, context: Tensor, *, query_position: Tensor, context_position: Tensor) -> Tensor:
+        gathered = self.cross(
+            self.norm_query(query + query_position),
+            self.norm_key(context + context_position),
+            self.norm_value(context),
+        )
+        x = query + gathered
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class Positions(nn.Module):
+    """Separable learnable positions: one embedding a frame plus one a patch (Sec. 2.1), shared by every part.
+
+    Initialised with sines and cosines and learned from there: with small random values training sat on a plateau
+    for hundreds of steps (docs/log.md).
+    """
+
+    def __init__(self, num_frames: int, grid: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.time_TD = nn.Parameter(torch.empty(num_frames, width))
+        self.space_ND = nn.Parameter(torch.empty(grid[0] * grid[1], width))
+
+    def reset(self) -> None:
+        """Fills both tables with sines and cosines."""
+        width = self.time_TD.shape[1]
+        rows, columns = torch.meshgrid(torch.arange(self.grid[0]), torch.arange(self.grid[1]), indexing="ij")
+        with torch.no_grad():
+            self.time_TD.copy_(sine_cosine(torch.arange(len(self.time_TD)), width))
+            halves = [sine_cosine(axis.flatten(), width // 2) for axis in (rows, columns)]
+            self.space_ND.copy_(torch.cat(halves, dim=1))
+
+    def forward(self, num_frames: int, grid: tuple[int, int]) -> Tensor:
+        """Positions (T, N, D) for any number of frames and any grid; interpolated where these are not the trained ones."""
+        time_TD, space_ND = self.time_TD, self.space_ND
+        if num_frames != len(time_TD):
+            time_TD = F.interpolate(time_TD.T[None], size=num_frames, mode="linear")[0].T
+        if grid != self.grid:
+            image = space_ND.T.unflatten(1, self.grid)[None]
+            space_ND = F.interpolate(image, size=grid, mode="bicubic").flatten(2)[0].T
+        return time_TD[:, None] + space_ND[None]
+
+
+def sine_cosine(places: Tensor, width: int) -> Tensor:
+    """Sine-cosine embedding (len(places), width) with wavelengths from 2π to 20,000π; `width` must be even."""
+    half = width // 2
+    angles = places[:, None].float() * torch.exp(-math.log(10_000) * torch.arange(half) / half)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Xavier-uniform Linear and convolution weights, zero biases, unit norms: every parameter of `module` is set."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Conv2d):
+            nn.init.xavier_uniform_(part.weight.view(part.weight.shape[0], -1))
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, Positions):
+            part.reset()

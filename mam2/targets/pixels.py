@@ -1,0 +1,30 @@
+"""Frames to patches and back. Patches are numbered row by row; a patch's numbers run over channel, row, column."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_float(clip: Tensor) -> Tensor:
+    """RGB in [0, 1] as float32, from uint8 [0, 255] or from floats that are in [0, 1] already."""
+    return clip.float() / 255 if clip.dtype == torch.uint8 else clip.float()
+
+
+def patchify(frames_FCHW: Tensor, patch_size: int) -> Tensor:
+    """(..., C, H, W) to patches (..., N, C·P·P)."""
+    *lead, channels, height, width = frames_FCHW.shape
+    rows, columns = height // patch_size, width // patch_size
+    x = frames_FCHW.reshape(*lead, channels, rows, patch_size, columns, patch_size)
+    x = x.movedim((-4, -2), (-5, -4))  # ..., rows, columns, C, P, P
+    return x.reshape(*lead, rows * columns, channels * patch_size**2)
+
+
+def unpatchify(patches_FND: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `patchify`: patches (..., N, C·P·P) of a grid (rows, columns) to (..., C, H, W)."""
+    *lead, _, size = patches_FND.shape
+    rows, columns = grid
+    channels = size // patch_size**2
+    x = patches_FND.reshape(*lead, rows, columns, channels, patch_size, patch_size)
+    x = x.movedim((-5, -4), (-4, -2))  # ..., C, rows, P, columns, P
+    return x.reshape(*lead, channels, rows * patch_size, columns * patch_size)

@@ -1,0 +1,380 @@
+"""VQGAN f16 with 16384 codes: the paper's appearance tokenizer (Sec. 2.2, App. D), with the official weights.
+
+A tokenizer is a frozen module: frames in [0, 1] go in, one code for each patch comes out, and `decode` draws
+codes as a picture again. Modules are named as in the official checkpoint, so that its tensors load unrenamed.
+What all tokenizers here share stands first: the check of their input, the nearest code, their files.
+
+Shape letters: F frames, C channels, H W pixels, N patches a frame (row by row), D width, K codes,
+P patch side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mam2.config import UserError, from_json, to_json
+
+FORMAT = "mam2.vqgan"
+
+
+def check_frames(frames_FCHW: Tensor, *, patch_size: int) -> None:
+    """Raises UserError unless the frames are RGB, floating point and cut into whole patches."""
+    shape = tuple(frames_FCHW.shape)
+    if len(shape) != 4 or shape[1] != 3 or shape[2] % patch_size or shape[3] % patch_size:
+        raise UserError(
+            f"The tokenizer was given frames of shape {shape}; it takes (F, 3, H, W), "
+            f"H and W multiples of {patch_size}. Resize or crop the frames."
+        )
+    if not frames_FCHW.is_floating_point():
+        raise UserError(
+            f"The tokenizer was given {frames_FCHW.dtype} frames; it takes floating point in [0, 1]. "
+            "Divide uint8 frames by 255."
+        )
+
+
+def nearest_code(z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
+    """The index of the nearest code by squared distance, for (..., D) vectors; int64, computed in fp32.
+
+    |z - e|² = |z|² - 2 z·e + |e|², and |z|² is the same for every code: one matrix product is enough.
+    Autocast is off, because bf16 cannot tell thousands of codes apart.
+    """
+    with torch.autocast(z_ND.device.type, enabled=False):
+        codebook_KD = codebook_KD.float()
+        norms_K = codebook_KD.square().sum(-1)
+        return (norms_K - 2 * z_ND.float() @ codebook_KD.T).argmin(-1)
+
+
+def check_tensors(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], *, where: str
+) -> None:
+    """Raises UserError, naming the first few, unless two sets of tensors have the same names and shapes."""
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    mis_shaped = [
+        f"{name} {tuple(found[name])} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    problems = [
+        f"{len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", mis_shaped),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(f"{where} does not hold the tensors of this tokenizer. {'; '.join(problems)}.")
+
+
+def save_tokenizer(tensors: Mapping[str, Tensor], file: Path | str, *, metadata: dict[str, str]) -> None:
+    """Writes a safetensors file whole or not at all."""
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, draft, metadata
+        )
+        os.replace(draft, file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read_tokenizer(file: Path | str, *, format: str) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """The fp32 tensors of a file by `save_tokenizer`, and the tokenizer's configuration as parsed JSON.
+
+    Raises:
+        UserError: no safetensors file, or one of another format.
+    """
+    try:
+        with safe_open(file, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            if metadata.get("format") == format:
+                tensors = {name: handle.get_tensor(name).float() for name in handle.keys()}  # noqa: SIM118
+                return tensors, json.loads(metadata["config"])
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{file} cannot be read as a tokenizer: {error}. Make or convert it again."
+        ) from error
+    raise UserError(f"{file} is of format {metadata.get('format')!r}; accepted: {format!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANConfig:
+    """The sizes of a VQGAN; the defaults are the ImageNet f16 model with 16384 codes.
+
+    The patch side is 2^(levels - 1). Every width must be a multiple of 32, because of the group norm.
+    """
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 256
+    embed_dim: int = 256
+    num_codes: int = 16384
+
+    @property
+    def patch_size(self) -> int:
+        return 2 ** (len(self.ch_mult) - 1)
+
+
+def group_norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, width, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    """Two 3×3 convolutions, each after norm and swish; a 1×1 shortcut where the width changes."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(width_in)
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
+        self.norm2 = group_norm(width_out)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else None
+
+    def forward(self, x_FCHW: Tensor) -> Tensor:
+        h_FCHW = self.conv1(F.silu(self.norm1(x_FCHW)))
+        h_FCHW = self.conv2(F.silu(self.norm2(h_FCHW)))
+        return h_FCHW + (x_FCHW if self.nin_shortcut is None else self.nin_shortcut(x_FCHW))
+
+
+class Attention(nn.Module):
+    """Single-head attention over all positions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = group_norm(width)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
+
+    def forward(self, x_FCHW: Tensor) -> Tensor:
+        h_FCHW = self.norm(x_FCHW)
+        q_FND, k_FND, v_FND = (conv(h_FCHW).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))
+        out_FND = F.scaled_dot_product_attention(q_FND[:, None], k_FND[:, None], v_FND[:, None])[:, 0]
+        return x_FCHW + self.proj_out(out_FND.transpose(1, 2).reshape(x_FCHW.shape))
+
+
+class Resample(nn.Module):
+    """Half the size (`down`): a 3×3 convolution of stride 2, padded right and below. Or twice the size."""
+
+    def __init__(self, width: int, *, down: bool) -> None:
+        super().__init__()
+        self.down = down
+        self.conv = nn.Conv2d(width, width, 3, stride=2) if down else nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x_FCHW: Tensor) -> Tensor:
+        if self.down:
+            return self.conv(F.pad(x_FCHW, (0, 1, 0, 1)))
+        return self.conv(F.interpolate(x_FCHW, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, each with attention behind it if `attend`; the way to the next."""
+
+    def __init__(
+        self, width_in: int, width_out: int, num_blocks: int, *, attend: bool, resample: str
+    ) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResBlock(width_out if i else width_in, width_out) for i in range(num_blocks)
+        )
+        self.attn = nn.ModuleList(Attention(width_out) for _ in range(num_blocks if attend else 0))
+        self.downsample = Resample(width_out, down=True) if resample == "down" else None
+        self.upsample = Resample(width_out, down=False) if resample == "up" else None
+
+    def forward(self, h_FCHW: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            h_FCHW = block(h_FCHW)
+            if len(self.attn):
+                h_FCHW = self.attn[i](h_FCHW)
+        for resample in (self.downsample, self.upsample):
+            h_FCHW = h_FCHW if resample is None else resample(h_FCHW)
+        return h_FCHW
+
+
+class Middle(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.block_1, self.attn_1, self.block_2 = (
+            ResBlock(width, width),
+            Attention(width),
+            ResBlock(width, width),
+        )
+
+    def forward(self, h_FCHW: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(h_FCHW)))
+
+
+class Encoder(nn.Module):
+    """RGB in [-1, 1] -> z_channels maps, 2^(levels - 1) times smaller."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        widths, last = [config.ch * mult for mult in config.ch_mult], len(config.ch_mult) - 1
+        self.conv_in = nn.Conv2d(3, config.ch, 3, padding=1)
+        self.down = nn.ModuleList(
+            Level(
+                widths[i - 1] if i else config.ch,
+                widths[i],
+                config.num_res_blocks,
+                attend=i == last,
+                resample="down" if i < last else "none",
+            )
+            for i in range(last + 1)
+        )
+        self.mid = Middle(widths[-1])
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
+
+    def forward(self, x_FCHW: Tensor) -> Tensor:
+        h_FCHW = self.conv_in(x_FCHW)
+        for level in self.down:
+            h_FCHW = level(h_FCHW)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h_FCHW))))
+
+
+class Decoder(nn.Module):
+    """The encoder backwards, with one block more a level. `up` counts from full size: it runs in reverse."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        widths, last = [config.ch * mult for mult in config.ch_mult], len(config.ch_mult) - 1
+        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1])
+        self.up = nn.ModuleList(
+            Level(
+                widths[min(i + 1, last)],
+                widths[i],
+                config.num_res_blocks + 1,
+                attend=i == last,
+                resample="up" if i else "none",
+            )
+            for i in range(last + 1)
+        )
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, z_FCHW: Tensor) -> Tensor:
+        h_FCHW = self.mid(self.conv_in(z_FCHW))
+        for level in reversed(self.up):
+            h_FCHW = level(h_FCHW)
+        return self.conv_out(F.silu(self.norm_out(h_FCHW)))
+
+
+class VQGAN(nn.Module):
+    """A frozen VQGAN tokenizer, in eval mode (Sec. 2.2, App. D; REFERENCE §3).
+
+    Args:
+        config: the sizes.
+        with_decoder: build the decoder too; only pictures need it.
+        chunk: how many frames are encoded at a time, to bound memory.
+    """
+
+    def __init__(self, config: VQGANConfig, *, with_decoder: bool = True, chunk: int = 8) -> None:
+        super().__init__()
+        self.config, self.chunk = config, chunk
+        self.num_codes, self.patch_size = config.num_codes, config.patch_size
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
+        self.quantize = nn.ModuleDict({"embedding": nn.Embedding(config.num_codes, config.embed_dim)})
+        self.decoder = Decoder(config) if with_decoder else None
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1) if with_decoder else None
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, frames_FCHW: Tensor) -> Tensor:
+        """Frames in [0, 1], of any size in whole patches -> codes (F, N), int64, row by row.
+
+        Raises:
+            UserError: frames of another shape or type.
+        """
+        check_frames(frames_FCHW, patch_size=self.patch_size)
+        return torch.cat([self._encode(part_FCHW) for part_FCHW in frames_FCHW.split(self.chunk)])
+
+    @torch.no_grad()
+    def decode(self, codes_FN: Tensor, *, grid: tuple[int, int]) -> Tensor:
+        """Codes (F, N) on a grid of (rows, columns) -> frames (F, 3, rows·P, columns·P) in [0, 1].
+
+        Raises:
+            UserError: the file the tokenizer came from holds no decoder.
+        """
+        if self.decoder is None or self.post_quant_conv is None:
+            raise UserError(
+                "This VQGAN has no decoder, so its codes cannot be drawn. "
+                "Convert a checkpoint that holds decoder.* and post_quant_conv.*, as the official one does."
+            )
+        frames = []
+        for part_FN in codes_FN.split(self.chunk):
+            z_FND = self._codebook_KD[part_FN]
+            z_FCHW = z_FND.transpose(1, 2).unflatten(2, grid)
+            frames.append(self.decoder(self.post_quant_conv(z_FCHW)).float())
+        return ((torch.cat(frames) + 1) / 2).clamp(0, 1)
+
+    @property
+    def _codebook_KD(self) -> Tensor:
+        return self.quantize.get_parameter("embedding.weight")
+
+    def _encode(self, frames_FCHW: Tensor) -> Tensor:
+        z_FCHW = self.quant_conv(self.encoder(frames_FCHW * 2 - 1))
+        return nearest_code(z_FCHW.flatten(2).transpose(1, 2), self._codebook_KD)
+
+
+def vqgan_shapes(config: VQGANConfig, *, with_decoder: bool) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of a VQGAN's tensors, without building it in memory."""
+    with torch.device("meta"):
+        model = VQGAN(config, with_decoder=with_decoder)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def save_vqgan(tensors: Mapping[str, Tensor], file: Path | str, *, config: VQGANConfig) -> None:
+    """Writes tensors under their official names, as `load_vqgan` reads them."""
+    save_tokenizer(tensors, file, metadata={"format": FORMAT, "config": json.dumps(to_json(config))})
+
+
+def load_vqgan(file: Path | str, *, chunk: int = 8) -> VQGAN:
+    """Loads a converted VQGAN, with its decoder where the file holds one.
+
+    Args:
+        file: safetensors, as `mam2 tokenizer convert` writes it.
+        chunk: how many frames are encoded at a time.
+
+    Raises:
+        UserError: no such file, a checkpoint that is not converted yet, or tensors that do not fit.
+    """
+    if not Path(file).is_file():
+        raise UserError(
+            f"There is no VQGAN file {str(file)!r}. Download 'VQGAN ImageNet (f=16), 16384' (last.ckpt and "
+            "model.yaml) from the model zoo of the taming-transformers project, "
+            "https://github.com/CompVis/taming-transformers; run "
+            "`mam2 tokenizer convert last.ckpt --out vqgan_f16_16384.safetensors`; name the result with "
+            "`--targets.appearance.file`. The recipes mam2_tiny and mam2_b_k400_rp need no such file."
+        )
+    file = Path(file)
+    with file.open("rb") as handle:
+        start = handle.read(2)
+    if start in (b"PK", b"\x80\x02") or file.suffix == ".ckpt":
+        raise UserError(
+            f"{file} is a checkpoint as it was published. Convert it once: "
+            f"`mam2 tokenizer convert {file.name} --out {file.stem}.safetensors`, and name the result."
+        )
+    tensors, config_json = read_tokenizer(file, format=FORMAT)
+    config = from_json(VQGANConfig, config_json)
+    with_decoder = any(name.startswith("decoder.") for name in tensors)
+    expected = vqgan_shapes(config, with_decoder=with_decoder)
+    check_tensors({name: tuple(t.shape) for name, t in tensors.items()}, expected, where=str(file))
+    with torch.device("meta"):  # nothing to initialise: every tensor comes from the file
+        model = VQGAN(config, with_decoder=with_decoder, chunk=chunk)
+    model.load_state_dict(tensors, assign=True)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,226 @@
+"""The loop: step, accumulate, clip, log, checkpoint, resume. It knows no method and no data set.
+
+The randomness of a step depends on (seed, step, rank) and on each sample's number, so a run that was killed and
+continued is the run that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import torch
+from torch import nn
+
+from mam2 import distributed
+from mam2.config import Duration, Epochs, UserError, seed_of
+from mam2.data.loader import Batch, TrainLoader
+from mam2.losses import Losses
+from mam2.train import checkpoint
+from mam2.train.logs import RunLog, Stopwatch, health, memory_gib
+from mam2.train.optim import Optim, learning_rate, set_learning_rate
+
+log = logging.getLogger("mam2")
+COLLAPSED_STD = 0.02  # of features that a LayerNorm keeps near 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """How long and how a run goes; the defaults are Table 7's for Kinetics-400.
+
+    Attributes:
+        batch_size: clips a step, over all processes and accumulated parts.
+        accumulate: parts that a process's share of the batch is computed in, one after the other.
+        duration: length of the run.
+        precision: "auto" is bf16 where the hardware is fast at it, else fp32.
+        seed: everything random follows from it.
+        log_every: steps between lines of log.jsonl.
+        save_every: time between checkpoints.
+        keep: checkpoints kept.
+    """
+
+    batch_size: int = 128
+    accumulate: int = 1
+    duration: Duration = Epochs(800)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: int = 0
+    log_every: int = 10
+    save_every: Duration = Epochs(1)
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.accumulate, self.log_every, self.keep) < 1:
+            raise UserError(
+                f"batch_size {self.batch_size}, accumulate {self.accumulate}, log_every {self.log_every} and keep "
+                f"{self.keep} must all be at least 1."
+            )
+
+    def micro_batch_size(self) -> int:
+        """Clips that one process computes at once.
+
+        Raises:
+            UserError: the batch does not divide.
+        """
+        parts = distributed.world_size() * self.accumulate
+        if self.batch_size % parts:
+            raise UserError(
+                f"A batch of {self.batch_size} does not divide into {distributed.world_size()} processes × "
+                f"{self.accumulate} accumulated parts. Change loop.batch_size or loop.accumulate."
+            )
+        return self.batch_size // parts
+
+
+def autocast_dtype(precision: str, device: torch.device, *, width: int) -> torch.dtype | None:
+    """The type that matrix products are computed in; None is plain float32.
+
+    "auto" takes bfloat16 on a GPU that has it, and on a CPU with bfloat16 instructions for models of width 512 up:
+    below that, conversions cost more than the faster products save (docs/log.md).
+    """
+    if precision == "fp32":
+        return None
+    if precision == "bf16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    return torch.bfloat16 if width >= 512 and torch.cpu._is_avx512_bf16_supported() else None
+
+
+def fit(
+    model: nn.Module,
+    loss_of: Callable[[nn.Module, Batch, int], Losses],
+    loader: TrainLoader,
+    optimizer: torch.optim.Optimizer,
+    *,
+    loop: Loop,
+    optim: Optim,
+    start_step: int,
+    folder: Path,
+    title: str,
+    dtype: torch.dtype | None,
+    on_save: Callable[[], None],
+) -> bool:
+    """Trains from `start_step` to the end of the run.
+
+    Args:
+        model: on its device already; wrapped for several processes in here.
+        loss_of: (model, batch on the device, step) to Losses.
+        loader: starts at `start_step` too.
+        folder: the run's; rank 0 writes log.jsonl and checkpoints there.
+        title: what the progress bar says.
+        dtype: of `autocast_dtype`.
+        on_save: called on rank 0 after each checkpoint, to export what users load.
+
+    Returns:
+        True at the end of the run; False where SIGTERM ended it early, with everything saved.
+
+    Raises:
+        UserError: a loss that is not finite, before it reached the weights; its part is named.
+    """
+    device, micro = distributed.device(), loop.micro_batch_size()
+    steps_per_epoch, num_steps = loader.steps_per_epoch, loader.num_steps
+    warmup_steps = optim.warmup.steps(steps_per_epoch)
+    save_steps = max(1, loop.save_every.steps(steps_per_epoch))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    wrapped = distributed.wrap(model).train()
+    main = distributed.rank() == 0
+    run_log = RunLog(folder, start_step=start_step, num_steps=num_steps, title=title) if main else None
+    clock, warned = Stopwatch(), False
+
+    with stop_on_sigterm() as stop_asked:
+        try:
+            batches = iter(loader)
+            clock.lap()
+            for step in range(start_step, num_steps):
+                batch = next(batches).to(device)
+                data_seconds = clock.lap()
+
+                torch.manual_seed(seed_of(loop.seed, step, distributed.rank()))
+                rate = learning_rate(
+                    optim, step, batch_size=loop.batch_size, warmup_steps=warmup_steps, num_steps=num_steps
+                )
+                set_learning_rate(optimizer, rate)
+                optimizer.zero_grad()
+                results = []
+                for part in range(loop.accumulate):
+                    with (
+                        distributed.without_sync(wrapped, skip=part < loop.accumulate - 1),
+                        torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None),
+                    ):
+                        losses = loss_of(wrapped, batch.part(part * micro, (part + 1) * micro), step)
+                        (losses.total / loop.accumulate).backward()
+                    results.append(losses)
+                norm = nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm or math.inf)
+                if not math.isfinite(norm.item()):  # the same on all ranks: gradients are averaged
+                    raise UserError(_not_finite(results, step))
+                optimizer.step()
+
+                done, row = step + 1, None
+                if done % loop.log_every == 0 or done == num_steps:
+                    shown = {"loss": torch.stack([r.total for r in results]).mean()}
+                    shown |= {k: torch.stack([r.parts[k] for r in results]).mean() for k in results[0].parts}
+                    figures = distributed.mean(shown)
+                    seconds = clock.lap() + data_seconds
+                    row = {"step": done, "epoch": done / steps_per_epoch, **figures, "lr": rate}
+                    row |= {"grad_norm": norm.item(), "clips_per_second": loop.batch_size / seconds}
+                    row |= {"data_seconds": data_seconds, "memory_gib": memory_gib(), "bad_videos": len(loader.bad)}
+                    if results[0].features_BTD is not None:
+                        row |= (vital := health(torch.cat([r.features_BTD for r in results])))
+                        if vital.get("feature_std", 1.0) < COLLAPSED_STD and not warned:
+                            warned = True
+                            log.warning(
+                                f"Step {done}: the features collapse: they vary by {vital['feature_std']:.4f} between "
+                                "clips. Lower the learning rate, or raise --objective.alignment-ramp."
+                            )
+                if run_log:
+                    if row:
+                        run_log.write(row)
+                    run_log.advance(done, row)
+
+                stop = distributed.any_rank(stop_asked.is_set())
+                if main and (stop or done == num_steps or done % save_steps == 0):
+                    checkpoint.save(folder, model, optimizer, checkpoint.State(done), keep=loop.keep)
+                    on_save()
+                if stop and done < num_steps:
+                    log.warning(f"Stopped at step {done} of {num_steps}; everything is saved. The same command goes on.")
+                    return False
+                clock.lap()
+            return True
+        finally:
+            if run_log:
+                run_log.close()
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets instead of ending the process; what was in force before comes back at the end."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals can't be caught elsewhere
+        yield asked
+        return
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        asked.set()
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _not_finite(results: list[Losses], step: int) -> str:
+    bad = {name for r in results for name, part in r.parts.items() if not torch.isfinite(part).all()}
+    where = f"the {' and '.join(sorted(bad))} loss is" if bad else "all losses here are finite but a gradient is"
+    return (
+        f"Step {step + 1}: {where} not finite, so training stopped before it reached the weights; the last checkpoint "
+        "is untouched. Lower --optim.base-lr, set --optim.max-grad-norm 1, or use --loop.precision fp32, and resume in "
+        "a new folder."
+    )

@@ -1,0 +1,86 @@
+"""AdamW, its parameter groups, and the learning rate's course (App. B, Tables 7 and 8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mam2.config import Duration, Epochs, UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """The defaults are Table 7's, for Kinetics-400.
+
+    Attributes:
+        base_lr: learning rate for a batch of 256 clips; the rate used is base_lr × batch size / 256.
+        min_lr: where the cosine ends, scaled likewise.
+        weight_decay: on matrices; norms, biases, positions and the mask query have none.
+        betas: AdamW's momenta.
+        warmup: linear from 0, step by step.
+        max_grad_norm: gradients are clipped to this norm; 0 is off.
+        layer_decay: each block below the head learns this much slower than the one above; 1 is off.
+    """
+
+    base_lr: float = 1.5e-4
+    min_lr: float = 1e-5
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: Duration = Epochs(20)
+    max_grad_norm: float = 0.0
+    layer_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.base_lr <= 0 or not 0 < self.layer_decay <= 1 or self.max_grad_norm < 0:
+            raise UserError(
+                f"base_lr {self.base_lr}, layer_decay {self.layer_decay}, max_grad_norm {self.max_grad_norm}: accepted "
+                "are base_lr above 0, layer_decay above 0 and up to 1, max_grad_norm from 0 (off) up."
+            )
+
+
+def learning_rate(optim: Optim, step: int, *, batch_size: int, warmup_steps: int, num_steps: int) -> float:
+    """The learning rate of a step: linear warm-up, then half a cosine down to min_lr."""
+    scale = batch_size / 256
+    peak, low = optim.base_lr * scale, min(optim.min_lr, optim.base_lr) * scale
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(
+    model: nn.Module, optim: Optim, *, depth: int = 0, layer_id: Callable[[str, int], int] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; every group carries the `lr_scale` that layer-wise decay gives it.
+
+    Args:
+        depth: number of the encoder's blocks.
+        layer_id: name and depth to a number from 0 (patch embedding) to depth + 1 (head); None: no layer-wise decay.
+    """
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = layer_id(name, depth) if layer_id else depth + 1
+        decays = parameter.ndim > 1 and "positions." not in name
+        group = groups.setdefault(
+            (layer, decays),
+            {
+                "params": [],
+                "weight_decay": optim.weight_decay if decays else 0.0,
+                "lr_scale": optim.layer_decay ** (depth + 1 - layer),
+            },
+        )
+        group["params"].append(parameter)
+    return torch.optim.AdamW(list(groups.values()), lr=optim.base_lr, betas=optim.betas, eps=1e-8)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Gives each group its share of the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]

@@ -1,0 +1,86 @@
+import random
+
+import pytest
+
+from mam2.config import UserError
+from mam2.data.sampling import ShortVideo, dense, views
+
+
+def test_a_window_that_just_fits_has_one_place():
+    assert dense(64, clip_frames=16, stride_frames=4, rng=random.Random(0)) == list(range(0, 64, 4))
+
+
+def test_windows_start_everywhere_and_stay_inside():
+    rng = random.Random(0)
+    clips = [dense(70, clip_frames=16, stride_frames=4, rng=rng) for _ in range(200)]
+    assert {clip[0] for clip in clips} == set(range(7))
+    assert all(clip == list(range(clip[0], clip[0] + 64, 4)) for clip in clips)
+
+
+def test_the_same_draw_gives_the_same_clip():
+    assert dense(300, clip_frames=4, stride_frames=2, rng=random.Random(5)) == [130, 132, 134, 136]
+    assert dense(300, clip_frames=4, stride_frames=2, rng=random.Random(6)) == [41, 43, 45, 47]
+
+
+@pytest.mark.parametrize(("num_frames", "stride"), [(63, 3), (48, 3), (47, 2), (40, 2), (31, 1), (16, 1)])
+def test_shrink_takes_the_largest_stride_that_fits(num_frames, stride):
+    clip = dense(num_frames, clip_frames=16, stride_frames=4, rng=random.Random(1))
+    assert clip == list(range(clip[0], clip[0] + 16 * stride, stride))
+    assert clip[-1] < num_frames
+
+
+def test_no_frame_is_taken_twice_unless_repeats_are_asked_for():
+    rng = random.Random(2)
+    for num_frames in range(16, 80):
+        assert len(set(dense(num_frames, clip_frames=16, stride_frames=4, rng=rng))) == 16
+    for num_frames in range(64, 80):
+        assert len(set(dense(num_frames, clip_frames=16, stride_frames=4, rng=rng, short="skip"))) == 16
+
+
+def test_repeat_repeats_the_last_frame():
+    clip = dense(10, clip_frames=6, stride_frames=3, rng=random.Random(0), short="repeat")
+    assert clip == [0, 3, 6, 9, 9, 9]
+    assert dense(1, clip_frames=3, stride_frames=1, rng=random.Random(0), short="repeat") == [0, 0, 0]
+
+
+def test_too_few_frames_are_refused_with_the_way_out():
+    with pytest.raises(ShortVideo) as caught:
+        dense(9, clip_frames=16, stride_frames=4, rng=random.Random(0), path="/data/a.avi")
+    assert str(caught.value) == (
+        "/data/a.avi has 9 frames; a 16-frame clip needs at least 16. "
+        "Use --data.short repeat to repeat its last frame, or leave the video out."
+    )
+    assert isinstance(caught.value, UserError)
+
+
+def test_skip_refuses_whatever_is_shorter_than_the_window():
+    with pytest.raises(
+        ShortVideo, match=r"a\.avi has 63 frames; 16 frames 4 apart need at least 64\. Use --data"
+    ):
+        dense(63, clip_frames=16, stride_frames=4, rng=random.Random(0), short="skip", path="a.avi")
+    assert dense(64, clip_frames=16, stride_frames=4, rng=random.Random(0), short="skip")[-1] == 60
+
+
+def test_one_view_is_the_centre():
+    assert views(100, clip_frames=4, stride_frames=5, clips=1) == [[40, 45, 50, 55]]
+
+
+def test_views_are_spread_from_the_first_frame_to_the_last():
+    assert views(20, clip_frames=4, stride_frames=2, clips=3) == [
+        [0, 2, 4, 6],
+        [6, 8, 10, 12],
+        [12, 14, 16, 18],
+    ]
+    assert [clip[0] for clip in views(300, clip_frames=16, stride_frames=4, clips=5)] == [
+        0,
+        59,
+        118,
+        177,
+        236,
+    ]
+
+
+def test_views_of_short_videos_shrink_then_repeat():
+    assert views(9, clip_frames=4, stride_frames=4, clips=2) == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert views(3, clip_frames=5, stride_frames=4, clips=2) == [[0, 1, 2, 2, 2]] * 2
+    assert views(1, clip_frames=2, stride_frames=1, clips=1) == [[0, 0]]

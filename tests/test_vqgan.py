@@ -1,0 +1,257 @@
+"""VQGAN: official names and sizes, an independent re-computation of its codes, its pictures and its files."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from mam2.config import UserError
+from mam2.targets.vqgan import VQGAN, VQGANConfig, load_vqgan, nearest_code, save_vqgan, vqgan_shapes
+
+TINY = VQGANConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, z_channels=32, embed_dim=8, num_codes=23)
+
+
+@pytest.fixture
+def tiny() -> VQGAN:
+    generator = torch.Generator().manual_seed(0)
+    model = VQGAN(TINY)
+    for tensor in model.state_dict().values():  # also the norms, so that a norm left out would be seen
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
+    return model
+
+
+@pytest.fixture
+def frames_FCHW() -> torch.Tensor:
+    return torch.rand(5, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+
+
+def official_names(side: str) -> dict[str, tuple[int, ...]]:
+    """The tensors of one half of the ImageNet f16 model, written out from its published configuration."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def conv(name: str, width_in: int, width_out: int, kernel: int = 3) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (width_out, width_in, kernel, kernel), (width_out,)
+
+    def norm(name: str, width: int) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
+
+    def block(name: str, width_in: int, width_out: int) -> None:
+        norm(f"{name}.norm1", width_in)
+        conv(f"{name}.conv1", width_in, width_out)
+        norm(f"{name}.norm2", width_out)
+        conv(f"{name}.conv2", width_out, width_out)
+        if width_in != width_out:
+            conv(f"{name}.nin_shortcut", width_in, width_out, 1)
+
+    def attention(name: str, width: int) -> None:
+        norm(f"{name}.norm", width)
+        for part in ("q", "k", "v", "proj_out"):
+            conv(f"{name}.{part}", width, width, 1)
+
+    widths = [128, 128, 256, 256, 512]
+    block(f"{side}.mid.block_1", 512, 512)
+    attention(f"{side}.mid.attn_1", 512)
+    block(f"{side}.mid.block_2", 512, 512)
+    if side == "encoder":
+        conv("encoder.conv_in", 3, 128)
+        norm("encoder.norm_out", 512)
+        conv("encoder.conv_out", 512, 256)
+        width, levels, name, num_blocks, resample = 128, [0, 1, 2, 3, 4], "down", 2, "downsample"
+    else:
+        conv("decoder.conv_in", 256, 512)
+        norm("decoder.norm_out", 128)
+        conv("decoder.conv_out", 128, 3)
+        width, levels, name, num_blocks, resample = 512, [4, 3, 2, 1, 0], "up", 3, "upsample"
+    for level in levels:
+        for i in range(num_blocks):
+            block(f"{side}.{name}.{level}.block.{i}", width, widths[level])
+            width = widths[level]
+            if level == 4:
+                attention(f"{side}.{name}.{level}.attn.{i}", width)
+        if level != levels[-1]:
+            conv(f"{side}.{name}.{level}.{resample}.conv", width, width)
+    return shapes
+
+
+def test_official_names_load_strictly() -> None:
+    encoder = official_names("encoder")
+    assert len(encoder) == 144
+    assert sum(torch.Size(shape).numel() for shape in encoder.values()) == pytest.approx(29.30e6, abs=0.005e6)
+    quantiser = {
+        "quant_conv.weight": (256, 256, 1, 1),
+        "quant_conv.bias": (256,),
+        "quantize.embedding.weight": (16384, 256),  # 4.19 M
+    }
+    assert vqgan_shapes(VQGANConfig(), with_decoder=False) == encoder | quantiser
+    decoder = official_names("decoder") | {
+        "post_quant_conv.weight": (256, 256, 1, 1),
+        "post_quant_conv.bias": (256,),
+    }
+    every = encoder | quantiser | decoder
+    with torch.device("meta"):
+        model = VQGAN(VQGANConfig())
+        model.load_state_dict(
+            {name: torch.empty(shape) for name, shape in every.items()}, strict=True, assign=True
+        )
+    assert (model.patch_size, model.num_codes) == (16, 16384)
+
+
+def recompute_z(weights: dict[str, torch.Tensor], frames_FCHW: torch.Tensor) -> torch.Tensor:
+    """TINY's encoder and quant_conv by plain functions and the state dict's names, without the module."""
+
+    def conv(name: str, x: torch.Tensor, **options: int) -> torch.Tensor:
+        return F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], **options)
+
+    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
+        return F.group_norm(x, 32, weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-6)
+
+    def block(name: str, x: torch.Tensor) -> torch.Tensor:
+        h = norm(f"{name}.norm1", x)
+        h = conv(f"{name}.conv1", h * h.sigmoid(), padding=1)
+        h = norm(f"{name}.norm2", h)
+        h = conv(f"{name}.conv2", h * h.sigmoid(), padding=1)
+        return h + (conv(f"{name}.nin_shortcut", x) if f"{name}.nin_shortcut.weight" in weights else x)
+
+    def attention(name: str, x: torch.Tensor) -> torch.Tensor:
+        h = norm(f"{name}.norm", x)
+        q, k, v = (conv(f"{name}.{part}", h).flatten(2) for part in "qkv")
+        weights_fij = torch.softmax(torch.einsum("fci,fcj->fij", q, k) / q.shape[1] ** 0.5, dim=2)
+        return x + conv(f"{name}.proj_out", torch.einsum("fij,fcj->fci", weights_fij, v).view(x.shape))
+
+    h = conv("encoder.conv_in", 2 * frames_FCHW - 1, padding=1)
+    h = block("encoder.down.0.block.0", h)
+    padded = torch.zeros(h.shape[0], h.shape[1], h.shape[2] + 1, h.shape[3] + 1)
+    padded[:, :, :-1, :-1] = h
+    h = conv("encoder.down.0.downsample.conv", padded, stride=2)
+    h = attention("encoder.down.1.attn.0", block("encoder.down.1.block.0", h))
+    h = block("encoder.mid.block_2", attention("encoder.mid.attn_1", block("encoder.mid.block_1", h)))
+    h = norm("encoder.norm_out", h)
+    return conv("quant_conv", conv("encoder.conv_out", h * h.sigmoid(), padding=1))
+
+
+def test_codes_equal_a_plain_recomputation(tiny: VQGAN, frames_FCHW: torch.Tensor) -> None:
+    z_FCHW = recompute_z(tiny.state_dict(), frames_FCHW)
+    codebook_KD = tiny.state_dict()["quantize.embedding.weight"]
+    expected = []
+    for z_CN in z_FCHW.flatten(2):
+        for z_C in z_CN.T:
+            distances = [(z_C - code_C).square().sum().item() for code_C in codebook_KD]
+            expected.append(distances.index(min(distances)))
+    codes_FN = tiny(frames_FCHW)
+    assert codes_FN.dtype == torch.int64
+    assert codes_FN.flatten().tolist() == expected
+    assert len(codes_FN.unique()) > 5  # else the comparison says little
+
+
+def test_chunks_do_not_change_codes(tiny: VQGAN, frames_FCHW: torch.Tensor) -> None:
+    codes_FN, shown_FCHW = tiny(frames_FCHW), tiny.decode(tiny(frames_FCHW), grid=(4, 6))
+    tiny.chunk = 2
+    assert torch.equal(tiny(frames_FCHW), codes_FN)
+    torch.testing.assert_close(tiny.decode(codes_FN, grid=(4, 6)), shown_FCHW)
+
+
+def test_decode_gives_pictures_in_range_that_follow_the_codes(tiny: VQGAN, frames_FCHW: torch.Tensor) -> None:
+    codes_FN = tiny(frames_FCHW)
+    shown_FCHW = tiny.decode(codes_FN, grid=(4, 6))
+    assert shown_FCHW.shape == frames_FCHW.shape
+    assert shown_FCHW.min() >= 0
+    assert shown_FCHW.max() <= 1
+    z_FCHW = tiny.state_dict()["quantize.embedding.weight"][codes_FN].reshape(5, 4, 6, 8).permute(0, 3, 1, 2)
+    assert tiny.decoder is not None
+    assert tiny.post_quant_conv is not None
+    torch.testing.assert_close(shown_FCHW, (tiny.decoder(tiny.post_quant_conv(z_FCHW)) / 2 + 0.5).clamp(0, 1))
+
+
+def test_nearest_code_is_fp32_under_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z_ND, codebook_KD = torch.randn(200, 16, generator=generator), torch.randn(500, 16, generator=generator)
+    expected = torch.cdist(z_ND, codebook_KD).argmin(-1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nearest_code(z_ND, codebook_KD), expected)
+
+
+def test_frozen(tiny: VQGAN, frames_FCHW: torch.Tensor) -> None:
+    assert not tiny.training
+    assert not any(p.requires_grad for p in tiny.parameters())
+    assert not tiny.decode(tiny(frames_FCHW.requires_grad_()), grid=(4, 6)).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("frames", "says"),
+    [
+        (torch.rand(1, 3, 8, 7), "multiples of 2"),
+        (torch.rand(1, 1, 8, 8), r"\(1, 1, 8, 8\)"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "Divide uint8"),
+    ],
+)
+def test_wrong_frames_are_refused(tiny: VQGAN, frames: torch.Tensor, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        tiny(frames)
+
+
+def test_save_and_load_are_equal(tiny: VQGAN, frames_FCHW: torch.Tensor, tmp_path) -> None:
+    save_vqgan(tiny.state_dict(), tmp_path / "a" / "vqgan.safetensors", config=TINY)
+    loaded = load_vqgan(tmp_path / "a" / "vqgan.safetensors", chunk=3)
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["vqgan.safetensors"]  # no draft is left
+    assert (loaded.config, loaded.chunk, loaded.training) == (TINY, 3, False)
+    assert not any(p.requires_grad for p in loaded.parameters())
+    codes_FN = tiny(frames_FCHW)
+    assert torch.equal(loaded(frames_FCHW), codes_FN)
+    torch.testing.assert_close(loaded.decode(codes_FN, grid=(4, 6)), tiny.decode(codes_FN, grid=(4, 6)))
+
+
+def test_without_decoder(tiny: VQGAN, frames_FCHW: torch.Tensor, tmp_path) -> None:
+    tensors = {
+        n: t for n, t in tiny.state_dict().items() if not n.startswith(("decoder.", "post_quant_conv."))
+    }
+    save_vqgan(tensors, tmp_path / "vqgan.safetensors", config=TINY)
+    loaded = load_vqgan(tmp_path / "vqgan.safetensors")
+    assert torch.equal(loaded(frames_FCHW), tiny(frames_FCHW))
+    with pytest.raises(UserError, match="no decoder"):
+        loaded.decode(loaded(frames_FCHW), grid=(4, 6))
+
+
+def test_missing_file_says_what_to_do(tmp_path) -> None:
+    for file in (tmp_path / "none.safetensors", ""):
+        with pytest.raises(UserError) as error:
+            load_vqgan(file)
+        for words in (
+            "taming-transformers",
+            "VQGAN ImageNet (f=16), 16384",
+            "mam2 tokenizer convert last.ckpt --out vqgan_f16_16384.safetensors",
+            "--targets.appearance.file",
+            "mam2_tiny",
+            "mam2_b_k400_rp",
+        ):
+            assert words in str(error.value)
+
+
+def test_wrong_files_are_refused(tiny: VQGAN, tmp_path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=r"mam2 tokenizer convert last.ckpt"):
+        load_vqgan(tmp_path / "last.ckpt")
+    (tmp_path / "last.ckpt").rename(tmp_path / "renamed.safetensors")
+    with pytest.raises(UserError, match="Convert it"):
+        load_vqgan(tmp_path / "renamed.safetensors")
+    (tmp_path / "noise").write_bytes(b"not a tensor file at all")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_vqgan(tmp_path / "noise")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other", {"format": "pt"})
+    with pytest.raises(UserError, match=r"accepted: 'mam2\.vqgan'"):
+        load_vqgan(tmp_path / "other")
+    save_file(
+        {"a": torch.zeros(1)}, tmp_path / "field", {"format": "mam2.vqgan", "config": json.dumps({"chh": 1})}
+    )
+    with pytest.raises(UserError, match="Did you mean"):
+        load_vqgan(tmp_path / "field")
+
+    tensors = dict(tiny.state_dict())
+    tensors["encoder.extra"] = tensors.pop("encoder.conv_in.bias")
+    tensors["quant_conv.bias"] = torch.zeros(9)
+    save_vqgan(tensors, tmp_path / "wrong.safetensors", config=TINY)
+    with pytest.raises(UserError) as error:
+        load_vqgan(tmp_path / "wrong.safetensors")
+    assert "1 missing: encoder.conv_in.bias; 1 unexpected: encoder.extra" in str(error.value)
+    assert "1 of another shape: quant_conv.bias (9,) instead of (8,)" in str(error.value)

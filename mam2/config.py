@@ -104,12 +104,16 @@ def from_json(cls: type[ConfigT], value: Any, *, where: str = "") -> ConfigT:
         UserError: an unknown field (with the nearest known name), or a value of another type.
     """
     if not isinstance(value, dict):
-        raise UserError(f"{where or cls.__name__} is {value!r}; it must be an object with the fields of {cls.__name__}.")
+        raise UserError(
+            f"{where or cls.__name__} is {value!r}; it must be an object with the fields of {cls.__name__}."
+        )
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(typing.cast(Any, cls))}
     for name in value:
         if name not in names:
-            raise UserError(f"{where + '.' if where else ''}{name} is no field of {cls.__name__}. {did_you_mean(name, names)}")
+            raise UserError(
+                f"{where + '.' if where else ''}{name} is no field of {cls.__name__}. {did_you_mean(name, names)}"
+            )
     prefix = f"{where}." if where else ""
     return cls(**{name: _read(hints[name], item, prefix + name) for name, item in value.items()})
 

@@ -1,4 +1,7 @@
-"""One process or many: the only file that names torch.distributed. `torchrun` starts the processes; gloo on CPUs, nccl on GPUs."""
+"""One process or many: the only file that names torch.distributed.
+
+`torchrun` starts the processes; they talk through gloo on CPUs and nccl on GPUs.
+"""
 
 from __future__ import annotations
 

@@ -1,25 +1,20 @@
-"""What a run looks like: contact sheets of predictions, loss curves, confusion matrices and the HTML report.
+"""What a run looks like: contact sheets of predictions, loss curves and confusion matrices.
 
 Every picture is a matplotlib `Figure` of its own (no pyplot state). Nothing here runs a model: an objective
-makes a `Prediction`, this file draws it. Letters: T frames, C channels, H W, N patches a frame, K classes.
+makes a `Prediction`, this file draws it; `mam2.report` puts the pictures on a page. Letters: T frames,
+C channels, H W, N patches a frame, K classes.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import math
-import statistics
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
-from markupsafe import Markup
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -28,7 +23,6 @@ from torch import Tensor
 from mam2.config import UserError
 
 BLUE, ORANGE, INK, MUTED = "#1f6fb4", "#d9822b", "#1c2733", "#66727f"
-IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
 # (key in log.jsonl, its title, whether a smoothed line is drawn over it)
 CURVES = (
     ("loss", "loss, total", True),
@@ -74,9 +68,7 @@ class Prediction:
         num_frames, channels, height, width = self.clip_TCHW.shape
         high, wide = self.grid
         if height % high or width % wide:
-            raise UserError(
-                f"A frame of {height}x{width} cannot be cut into {high}x{wide} equal patches. Mend `grid`."
-            )
+            raise UserError(f"A frame of {height}x{width} cannot be cut into {high}x{wide} equal patches. Mend `grid`.")
         motion_shape = (num_frames - 1, channels, height, width)
         for name, shape in {
             "masked_N": (high * wide,),
@@ -92,26 +84,6 @@ class Prediction:
                 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreRow:
-    """One line of the report's table: `values` holds top-1 in [0, 1], one for each seed.
-
-    Raises:
-        UserError: no value, or one outside [0, 1].
-    """
-
-    name: str
-    values: tuple[float, ...]
-    note: str
-
-    def __post_init__(self) -> None:
-        if not self.values or not all(0 <= value <= 1 for value in self.values):
-            raise UserError(
-                f"The scores of {self.name!r} are {self.values}; give top-1 in [0, 1], at least one. "
-                "Divide percentages by 100."
-            )
-
-
 # --- pixels -------------------------------------------------------------------------------------------------
 
 
@@ -121,9 +93,7 @@ def patch_mask(mask_N: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> 
     return mask_N.reshape(grid).repeat_interleave(height // high, 0).repeat_interleave(width // wide, 1)
 
 
-def keep_patches(
-    frames_TCHW: Tensor, keep_N: Tensor, grid: tuple[int, int], *, fill: Tensor | float
-) -> Tensor:
+def keep_patches(frames_TCHW: Tensor, keep_N: Tensor, grid: tuple[int, int], *, fill: Tensor | float) -> Tensor:
     """The frames on the patches of `keep_N`, `fill` (a number, or an image (H, W)) on all others."""
     keep_HW = patch_mask(keep_N, grid, (frames_TCHW.shape[-2], frames_TCHW.shape[-1]))
     return torch.where(keep_HW, frames_TCHW, torch.as_tensor(fill, dtype=frames_TCHW.dtype))
@@ -159,9 +129,7 @@ def motion_to_rgb(motion_TCHW: Tensor, scale: float) -> Tensor:
     return (0.5 + motion_TCHW / (2 * scale)).clamp(0, 1)
 
 
-def agreement_to_rgb(
-    agreement_TN: Tensor, masked_N: Tensor, grid: tuple[int, int], size: tuple[int, int]
-) -> Tensor:
+def agreement_to_rgb(agreement_TN: Tensor, masked_N: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """(T, 3, H, W): blue where the predicted code is right, orange where wrong, hatching where visible."""
     hit, miss = (torch.tensor(to_rgb(colour))[:, None, None] for colour in (BLUE, ORANGE))
     hits = [patch_mask(hit_N, grid, size) for hit_N in agreement_TN]
@@ -254,9 +222,7 @@ def contact_sheet(prediction: Prediction, path: Path | str, *, title: str = "", 
     figure = Figure(figsize=(total_width / dpi, total_height / dpi), dpi=dpi)
     figure.figimage((canvas_CHW * 255).round().byte().permute(1, 2, 0).numpy())
 
-    def write(
-        x: float, y: float, words: str, ha: str = "center", va: str = "center", bold: float = 0
-    ) -> None:
+    def write(x: float, y: float, words: str, ha: str = "center", va: str = "center", bold: float = 0) -> None:
         figure.text(
             x / total_width,
             1 - y / total_height,
@@ -325,7 +291,7 @@ def loss_curves(rows: list[dict[str, Any]], path_or_figure: Path | str | Figure)
         axes.set_title(label, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("step", fontsize=9, color=MUTED)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _plain(axes)
+        plain_axes(axes)
     if not isinstance(path_or_figure, Figure):
         _save(figure, path_or_figure)
 
@@ -342,9 +308,7 @@ def confusion_picture(confusion: Tensor, classes: list[str], path: Path | str, *
     """
     num_classes = len(classes)
     if tuple(confusion.shape) != (num_classes, num_classes):
-        raise UserError(
-            f"The confusion matrix has shape {tuple(confusion.shape)}, for {num_classes} class names."
-        )
+        raise UserError(f"The confusion matrix has shape {tuple(confusion.shape)}, for {num_classes} class names.")
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
     side = min(max(0.42 * num_classes, 3.5), 12)
     figure = Figure(figsize=(side + 2, side + 1.5), dpi=150, layout="constrained")
@@ -352,7 +316,7 @@ def confusion_picture(confusion: Tensor, classes: list[str], path: Path | str, *
     image = axes.imshow(shares.float().numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     every = math.ceil(num_classes / 40)
     ticks = list(range(0, num_classes, every))
-    names = [_short(classes[k], 26) for k in ticks]
+    names = [shorten(classes[k], 26) for k in ticks]
     axes.set_xticks(ticks, names, rotation=90, fontsize=8, parse_math=False)
     axes.set_yticks(ticks, names, fontsize=8, parse_math=False)
     if num_classes <= 20:
@@ -367,34 +331,13 @@ def confusion_picture(confusion: Tensor, classes: list[str], path: Path | str, *
     _save(figure, path)
 
 
-def _score_dots(scores: list[ScoreRow], chance: float | None) -> Figure:
-    """A row for each score: a dot for each seed, a bar at the mean; chance as a dashed line."""
-    figure = Figure(figsize=(7.5, 0.42 * len(scores) + 1.0), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    for row, score in enumerate(scores):
-        percent = [100 * value for value in score.values]
-        axes.plot(percent, [row] * len(percent), "o", color=BLUE, alpha=0.55, markersize=8, markeredgewidth=0)
-        axes.plot([statistics.mean(percent)] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=2)
-    if chance is not None:
-        axes.axvline(100 * chance, color=ORANGE, linestyle="--", linewidth=1.5)
-        above = (100 * chance, 1.0)
-        axes.annotate(
-            " chance", above, xycoords=axes.get_xaxis_transform(), color=ORANGE, fontsize=9, va="bottom"
-        )
-    names = [_short(score.name, 44) for score in scores]
-    axes.set_yticks(range(len(scores)), names, parse_math=False)
-    axes.set_ylim(len(scores) - 0.5, -0.5)
-    axes.set_xlabel("top-1, % (dot: one seed; bar: mean)", fontsize=9, color=MUTED)
-    axes.grid(axis="x", color="#e4e8ec")
-    _plain(axes)
-    return figure
-
-
-def _short(name: str, length: int) -> str:
+def shorten(name: str, length: int) -> str:
+    """The name, its end cut off and marked where it is longer than `length`."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _plain(axes: Any) -> None:
+def plain_axes(axes: Any) -> None:
+    """Axes without a box, in muted grey, behind what is drawn."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#b8c0c8")
     axes.tick_params(labelsize=9, colors=MUTED)
@@ -404,109 +347,3 @@ def _plain(axes: Any) -> None:
 def _save(figure: Figure, path: Path | str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=figure.dpi, facecolor="white")
-
-
-# --- the report ---------------------------------------------------------------------------------------------
-
-
-def read_log(path: Path | str) -> list[dict[str, Any]]:
-    """The rows of a log.jsonl. A last line that was cut off, as a killed run leaves it, is dropped.
-
-    Raises:
-        UserError: any other line that is no JSON object.
-    """
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif number < len(lines):
-            raise UserError(
-                f"{path}, line {number}, is no JSON object: {line[:60]!r}. Mend or delete that line."
-            )
-    return rows
-
-
-def mean_and_spread(values: tuple[float, ...]) -> str:
-    """Percent: `61.2 ± 0.8`, mean ± sample standard deviation of values in [0, 1]; for one, the mean."""
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
-
-
-def write_report(
-    path: Path | str,
-    *,
-    title: str,
-    summary_html: str,
-    scores: list[ScoreRow],
-    curves: list[tuple[str, list[dict[str, Any]]]],
-    sheets: list[tuple[str, Path]],
-    facts: dict[str, str],
-    chance: float | None = None,
-) -> None:
-    """Writes one HTML file that holds all it shows, without links or scripts: it opens from a disk.
-
-    Args:
-        path: the file to write.
-        title: plain text, as are all texts but the next.
-        summary_html: HTML, put in as it is: escape what comes from users.
-        scores: top-1 by run and seed; a table (mean ± sample standard deviation, every seed) and a dot plot.
-        curves: a name and the rows of a log.jsonl for each run.
-        sheets: a caption and a picture (.png, .jpg, .svg) for each contact sheet or confusion matrix.
-        facts: settings, machine, seconds; a table of two columns.
-        chance: top-1 of guessing, in [0, 1], drawn into the dot plot.
-
-    Raises:
-        UserError: a picture that is absent or of another type.
-    """
-    table = [
-        {
-            "name": score.name,
-            "top1": mean_and_spread(score.values),
-            "num_seeds": len(score.values),
-            "seeds": ", ".join(f"{100 * value:.1f}" for value in score.values),
-            "note": score.note,
-        }
-        for score in scores
-    ]
-    curve_images = []
-    for name, rows in curves:
-        figure = Figure(dpi=150)
-        loss_curves(rows, figure)
-        curve_images.append((name, _embedded(figure)))
-    template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(template).render(
-        title=title,
-        summary=Markup(summary_html),
-        scores=table,
-        chance=None if chance is None else f"{100 * chance:.1f}",
-        dots=_embedded(_score_dots(scores, chance)) if scores else None,
-        curves=curve_images,
-        sheets=[(caption, _embedded(picture)) for caption, picture in sheets],
-        facts=facts,
-    )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(page, encoding="utf-8")
-
-
-def _embedded(picture: Figure | Path) -> str:
-    """A figure, or a picture's file, as a data: address."""
-    if isinstance(picture, Figure):
-        buffer = io.BytesIO()
-        picture.savefig(buffer, format="png", dpi=picture.dpi, facecolor="white")
-        kind, content = IMAGE_TYPES[".png"], buffer.getvalue()
-    else:
-        picture = Path(picture)
-        if picture.suffix.lower() not in IMAGE_TYPES or not picture.is_file():
-            raise UserError(
-                f"{picture} is no picture that can be shown: give a file of {', '.join(IMAGE_TYPES)}."
-            )
-        kind, content = IMAGE_TYPES[picture.suffix.lower()], picture.read_bytes()
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

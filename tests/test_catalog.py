@@ -53,9 +53,7 @@ def test_the_classes_of_a_checkpoint_keep_their_numbers(folder):
     catalog = read_catalog(folder, labelled=True, classes=("b jump", "walk", "a (run)"))
     assert catalog.classes == ("b jump", "walk", "a (run)")
     assert [item.label for item in catalog.items] == [2, 2, 0, 0]
-    with pytest.raises(
-        UserError, match=r"x & y!\.webm|é\.mkv.*'a \(run\)' is not a known class. Did you mean a \(ran"
-    ):
+    with pytest.raises(UserError, match=r"x & y!\.webm|é\.mkv.*'a \(run\)' is not a known class. Did you mean a \(ran"):
         read_catalog(folder, labelled=True, classes=("b jump", "a (ran)"))
 
 
@@ -79,9 +77,7 @@ def test_csv_with_numbers(write_csv):
 
 
 def test_csv_from_a_spreadsheet(write_csv):
-    catalog = read_catalog(
-        write_csv('path, label\r\n"b jump/2.MP4",jump\r\n\r\n', "utf-8-sig"), labelled=True
-    )
+    catalog = read_catalog(write_csv('path, label\r\n"b jump/2.MP4",jump\r\n\r\n', "utf-8-sig"), labelled=True)
     assert [item.label for item in catalog.items] == [0]
     assert catalog.classes == ("jump",)
 
@@ -147,9 +143,7 @@ def test_a_flat_folder_has_no_labels(folder):
 def test_splits_are_no_classes(folder):
     (folder / "a (run)").rename(folder / "train")
     (folder / "b jump").rename(folder / "val")
-    with pytest.raises(
-        UserError, match=r"train, val: these look like splits, not classes\. Give one of them"
-    ):
+    with pytest.raises(UserError, match=r"train, val: these look like splits, not classes\. Give one of them"):
         read_catalog(folder, labelled=True)
     assert len(read_catalog(folder, labelled=False).items) == 4
 

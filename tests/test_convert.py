@@ -90,9 +90,7 @@ def test_round_trip_past_foreign_objects(tmp_path: Path) -> None:
 
 def test_views_half_precision_and_a_bare_state_dict(tmp_path: Path) -> None:
     """Tensors that share a storage, transposed or shifted, and fp16 ones come out as plain fp32."""
-    state = {
-        n: t for n, t in checkpoint()["state_dict"].items() if not n.startswith(("decoder.", "post_quant"))
-    }
+    state = {n: t for n, t in checkpoint()["state_dict"].items() if not n.startswith(("decoder.", "post_quant"))}
     shared = torch.randn(TINY.embed_dim + 1, TINY.num_codes)
     state["quantize.embedding.weight"] = shared[1:].T
     state["quant_conv.bias"] = shared[1:, 0]
@@ -110,9 +108,7 @@ def test_views_half_precision_and_a_bare_state_dict(tmp_path: Path) -> None:
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_a_bomb_does_not_go_off(tmp_path: Path, protocol: int) -> None:
     canary = tmp_path / "canary"
-    torch.save(
-        checkpoint({"hyper_parameters": Bomb(canary)}), tmp_path / "bomb.ckpt", pickle_protocol=protocol
-    )
+    torch.save(checkpoint({"hyper_parameters": Bomb(canary)}), tmp_path / "bomb.ckpt", pickle_protocol=protocol)
     convert_checkpoint(tmp_path / "bomb.ckpt", tmp_path / "vqgan.safetensors", config=TINY)
     assert not canary.exists()
     load_vqgan(tmp_path / "vqgan.safetensors")

@@ -191,9 +191,7 @@ def test_a_truncated_file_is_refused_with_the_number_of_frames_left(tmp_path):
     path = write_video(tmp_path / "cut.mp4", container_options={"movflags": "faststart"})
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * 0.6)])
-    with pytest.raises(
-        VideoError, match=r"cut\.mp4 can't be decoded: its header promises 40 frames, but only \d+ a"
-    ):
+    with pytest.raises(VideoError, match=r"cut\.mp4 can't be decoded: its header promises 40 frames, but only \d+ a"):
         Video(path)
 
 
@@ -238,9 +236,7 @@ def test_what_is_no_video_is_refused(tmp_path):
         (empty, "Invalid|End of"),
         (sound, "it holds no video stream"),
     ):
-        with pytest.raises(
-            VideoError, match=rf"{path} can't be decoded: ({reason}).*Re-encode or remove it\."
-        ):
+        with pytest.raises(VideoError, match=rf"{path} can't be decoded: ({reason}).*Re-encode or remove it\."):
             Video(path)
     with pytest.raises(UserError, match=r"nowhere\.mp4 can't be decoded: No such file"):
         Video(tmp_path / "nowhere.mp4")
@@ -264,11 +260,7 @@ def test_one_frame_is_a_video(tmp_path):
 
 def test_files_are_closed(videos):
     def open_files():
-        return sum(
-            1
-            for link in Path("/proc/self/fd").iterdir()
-            if link.exists() and "b_frames" in str(link.resolve())
-        )
+        return sum(1 for link in Path("/proc/self/fd").iterdir() if link.exists() and "b_frames" in str(link.resolve()))
 
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("needs /proc")

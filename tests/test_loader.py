@@ -2,6 +2,7 @@ import logging
 import random
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from mam2.data.catalog import read_catalog
 from mam2.data.decode import Video
 from mam2.data.loader import Data, TrainLoader, ViewLoader, steps_per_epoch, video_of
 
-SMALL = Data(frames=4, stride_frames=2, size=16, num_workers=0)
+SMALL = Data(stride_frames=2, num_workers=0)
+train_loader = partial(TrainLoader, num_frames=4, size=16)
+view_loader = partial(ViewLoader, num_frames=4, size=16)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ def test_replacements_reach_every_video():
 
 
 def test_a_sample_is_made_as_its_parts_say(catalog):
-    (batch,) = TrainLoader(catalog, SMALL, batch_size=3, seed=5, start_step=8, num_steps=9)
+    (batch,) = train_loader(catalog, SMALL, batch_size=3, seed=5, start_step=8, num_steps=9)
     assert batch.clip_BTCHW.shape == (3, 4, 3, 16, 16)
     assert batch.clip_BTCHW.dtype == torch.uint8
     assert batch.clip_BTCHW.is_contiguous()
@@ -100,9 +103,9 @@ def test_a_sample_is_made_as_its_parts_say(catalog):
 
 
 def test_fine_tuning_takes_the_other_crop(catalog):
-    common = {"frames": 4, "stride_frames": 2, "size": 16, "num_workers": 0}
+    common = {"stride_frames": 2, "num_workers": 0}
     data = Data(augment="random_resized_crop", flip=False, **common)
-    (batch,) = TrainLoader(catalog, data, batch_size=1, seed=5, num_steps=1)
+    (batch,) = train_loader(catalog, data, batch_size=1, seed=5, num_steps=1)
     rng = random.Random(seed_of(5, 1, 0, 0))
     with Video(catalog.items[video_of(0, 0, num_videos=7, batch_size=1, seed=5)].path) as video:
         clip = video.frames(sampling.dense(16, clip_frames=4, stride_frames=2, rng=rng))
@@ -110,21 +113,21 @@ def test_fine_tuning_takes_the_other_crop(catalog):
 
 
 def test_unlabelled_videos_have_label_minus_one(folder):
-    (batch,) = TrainLoader(read_catalog(folder, labelled=False), SMALL, batch_size=2, seed=0, num_steps=1)
+    (batch,) = train_loader(read_catalog(folder, labelled=False), SMALL, batch_size=2, seed=0, num_steps=1)
     assert batch.label_B.tolist() == [-1, -1]
     assert batch.label_B.dtype == batch.sample_B.dtype == torch.int64
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resumed_equals_uninterrupted(catalog, num_workers):
-    data = Data(frames=4, stride_frames=2, size=16, num_workers=num_workers)
-    whole = list(TrainLoader(catalog, SMALL, batch_size=4, seed=1, num_steps=6))
-    assert_equal(whole[3:], TrainLoader(catalog, data, batch_size=4, seed=1, start_step=3, num_steps=6))
+    data = Data(stride_frames=2, num_workers=num_workers)
+    whole = list(train_loader(catalog, SMALL, batch_size=4, seed=1, num_steps=6))
+    assert_equal(whole[3:], train_loader(catalog, data, batch_size=4, seed=1, start_step=3, num_steps=6))
     assert not torch.equal(whole[0].clip_BTCHW, whole[1].clip_BTCHW)
 
 
 def test_a_loader_can_be_read_twice(catalog):
-    loader = TrainLoader(catalog, SMALL, batch_size=4, seed=1, num_steps=2)
+    loader = train_loader(catalog, SMALL, batch_size=4, seed=1, num_steps=2)
     assert loader.steps_per_epoch == 1
     assert_equal(loader, loader)
 
@@ -132,9 +135,9 @@ def test_a_loader_can_be_read_twice(catalog):
 @pytest.mark.parametrize("catalog_name", ["catalog", "damaged"])
 def test_two_processes_share_the_batch_of_one(catalog_name, request):
     catalog = request.getfixturevalue(catalog_name)
-    one = list(TrainLoader(catalog, SMALL, batch_size=4, seed=1, num_steps=3))
+    one = list(train_loader(catalog, SMALL, batch_size=4, seed=1, num_steps=3))
     first, second = (
-        list(TrainLoader(catalog, SMALL, batch_size=4, seed=1, num_steps=3, rank=rank, world_size=2))
+        list(train_loader(catalog, SMALL, batch_size=4, seed=1, num_steps=3, rank=rank, world_size=2))
         for rank in range(2)
     )
     for whole, left, right in zip(one, first, second, strict=True):
@@ -149,24 +152,22 @@ def test_the_random_numbers_of_the_run_are_left_alone(catalog):
     expected = torch.rand(3), random.random()
     torch.manual_seed(0)
     random.seed(0)
-    list(TrainLoader(catalog, SMALL, batch_size=2, seed=1, num_steps=1))
+    list(train_loader(catalog, SMALL, batch_size=2, seed=1, num_steps=1))
     assert torch.equal(torch.rand(3), expected[0])
     assert random.random() == expected[1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_damaged_video_is_replaced_and_reported_once(damaged, num_workers, caplog):
-    data = Data(frames=4, stride_frames=2, size=16, num_workers=num_workers)
-    loader = TrainLoader(damaged, data, batch_size=7, seed=1, num_steps=4)
+    data = Data(stride_frames=2, num_workers=num_workers)
+    loader = train_loader(damaged, data, batch_size=7, seed=1, num_steps=4)
     with caplog.at_level(logging.WARNING, logger="mam2"):
         batches = list(loader)
     assert [batch.clip_BTCHW.shape[0] for batch in batches] == [7] * 4
     assert list(loader.bad) == [damaged.items[4].path]
     assert "4.mp4 can't be decoded" in loader.bad[damaged.items[4].path]
-    assert [record.getMessage() for record in caplog.records] == [
-        "Left out: " + loader.bad[damaged.items[4].path]
-    ]
-    assert_equal(batches[2:], TrainLoader(damaged, SMALL, batch_size=7, seed=1, start_step=2, num_steps=4))
+    assert [record.getMessage() for record in caplog.records] == ["Left out: " + loader.bad[damaged.items[4].path]]
+    assert_equal(batches[2:], train_loader(damaged, SMALL, batch_size=7, seed=1, start_step=2, num_steps=4))
     # The next of the shuffle stands in for it.
     places = [place for place in range(7) if video_of(0, place, num_videos=7, batch_size=7, seed=1) == 4]
     stand_in = video_of(0, places[0], num_videos=7, batch_size=7, seed=1, attempt=1)
@@ -175,11 +176,9 @@ def test_a_damaged_video_is_replaced_and_reported_once(damaged, num_workers, cap
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_too_many_bad_videos_end_the_run_with_their_reasons(damaged, num_workers):
-    data = Data(frames=4, stride_frames=2, size=16, num_workers=num_workers, max_bad_share=0)
-    with pytest.raises(
-        UserError, match=r"^1 of 7 videos can't be used; data\.max_bad_share = 0 forgives 0\."
-    ) as error:
-        list(TrainLoader(damaged, data, batch_size=7, seed=1, num_steps=4))
+    data = Data(stride_frames=2, num_workers=num_workers, max_bad_share=0)
+    with pytest.raises(UserError, match=r"^1 of 7 videos can't be used; data\.max_bad_share = 0 forgives 0\.") as error:
+        list(train_loader(damaged, data, batch_size=7, seed=1, num_steps=4))
     assert "The first 1:\n" in str(error.value)
     assert "4.mp4 can't be decoded: " in str(error.value)
     assert "Traceback" not in str(error.value)
@@ -190,20 +189,18 @@ def test_nothing_but_bad_videos(tmp_path, num_bad):
     for number in range(num_bad):
         (tmp_path / f"{number}.mp4").write_bytes(b"no video")
     catalog = read_catalog(tmp_path, labelled=False)
-    data = Data(frames=4, stride_frames=2, size=16, num_workers=0, max_bad_share=1)
+    data = Data(stride_frames=2, num_workers=0, max_bad_share=1)
     with pytest.raises(UserError, match=f"^{num_bad} of {num_bad} videos can't be used") as error:
-        list(TrainLoader(catalog, data, batch_size=2, seed=1, num_steps=1))
+        list(train_loader(catalog, data, batch_size=2, seed=1, num_steps=1))
     assert str(error.value).count("can't be decoded") == min(num_bad, 5)
 
 
 def test_videos_too_short_for_the_policy_are_bad(catalog):
-    data = Data(frames=4, stride_frames=5, size=16, num_workers=0, short="skip")
-    with pytest.raises(
-        UserError, match=r"mp4 has 16 frames; 4 frames 5 apart need at least 20\. Use --data\.short"
-    ):
-        list(TrainLoader(catalog, data, batch_size=2, seed=1, num_steps=4))
-    data = Data(frames=20, stride_frames=5, size=16, num_workers=0, short="repeat")
-    (batch,) = TrainLoader(catalog, data, batch_size=1, seed=1, num_steps=1)
+    data = Data(stride_frames=5, num_workers=0, short="skip")
+    with pytest.raises(UserError, match=r"mp4 has 16 frames; 4 frames 5 apart need at least 20\. Use --data\.short"):
+        list(train_loader(catalog, data, batch_size=2, seed=1, num_steps=4))
+    data = Data(stride_frames=5, num_workers=0, short="repeat")
+    (batch,) = train_loader(catalog, data, num_frames=20, batch_size=1, seed=1, num_steps=1)
     assert torch.equal(batch.clip_BTCHW[0, 3], batch.clip_BTCHW[0, 19])
 
 
@@ -212,23 +209,21 @@ def test_leaving_early_stops_the_workers_quietly(folder):
 from mam2.data.catalog import read_catalog
 from mam2.data.loader import Data, TrainLoader
 catalog = read_catalog({str(folder)!r}, labelled=True)
-data = Data(frames=4, stride_frames=2, size=16, num_workers=2)
-for batch in TrainLoader(catalog, data, batch_size=4, seed=0, num_steps=1000):
+data = Data(stride_frames=2, num_workers=2)
+for batch in TrainLoader(catalog, data, num_frames=4, size=16, batch_size=4, seed=0, num_steps=1000):
     break
-kept = iter(TrainLoader(catalog, data, batch_size=4, seed=0, num_steps=1000))
+kept = iter(TrainLoader(catalog, data, num_frames=4, size=16, batch_size=4, seed=0, num_steps=1000))
 next(kept)
 print("left")
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_views_are_clips_by_crops(catalog, num_workers):
-    data = Data(frames=4, stride_frames=2, size=16, num_workers=num_workers)
-    loaded = list(ViewLoader(catalog, data, clips=3, crops=2))
+    data = Data(stride_frames=2, num_workers=num_workers)
+    loaded = list(view_loader(catalog, data, clips=3, crops=2))
     assert [views.index for views in loaded] == list(range(7))
     assert [views.label for views in loaded] == [0, 0, 0, 1, 1, 1, 1]
     with Video(catalog.items[5].path) as video:
@@ -244,27 +239,26 @@ def test_views_are_clips_by_crops(catalog, num_workers):
 
 def test_processes_share_the_videos_without_repeats(catalog):
     shares = [
-        [views.index for views in ViewLoader(catalog, SMALL, clips=1, crops=1, rank=rank, world_size=3)]
+        [views.index for views in view_loader(catalog, SMALL, clips=1, crops=1, rank=rank, world_size=3)]
         for rank in range(3)
     ]
     assert shares == [[0, 3, 6], [1, 4], [2, 5]]
 
 
 def test_views_leave_out_a_damaged_video_but_no_short_one(damaged, caplog):
-    data = Data(frames=20, stride_frames=2, size=16, num_workers=0, short="skip")
-    loader = ViewLoader(damaged, data, clips=2, crops=1)
+    data = Data(stride_frames=2, num_workers=0, short="skip")
+    loader = view_loader(damaged, data, num_frames=20, clips=2, crops=1)
     assert [views.index for views in loader] == [0, 1, 2, 3, 5, 6]
     assert list(loader.bad) == [damaged.items[4].path]
-    strict = Data(frames=4, size=16, num_workers=0, max_bad_share=0)
+    strict = Data(num_workers=0, max_bad_share=0)
     with pytest.raises(UserError, match="1 of 7 videos can't be used"):
-        list(ViewLoader(damaged, strict, clips=1, crops=1))
+        list(view_loader(damaged, strict, clips=1, crops=1))
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"frames": 0}, r"data\.frames is 0; it must be at least 1"),
-        ({"stride_frames": 0}, r"data\.stride_frames is 0"),
+        ({"stride_frames": 0}, r"data\.stride_frames is 0; it must be at least 1"),
         ({"num_workers": -1}, r"data\.num_workers is -1; it must be at least 0"),
         ({"max_bad_share": 5.0}, r"data\.max_bad_share is 5\.0"),
         ({"short": "pad"}, r"data\.short is 'pad'; accepted: shrink, repeat, skip"),
@@ -282,18 +276,16 @@ def test_data_is_written_and_read_back():
 
 
 def test_loaders_refuse_what_makes_no_sense(catalog):
-    with pytest.raises(
-        UserError, match="batch size is 5; it must be a positive multiple of the number of proc"
-    ):
-        TrainLoader(catalog, SMALL, batch_size=5, seed=0, num_steps=1, world_size=2)
+    with pytest.raises(UserError, match="batch size is 5; it must be a positive multiple of the number of proc"):
+        train_loader(catalog, SMALL, batch_size=5, seed=0, num_steps=1, world_size=2)
     with pytest.raises(UserError, match="both must be at least 1"):
-        ViewLoader(catalog, SMALL, clips=0, crops=1)
+        view_loader(catalog, SMALL, clips=0, crops=1)
 
 
 def test_real_clips_in_two_workers(real_data):
     catalog = read_catalog(real_data / "arid6" / "val", labelled=True)
-    data = Data(frames=16, stride_frames=2, size=32, num_workers=2)
-    loader = TrainLoader(catalog, data, batch_size=8, seed=0, num_steps=2)
+    data = Data(stride_frames=2, num_workers=2)
+    loader = TrainLoader(catalog, data, num_frames=16, size=32, batch_size=8, seed=0, num_steps=2)
     for batch in loader:
         assert batch.clip_BTCHW.shape == (8, 16, 3, 32, 32)
         assert batch.clip_BTCHW.float().std(dim=1).mean() > 0.5  # frames differ

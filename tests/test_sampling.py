@@ -54,9 +54,7 @@ def test_too_few_frames_are_refused_with_the_way_out():
 
 
 def test_skip_refuses_whatever_is_shorter_than_the_window():
-    with pytest.raises(
-        ShortVideo, match=r"a\.avi has 63 frames; 16 frames 4 apart need at least 64\. Use --data"
-    ):
+    with pytest.raises(ShortVideo, match=r"a\.avi has 63 frames; 16 frames 4 apart need at least 64\. Use --data"):
         dense(63, clip_frames=16, stride_frames=4, rng=random.Random(0), short="skip", path="a.avi")
     assert dense(64, clip_frames=16, stride_frames=4, rng=random.Random(0), short="skip")[-1] == 60
 

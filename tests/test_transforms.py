@@ -10,9 +10,9 @@ def coordinates(height: int, width: int, num_frames: int = 2) -> torch.Tensor:
     """A clip whose first channel is the row, whose second is the column and whose third is the frame."""
     rows = torch.arange(height)[:, None].expand(height, width)
     columns = torch.arange(width)[None].expand(height, width)
-    return torch.stack(
-        [torch.stack([rows, columns, torch.full_like(rows, t)]) for t in range(num_frames)]
-    ).to(torch.uint8)
+    return torch.stack([torch.stack([rows, columns, torch.full_like(rows, t)]) for t in range(num_frames)]).to(
+        torch.uint8
+    )
 
 
 def test_multi_scale_crop_takes_the_sizes_and_places_of_the_reference(monkeypatch):
@@ -24,11 +24,7 @@ def test_multi_scale_crop_takes_the_sizes_and_places_of_the_reference(monkeypatc
     sides = [240, 210, 180, 158]
     allowed = {(sides[i], sides[j]) for i in range(4) for j in range(4) if abs(i - j) <= 1}
     assert {(height, width) for _, _, height, width, _ in taken} == allowed
-    places = {
-        (top // ((240 - 180) // 4), left // ((320 - 180) // 4))
-        for top, left, h, w, _ in taken
-        if h == w == 180
-    }
+    places = {(top // ((240 - 180) // 4), left // ((320 - 180) // 4)) for top, left, h, w, _ in taken if h == w == 180}
     corners_and_centre = {(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)}
     half_way = {(0, 2), (2, 0), (2, 4), (4, 2), (1, 1), (1, 3), (3, 1), (3, 3)}
     assert places == corners_and_centre | half_way
@@ -76,17 +72,13 @@ def test_one_crop_for_all_frames(crop, shape):
 def test_crops_follow_from_the_seed(crop):
     clip = coordinates(60, 90)
     assert torch.equal(crop(clip, size=32, rng=random.Random(7)), crop(clip, size=32, rng=random.Random(7)))
-    assert not torch.equal(
-        crop(clip, size=32, rng=random.Random(7)), crop(clip, size=32, rng=random.Random(8))
-    )
+    assert not torch.equal(crop(clip, size=32, rng=random.Random(7)), crop(clip, size=32, rng=random.Random(8)))
 
 
 def test_the_layout_in_memory_does_not_change_the_crop():
     clip = coordinates(60, 90)
     channels_last = clip.contiguous(memory_format=torch.channels_last)
-    first, second = (
-        transforms.multi_scale_crop(c, size=32, rng=random.Random(1)) for c in (clip, channels_last)
-    )
+    first, second = (transforms.multi_scale_crop(c, size=32, rng=random.Random(1)) for c in (clip, channels_last))
     assert torch.equal(first, second)
 
 

@@ -26,9 +26,7 @@ def trained() -> tuple[VQ, dict[str, float]]:
 
 
 def test_code_usage() -> None:
-    assert code_usage(torch.arange(6).view(2, 3), num_codes=12) == pytest.approx(
-        {"usage": 0.5, "perplexity": 6}
-    )
+    assert code_usage(torch.arange(6).view(2, 3), num_codes=12) == pytest.approx({"usage": 0.5, "perplexity": 6})
     assert code_usage(torch.full((9,), 3), num_codes=4) == pytest.approx({"usage": 0.25, "perplexity": 1})
 
 
@@ -137,8 +135,7 @@ def test_vq_training_is_deterministic_and_leaves_the_rng_alone() -> None:
     second, same_report = train_vq(batches, CONFIG, num_steps=5, seed=7)
     assert report == same_report
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
     other, _ = train_vq(batches, CONFIG, num_steps=5, seed=8)
     assert not torch.equal(other.codebook_KD, first.codebook_KD)

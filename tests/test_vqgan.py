@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from mam2.config import UserError
-from mam2.targets.vqgan import VQGAN, VQGANConfig, load_vqgan, nearest_code, save_vqgan, vqgan_shapes
+from mam2.targets.tokenizer import nearest_code
+from mam2.targets.vqgan import VQGAN, VQGANConfig, load_vqgan, save_vqgan, vqgan_shapes
 
 TINY = VQGANConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, z_channels=32, embed_dim=8, num_codes=23)
 
@@ -92,9 +93,7 @@ def test_official_names_load_strictly() -> None:
     every = encoder | quantiser | decoder
     with torch.device("meta"):
         model = VQGAN(VQGANConfig())
-        model.load_state_dict(
-            {name: torch.empty(shape) for name, shape in every.items()}, strict=True, assign=True
-        )
+        model.load_state_dict({name: torch.empty(shape) for name, shape in every.items()}, strict=True, assign=True)
     assert (model.patch_size, model.num_codes) == (16, 16384)
 
 
@@ -203,9 +202,7 @@ def test_save_and_load_are_equal(tiny: VQGAN, frames_FCHW: torch.Tensor, tmp_pat
 
 
 def test_without_decoder(tiny: VQGAN, frames_FCHW: torch.Tensor, tmp_path) -> None:
-    tensors = {
-        n: t for n, t in tiny.state_dict().items() if not n.startswith(("decoder.", "post_quant_conv."))
-    }
+    tensors = {n: t for n, t in tiny.state_dict().items() if not n.startswith(("decoder.", "post_quant_conv."))}
     save_vqgan(tensors, tmp_path / "vqgan.safetensors", config=TINY)
     loaded = load_vqgan(tmp_path / "vqgan.safetensors")
     assert torch.equal(loaded(frames_FCHW), tiny(frames_FCHW))
@@ -221,7 +218,7 @@ def test_missing_file_says_what_to_do(tmp_path) -> None:
             "taming-transformers",
             "VQGAN ImageNet (f=16), 16384",
             "mam2 tokenizer convert last.ckpt --out vqgan_f16_16384.safetensors",
-            "--targets.appearance.file",
+            "--targets.file",
             "mam2_tiny",
             "mam2_b_k400_rp",
         ):
@@ -241,9 +238,7 @@ def test_wrong_files_are_refused(tiny: VQGAN, tmp_path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "other", {"format": "pt"})
     with pytest.raises(UserError, match=r"accepted: 'mam2\.vqgan'"):
         load_vqgan(tmp_path / "other")
-    save_file(
-        {"a": torch.zeros(1)}, tmp_path / "field", {"format": "mam2.vqgan", "config": json.dumps({"chh": 1})}
-    )
+    save_file({"a": torch.zeros(1)}, tmp_path / "field", {"format": "mam2.vqgan", "config": json.dumps({"chh": 1})})
     with pytest.raises(UserError, match="Did you mean"):
         load_vqgan(tmp_path / "field")
 

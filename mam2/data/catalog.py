@@ -51,9 +51,7 @@ def read_catalog(root: str | Path, *, labelled: bool, classes: Sequence[str] | N
         UserError: there is no such root, there are no videos, or a video or a label is missing or unknown.
     """
     if not str(root):
-        raise UserError(
-            "data.root is empty. Accepted: a folder of videos, or a .csv with the columns path and label."
-        )
+        raise UserError("data.root is empty. Accepted: a folder of videos, or a .csv with the columns path and label.")
     root = Path(root)
     if root.is_dir():
         rows = _read_folder(root, labelled=labelled)
@@ -61,9 +59,7 @@ def read_catalog(root: str | Path, *, labelled: bool, classes: Sequence[str] | N
         rows = _read_csv(root, labelled=labelled)
     else:
         found = "is neither a folder nor a .csv" if root.exists() else "does not exist"
-        raise UserError(
-            f"{root} {found}. Accepted: a folder of videos, or a .csv with the columns path and label."
-        )
+        raise UserError(f"{root} {found}. Accepted: a folder of videos, or a .csv with the columns path and label.")
     if not labelled:
         return Catalog(items=tuple(Item(path=row.path, label=None) for row in rows), classes=())
     known = tuple(classes) if classes is not None else _classes_of(rows)
@@ -83,17 +79,13 @@ class _Row:
 
 def _read_folder(root: Path, *, labelled: bool) -> list[_Row]:
     paths = []
-    for folder, subfolders, files in os.walk(
-        root, followlinks=True
-    ):  # data sets are often links to a larger disk
+    for folder, subfolders, files in os.walk(root, followlinks=True):  # data sets are often links to a larger disk
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in files:
             if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith("."):
                 paths.append((Path(folder) / name).relative_to(root))
     if not paths:
-        raise UserError(
-            f"{root} holds no videos. Accepted: files ending in {', '.join(VIDEO_SUFFIXES)}, at any depth."
-        )
+        raise UserError(f"{root} holds no videos. Accepted: files ending in {', '.join(VIDEO_SUFFIXES)}, at any depth.")
     paths.sort(key=Path.as_posix)
     if labelled:
         flat = [path for path in paths if len(path.parts) == 1]
@@ -133,9 +125,7 @@ def _read_csv(csv_path: Path, *, labelled: bool) -> list[_Row]:
                 path = csv_path.parent / record["path"].strip()  # an absolute path replaces the folder
                 if not path.is_file():
                     absent.append(f"{place}: {path} does not exist")
-                rows.append(
-                    _Row(path=str(path), label=record["label"].strip() if labelled else "", place=place)
-                )
+                rows.append(_Row(path=str(path), label=record["label"].strip() if labelled else "", place=place))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{csv_path} can't be read: {error}. Save it as comma-separated UTF-8.") from error
     if absent:

@@ -39,9 +39,7 @@ class _Index:
     """Where the frames of a file are. Height and width are a coded frame's, before it is turned upright."""
 
     num_frames: int
-    pts: (
-        Sequence[int] | None
-    )  # the time of each frame, in the order shown; None where the file's times can't be used
+    pts: Sequence[int] | None  # the time of each frame, in the order shown; None where the file's times can't be used
     keys: Sequence[int]  # times of the frames that decoding can start from, sorted
     fps: float
     height: int
@@ -199,9 +197,7 @@ def _read_index(path: str, size_bytes: int, mtime_ns: int) -> _Index:
         if first is None or not all_pts:
             raise VideoError(_message(path, "no frame of it decodes"))
         if is_mov and usable and stream.duration:
-            _check_complete(
-                path, all_pts, promised=stream.frames, end=(stream.start_time or 0) + stream.duration
-            )
+            _check_complete(path, all_pts, promised=stream.frames, end=(stream.start_time or 0) + stream.duration)
         usable = usable and len(set(all_pts)) == len(all_pts)
         rate = stream.average_rate or stream.guessed_rate
         common: dict[str, Any] = {
@@ -211,9 +207,7 @@ def _read_index(path: str, size_bytes: int, mtime_ns: int) -> _Index:
             "quarter_turns": round(first.rotation / 90) % 4,
         }
     if usable:
-        return _Index(
-            num_frames=len(all_pts), pts=_compact(sorted(all_pts)), keys=array("q", sorted(keys)), **common
-        )
+        return _Index(num_frames=len(all_pts), pts=_compact(sorted(all_pts)), keys=array("q", sorted(keys)), **common)
     with _open(path) as container:
         num_frames = sum(1 for _ in _decoded(container.demux(_stream(container))))
     return _Index(num_frames=num_frames, pts=None, keys=(), **common)
@@ -226,9 +220,7 @@ def _check_complete(path: str, all_pts: list[int], *, promised: int, end: int) -
     """
     frame_time = (max(all_pts) - min(all_pts)) / max(1, len(all_pts) - 1)
     if promised > len(all_pts) and end - max(all_pts) > 2 * frame_time:
-        raise VideoError(
-            _message(path, f"its header promises {promised} frames, but only {len(all_pts)} are there")
-        )
+        raise VideoError(_message(path, f"its header promises {promised} frames, but only {len(all_pts)} are there"))
 
 
 def _compact(values: list[int]) -> Sequence[int]:

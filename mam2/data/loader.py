@@ -35,9 +35,7 @@ class Data:
 
     Attributes:
         root: a folder of videos at any depth, a folder with a sub-folder a class, or a .csv with path,label.
-        frames: frames a clip (Sec. 4.1).
         stride_frames: the distance between neighbouring frames of a clip (App. B).
-        size: pixels, both sides of the crop.
         augment: the crop: "multi_scale_crop" for pre-training, "random_resized_crop" for fine-tuning.
         flip: mirror half of the clips; not where left and right matter, as in Something-Something V2.
         short: what to do with a video too short for the clip: "shrink" brings the clip's frames closer
@@ -51,9 +49,7 @@ class Data:
     """
 
     root: str = ""
-    frames: int = 16
     stride_frames: int = 4
-    size: int = 224
     augment: Literal["multi_scale_crop", "random_resized_crop"] = "multi_scale_crop"
     flip: bool = True
     short: sampling.Short = "shrink"
@@ -61,7 +57,7 @@ class Data:
     max_bad_share: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, least in (("frames", 1), ("stride_frames", 1), ("size", 1), ("num_workers", 0)):
+        for name, least in (("stride_frames", 1), ("num_workers", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least {least}.")
         if not 0 <= self.max_bad_share <= 1:
@@ -87,6 +83,22 @@ class Batch:
     label_B: torch.Tensor
     sample_B: torch.Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            clip_BTCHW=self.clip_BTCHW.to(device, non_blocking=True),
+            label_B=self.label_B.to(device, non_blocking=True),
+            sample_B=self.sample_B,
+        )
+
+    def part(self, start: int, end: int) -> Batch:
+        """Samples start .. end - 1."""
+        return Batch(
+            clip_BTCHW=self.clip_BTCHW[start:end],
+            label_B=self.label_B[start:end],
+            sample_B=self.sample_B[start:end],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
@@ -108,9 +120,7 @@ def steps_per_epoch(num_videos: int, batch_size: int) -> int:
     return max(1, num_videos // batch_size)
 
 
-def video_of(
-    step: int, position: int, *, num_videos: int, batch_size: int, seed: int, attempt: int = 0
-) -> int:
+def video_of(step: int, position: int, *, num_videos: int, batch_size: int, seed: int, attempt: int = 0) -> int:
     """The video from which the sample at `position` of the whole batch of `step` is made.
 
     Each epoch has its own shuffle, and its last incomplete batch is left out. Where a batch is larger than
@@ -138,6 +148,8 @@ class TrainLoader:
     Args:
         catalog: the videos.
         data: how clips are made of them.
+        num_frames: frames a clip.
+        size: pixels, both sides of the crop.
         batch_size: samples a step, over all processes.
         seed: all that is random follows from it.
         num_steps: the length of the whole run, counted from step 0.
@@ -147,6 +159,7 @@ class TrainLoader:
 
     Attributes:
         steps_per_epoch: full batches in one pass over the videos, at least 1.
+        num_steps: the length of the whole run.
         bad: path and reason of the unusable videos that this process met so far.
 
     Raises:
@@ -159,6 +172,8 @@ class TrainLoader:
         catalog: Catalog,
         data: Data,
         *,
+        num_frames: int,
+        size: int,
         batch_size: int,
         seed: int,
         num_steps: int,
@@ -174,11 +189,12 @@ class TrainLoader:
                 f"{world_size}."
             )
         self.steps_per_epoch = steps_per_epoch(len(catalog.items), batch_size)
+        self.num_steps = num_steps
         self.bad: dict[str, str] = {}
         self._steps = range(start_step, num_steps)
         local = batch_size // world_size
         positions = range(rank * local, (rank + 1) * local)
-        self._set = _TrainSet(catalog.items, data, batch_size, positions, seed)
+        self._set = _TrainSet(catalog.items, data, num_frames, size, batch_size, positions, seed)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch, bad in _parallel(self._set, self._steps, self._set.data.num_workers):
@@ -194,7 +210,9 @@ class ViewLoader:
 
     Args:
         catalog: the videos.
-        data: `frames`, `stride_frames` and `size` of a view, and how to decode; the rest is for training.
+        data: `stride_frames`, and how to decode; the rest is for training.
+        num_frames: frames a view.
+        size: pixels, both sides of a view.
         clips: windows a video; 1 takes the centre.
         crops: squares a window; 1 takes the centre.
         rank: this process takes every `world_size`-th video, from number `rank`.
@@ -208,13 +226,22 @@ class ViewLoader:
     """
 
     def __init__(
-        self, catalog: Catalog, data: Data, *, clips: int, crops: int, rank: int = 0, world_size: int = 1
+        self,
+        catalog: Catalog,
+        data: Data,
+        *,
+        num_frames: int,
+        size: int,
+        clips: int,
+        crops: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if clips < 1 or crops < 1:
             raise UserError(f"A test with {clips} clips and {crops} crops; both must be at least 1.")
         self.bad: dict[str, str] = {}
         self._indices = range(rank, len(catalog.items), world_size)
-        self._set = _ViewSet(catalog.items, data, clips, crops)
+        self._set = _ViewSet(catalog.items, data, num_frames, size, clips, crops)
 
     def __iter__(self) -> Iterator[Views]:
         for views, bad in _parallel(self._set, self._indices, self._set.data.num_workers):
@@ -229,6 +256,8 @@ class _TrainSet(Dataset):
 
     items: Sequence[Item]
     data: Data
+    num_frames: int
+    size: int
     batch_size: int
     positions: range
     seed: int
@@ -242,9 +271,7 @@ class _TrainSet(Dataset):
             clips.append(clip_TCHW.contiguous())  # crops keep the decoder's layout, channels last
             labels.append(_label(item))
         samples = [step * self.batch_size + position for position in self.positions]
-        batch = Batch(
-            clip_BTCHW=torch.stack(clips), label_B=torch.tensor(labels), sample_B=torch.tensor(samples)
-        )
+        batch = Batch(clip_BTCHW=torch.stack(clips), label_B=torch.tensor(labels), sample_B=torch.tensor(samples))
         return batch, bad
 
     def _sample(self, step: int, position: int, bad: dict[str, str]) -> tuple[Item, torch.Tensor | None]:
@@ -255,7 +282,7 @@ class _TrainSet(Dataset):
             item = self.items[video_of(step, position, attempt=attempt, **numbers)]
             try:
                 rng = random.Random(seed_of(self.seed, _SAMPLE, step, position))
-                return item, _train_clip(item.path, self.data, rng)
+                return item, _train_clip(item.path, self.data, self.num_frames, self.size, rng)
             except UserError as error:
                 bad[item.path] = str(error)
         return item, None
@@ -267,11 +294,13 @@ class _ViewSet(Dataset):
 
     items: Sequence[Item]
     data: Data
+    num_frames: int
+    size: int
     clips: int
     crops: int
 
     def __getitem__(self, index: int) -> tuple[Views | None, dict[str, str]]:
-        item, frames, stride_frames = self.items[index], self.data.frames, self.data.stride_frames
+        item, frames, stride_frames = self.items[index], self.num_frames, self.data.stride_frames
         try:
             with Video(item.path) as video:
                 windows = sampling.views(
@@ -280,19 +309,17 @@ class _ViewSet(Dataset):
                 frames_TCHW = video.frames([i for window in windows for i in window])
         except UserError as error:
             return None, {item.path: str(error)}
-        crops = transforms.test_crops(frames_TCHW, size=self.data.size, crops=self.crops)
+        crops = transforms.test_crops(frames_TCHW, size=self.size, crops=self.crops)
         # Each crop holds the frames of all clips; the clip becomes the outer, the crop the inner dimension.
-        views_VTCHW = torch.stack([crop.unflatten(0, (self.clips, frames)) for crop in crops], 1).flatten(
-            0, 1
-        )
+        views_VTCHW = torch.stack([crop.unflatten(0, (self.clips, frames)) for crop in crops], 1).flatten(0, 1)
         return Views(views_VTCHW=views_VTCHW.contiguous(), label=_label(item), index=index), {}
 
 
-def _train_clip(path: str, data: Data, rng: random.Random) -> torch.Tensor:
+def _train_clip(path: str, data: Data, num_frames: int, size: int, rng: random.Random) -> torch.Tensor:
     with Video(path) as video:
         indices = sampling.dense(
             video.num_frames,
-            clip_frames=data.frames,
+            clip_frames=num_frames,
             stride_frames=data.stride_frames,
             rng=rng,
             short=data.short,
@@ -300,9 +327,9 @@ def _train_clip(path: str, data: Data, rng: random.Random) -> torch.Tensor:
         )
         clip_TCHW = video.frames(indices)
     if data.augment == "multi_scale_crop":
-        clip_TCHW = transforms.multi_scale_crop(clip_TCHW, size=data.size, rng=rng)
+        clip_TCHW = transforms.multi_scale_crop(clip_TCHW, size=size, rng=rng)
     else:  # Table 8's RandAugment belongs before this crop, its random erasing after the flip
-        clip_TCHW = transforms.random_resized_crop(clip_TCHW, size=data.size, rng=rng)
+        clip_TCHW = transforms.random_resized_crop(clip_TCHW, size=size, rng=rng)
     return transforms.flip(clip_TCHW, rng) if data.flip else clip_TCHW
 
 

@@ -80,9 +80,7 @@ def views(num_frames: int, *, clip_frames: int, stride_frames: int, clips: int) 
     stride_frames = max(1, min(stride_frames, num_frames // clip_frames))
     room = max(0, num_frames - clip_frames * stride_frames)
     starts = [room // 2] if clips == 1 else [round(i * room / (clips - 1)) for i in range(clips)]
-    return [
-        _window(num_frames, start=s, clip_frames=clip_frames, stride_frames=stride_frames) for s in starts
-    ]
+    return [_window(num_frames, start=s, clip_frames=clip_frames, stride_frames=stride_frames) for s in starts]
 
 
 def _window(num_frames: int, *, start: int, clip_frames: int, stride_frames: int) -> list[int]:

@@ -86,7 +86,11 @@ def _texture(x: Tensor, y: Tensor, rng: random.Random, *, num_waves: int = 3) ->
     base = [rng.uniform(0.3, 0.7) for _ in range(3)]
     color = torch.tensor(base).view(1, 3, 1, 1).expand(len(x), 3, *x.shape[1:]).clone()
     for _ in range(num_waves):
-        direction, frequency, phase = rng.uniform(0, 2 * math.pi), rng.uniform(2.0, 4.5), rng.uniform(0, 2 * math.pi)
+        direction, frequency, phase = (
+            rng.uniform(0, 2 * math.pi),
+            rng.uniform(2.0, 4.5),
+            rng.uniform(0, 2 * math.pi),
+        )
         wave = torch.cos(frequency * (math.cos(direction) * x + math.sin(direction) * y) + phase)
         color += torch.tensor([rng.uniform(-0.25, 0.25) for _ in range(3)]).view(3, 1, 1) * wave[:, None]
     return color.clamp(0, 1)
@@ -105,7 +109,13 @@ def write_video(path: Path, clip_TCHW: Tensor, *, fps: int = 10) -> None:
 
 
 def write_dataset(
-    folder: Path, *, videos_per_class: int, seed: int, num_frames: int = 20, size: int = 48, num_processes: int = 2
+    folder: Path,
+    *,
+    videos_per_class: int,
+    seed: int,
+    num_frames: int = 20,
+    size: int = 48,
+    num_processes: int = 2,
 ) -> None:
     """Writes class folders of videos: `folder/left/00000.mp4` and so on. Existing videos are kept."""
     jobs = []

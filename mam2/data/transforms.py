@@ -105,7 +105,5 @@ def test_crops(clip_TCHW: torch.Tensor, *, size: int, crops: int) -> list[torch.
     return [clip_TCHW[..., offset : offset + size] for offset in offsets]
 
 
-def _resized_crop(
-    clip_TCHW: torch.Tensor, top: int, left: int, height: int, width: int, size: int
-) -> torch.Tensor:
+def _resized_crop(clip_TCHW: torch.Tensor, top: int, left: int, height: int, width: int, size: int) -> torch.Tensor:
     return F.resized_crop(clip_TCHW, top, left, height, width, [size, size], antialias=True)

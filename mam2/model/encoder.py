@@ -43,6 +43,8 @@ class EncoderConfig:
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
+        if min(self.width, self.depth, self.num_heads, self.frames, self.size, self.patch_size) < 1:
+            raise UserError(f"{self}: every size must be at least 1.")
         if self.size % self.patch_size:
             raise UserError(f"size {self.size} is no multiple of patch_size {self.patch_size}; change one of them.")
         if self.width % self.num_heads or self.width % 4:
@@ -82,6 +84,8 @@ class VideoEncoder(nn.Module):
             for i in range(depth)
         )
         self.norm = layer_norm(config.width)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         self._interpolated: set[tuple[int, ...]] = set()

@@ -132,14 +132,21 @@ class Positions(nn.Module):
             self.space_ND.copy_(torch.cat(halves, dim=1))
 
     def forward(self, num_frames: int, grid: tuple[int, int]) -> Tensor:
-        """Positions (T, N, D) for any number of frames and any grid; interpolated where these are not the trained ones."""
-        time_TD, space_ND = self.time_TD, self.space_ND
-        if num_frames != len(time_TD):
-            time_TD = F.interpolate(time_TD.T[None], size=num_frames, mode="linear")[0].T
-        if grid != self.grid:
-            image = space_ND.T.unflatten(1, self.grid)[None]
-            space_ND = F.interpolate(image, size=grid, mode="bicubic").flatten(2)[0].T
-        return time_TD[:, None] + space_ND[None]
+        """Positions (T, N, D) for any number of frames and any grid (patches high, wide)."""
+        return self.time(num_frames)[:, None] + self.space(grid)[None]
+
+    def time(self, num_frames: int) -> Tensor:
+        """One embedding a frame (T, D); interpolated where the number is not the trained one."""
+        if num_frames == len(self.time_TD):
+            return self.time_TD
+        return F.interpolate(self.time_TD.T[None], size=num_frames, mode="linear")[0].T
+
+    def space(self, grid: tuple[int, int]) -> Tensor:
+        """One embedding a patch (N, D); interpolated where the grid is not the trained one."""
+        if grid == self.grid:
+            return self.space_ND
+        image = self.space_ND.T.unflatten(1, self.grid)[None]
+        return F.interpolate(image, size=grid, mode="bicubic").flatten(2)[0].T
 
 
 def sine_cosine(places: Tensor, width: int) -> Tensor:

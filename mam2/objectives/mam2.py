@@ -85,9 +85,7 @@ class MAM2(nn.Module):
         self.project = nn.Identity() if same else nn.Sequential(nn.Linear(encoder.width, width), layer_norm(width))
         self.project_position = nn.Identity() if same else nn.Linear(encoder.width, width)
         self.regressor = Regressor(width=width, depth=config.regressor_depth, num_heads=heads)
-        self.appearance = Decoder(
-            width=width, depth=config.appearance_depth, num_heads=heads, num_outputs=num_codes
-        )
+        self.appearance = Decoder(width=width, depth=config.appearance_depth, num_heads=heads, num_outputs=num_codes)
         self.motion = Decoder(
             width=width, depth=config.motion_depth, num_heads=heads, num_outputs=3 * encoder.patch_size**2
         )

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mam2.config import UserError
 from mam2.targets.motion import rgb_difference
 from mam2.targets.pixels import to_float
-from mam2.targets.vq import RandomProjection, load_vq
-from mam2.targets.vqgan import load_vqgan
+from mam2.targets.vq import VQ, RandomProjection, load_vq
+from mam2.targets.vqgan import VQGAN, load_vqgan
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,11 @@ class TargetsConfig:
     """The defaults are the paper's.
 
     Attributes:
-        appearance: "vqgan", the ImageNet VQGAN f16 with 16384 codes (needs `file`); "vq", a small VQ model trained
-            on one's own frames by `mam2 tokenizer train` (needs `file`); "random_projection", which needs nothing.
+        appearance: "vqgan", the ImageNet VQGAN f16 with 16384 codes (needs `file`); "vq", a small VQ model of
+            one's own frames, from `file` (see `mam2 tokenizer train`) or, without one, trained at the start of the
+            run; "random_projection", which needs nothing.
         file: the tokenizer's weights (.safetensors) where it has any.
-        num_codes: K of the random projection; files state their own.
+        num_codes: K of the random projection or of the VQ model to train; files state their own.
         motion_scale: "raw", RGB differences as they are; "clip", divided by each clip's standard deviation.
     """
 
@@ -49,7 +50,7 @@ class TargetsConfig:
     motion_scale: Literal["raw", "clip"] = "raw"
 
 
-def load_tokenizer(config: TargetsConfig, *, patch_size: int) -> nn.Module:
+def load_tokenizer(config: TargetsConfig, *, patch_size: int) -> RandomProjection | VQ | VQGAN:
     """The frozen appearance tokenizer: `tokenizer(frames_FCHW in [0, 1]) -> codes (F, N)`, with `num_codes`.
 
     Raises:
@@ -57,7 +58,7 @@ def load_tokenizer(config: TargetsConfig, *, patch_size: int) -> nn.Module:
     """
     if config.appearance == "random_projection":
         return RandomProjection(patch_size=patch_size, num_codes=config.num_codes)
-    tokenizer = load_vqgan(config.file) if config.appearance == "vqgan" else load_vq(config.file)
+    tokenizer: VQ | VQGAN = load_vqgan(config.file) if config.appearance == "vqgan" else load_vq(config.file)
     if tokenizer.patch_size != patch_size:
         raise UserError(
             f"The tokenizer {config.file} has patches of {tokenizer.patch_size} pixels, the encoder of {patch_size}. "
@@ -72,7 +73,9 @@ class TargetMaker:
     def __init__(self, config: TargetsConfig, *, patch_size: int, device: torch.device) -> None:
         self.config = config
         self.patch_size = patch_size
-        self.tokenizer = load_tokenizer(config, patch_size=patch_size).to(device).eval().requires_grad_(False)
+        tokenizer = load_tokenizer(config, patch_size=patch_size)
+        self.num_codes = tokenizer.num_codes
+        self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, clip_BTCHW: Tensor) -> Targets:

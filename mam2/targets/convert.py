@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from mam2.config import UserError
-from mam2.targets.vqgan import VQGANConfig, check_tensors, save_vqgan, vqgan_shapes
+from mam2.targets.tokenizer import check_tensors
+from mam2.targets.vqgan import VQGANConfig, save_vqgan, vqgan_shapes
 
 KEPT = ("encoder.", "quant_conv.", "quantize.", "decoder.", "post_quant_conv.")
 DTYPES = {
@@ -88,15 +89,9 @@ def convert_checkpoint(
 def archive_root(archive: zipfile.ZipFile, source: Path) -> str:
     """The folder inside the archive under which torch.save put everything."""
     names = set(archive.namelist())
-    roots = [
-        name.removesuffix("/data.pkl")
-        for name in names
-        if name.endswith("/data.pkl") and name.count("/") == 1
-    ]
+    roots = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1 or f"{roots[0]}/constants.pkl" in names:
-        raise UserError(
-            f"{source} is a zip archive, but not one written by torch.save. Name the downloaded last.ckpt."
-        )
+        raise UserError(f"{source} is a zip archive, but not one written by torch.save. Name the downloaded last.ckpt.")
     if f"{roots[0]}/byteorder" in names and archive.read(f"{roots[0]}/byteorder") != b"little":
         raise UserError(f"{source} was written on a big-endian machine; re-save it on a little-endian one.")
     return roots[0]
@@ -107,9 +102,7 @@ def find_tensors(state: Any, source: Path) -> dict[str, TensorNote]:
     if isinstance(state, dict):
         state = state.get("state_dict", state)
     kind = type(state).__name__
-    if kind.startswith("dall_e.") or (
-        isinstance(state, dict) and any(str(k).startswith("blocks.") for k in state)
-    ):
+    if kind.startswith("dall_e.") or (isinstance(state, dict) and any(str(k).startswith("blocks.") for k in state)):
         raise UserError(
             f"{source} is the DALL-E tokenizer, which is not supported; use the VQGAN f16 with 16384 codes."
         )
@@ -129,9 +122,7 @@ def read_tensor(archive: zipfile.ZipFile, root: str, note: TensorNote) -> Tensor
     if len(raw) != note.storage.numel * note.storage.dtype.itemsize:
         raise ValueError(f"storage {note.storage.key} has {len(raw)} bytes, not {note.storage.numel} numbers")
     numbers = torch.frombuffer(raw, dtype=note.storage.dtype)
-    return (
-        numbers.as_strided(note.size, note.stride, note.offset).float().contiguous()
-    )  # as_strided checks bounds
+    return numbers.as_strided(note.size, note.stride, note.offset).float().contiguous()  # as_strided checks bounds
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from vector_quantize_pytorch import RandomProjectionQuantizer, VectorQuantize
 
 from mam2.config import UserError, from_json, to_json
 from mam2.targets.pixels import patchify, to_float, unpatchify
-from mam2.targets.vqgan import check_frames, check_tensors, nearest_code, read_tokenizer, save_tokenizer
+from mam2.targets.tokenizer import check_frames, check_tensors, nearest_code, read_tokenizer, save_tokenizer
 
 FORMAT = "mam2.vq"
 
@@ -202,9 +202,7 @@ def train_vq(
         UserError: no batches, too few, or frames of a wrong shape; no steps.
     """
     if num_steps < 1:
-        raise UserError(
-            f"num_steps is {num_steps}; a VQ tokenizer takes at least 1, and some hundreds to be of use."
-        )
+        raise UserError(f"num_steps is {num_steps}; a VQ tokenizer takes at least 1, and some hundreds to be of use.")
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -271,9 +269,7 @@ def report(vq: VQ, patches_ND: Tensor) -> dict[str, float]:
 
 def save_vq(vq: VQ, file: Path | str) -> None:
     """Writes a VQ tokenizer as safetensors with its configuration; the file appears whole or not at all."""
-    save_tokenizer(
-        vq.state_dict(), file, metadata={"format": FORMAT, "config": json.dumps(to_json(vq.config))}
-    )
+    save_tokenizer(vq.state_dict(), file, metadata={"format": FORMAT, "config": json.dumps(to_json(vq.config))})
 
 
 def load_vq(file: Path | str, *, chunk: int = 8) -> VQ:
@@ -289,7 +285,7 @@ def load_vq(file: Path | str, *, chunk: int = 8) -> VQ:
     if not Path(file).is_file():
         raise UserError(
             f"There is no VQ tokenizer {str(file)!r}. Train one on your own video with "
-            "`mam2 tokenizer train`, and name it with `--targets.appearance.file`."
+            "`mam2 tokenizer train`, and name it with `--targets.file`."
         )
     tensors, config_json = read_tokenizer(file, format=FORMAT)
     vq = VQ(from_json(VQConfig, config_json), chunk=chunk)

@@ -2,7 +2,6 @@
 
 A tokenizer is a frozen module: frames in [0, 1] go in, one code for each patch comes out, and `decode` draws
 codes as a picture again. Modules are named as in the official checkpoint, so that its tensors load unrenamed.
-What all tokenizers here share stands first: the check of their input, the nearest code, their files.
 
 Shape letters: F frames, C channels, H W pixels, N patches a frame (row by row), D width, K codes,
 P patch side.
@@ -11,104 +10,18 @@ P patch side.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mam2.config import UserError, from_json, to_json
+from mam2.targets.tokenizer import check_frames, check_tensors, nearest_code, read_tokenizer, save_tokenizer
 
 FORMAT = "mam2.vqgan"
-
-
-def check_frames(frames_FCHW: Tensor, *, patch_size: int) -> None:
-    """Raises UserError unless the frames are RGB, floating point and cut into whole patches."""
-    shape = tuple(frames_FCHW.shape)
-    if len(shape) != 4 or shape[1] != 3 or shape[2] % patch_size or shape[3] % patch_size:
-        raise UserError(
-            f"The tokenizer was given frames of shape {shape}; it takes (F, 3, H, W), "
-            f"H and W multiples of {patch_size}. Resize or crop the frames."
-        )
-    if not frames_FCHW.is_floating_point():
-        raise UserError(
-            f"The tokenizer was given {frames_FCHW.dtype} frames; it takes floating point in [0, 1]. "
-            "Divide uint8 frames by 255."
-        )
-
-
-def nearest_code(z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-    """The index of the nearest code by squared distance, for (..., D) vectors; int64, computed in fp32.
-
-    |z - e|² = |z|² - 2 z·e + |e|², and |z|² is the same for every code: one matrix product is enough.
-    Autocast is off, because bf16 cannot tell thousands of codes apart.
-    """
-    with torch.autocast(z_ND.device.type, enabled=False):
-        codebook_KD = codebook_KD.float()
-        norms_K = codebook_KD.square().sum(-1)
-        return (norms_K - 2 * z_ND.float() @ codebook_KD.T).argmin(-1)
-
-
-def check_tensors(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], *, where: str
-) -> None:
-    """Raises UserError, naming the first few, unless two sets of tensors have the same names and shapes."""
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    mis_shaped = [
-        f"{name} {tuple(found[name])} instead of {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name]) != tuple(shape)
-    ]
-    problems = [
-        f"{len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-        for what, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", mis_shaped),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(f"{where} does not hold the tensors of this tokenizer. {'; '.join(problems)}.")
-
-
-def save_tokenizer(tensors: Mapping[str, Tensor], file: Path | str, *, metadata: dict[str, str]) -> None:
-    """Writes a safetensors file whole or not at all."""
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, draft, metadata
-        )
-        os.replace(draft, file)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def read_tokenizer(file: Path | str, *, format: str) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """The fp32 tensors of a file by `save_tokenizer`, and the tokenizer's configuration as parsed JSON.
-
-    Raises:
-        UserError: no safetensors file, or one of another format.
-    """
-    try:
-        with safe_open(file, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            if metadata.get("format") == format:
-                tensors = {name: handle.get_tensor(name).float() for name in handle.keys()}  # noqa: SIM118
-                return tensors, json.loads(metadata["config"])
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{file} cannot be read as a tokenizer: {error}. Make or convert it again."
-        ) from error
-    raise UserError(f"{file} is of format {metadata.get('format')!r}; accepted: {format!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,13 +96,9 @@ class Resample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, each with attention behind it if `attend`; the way to the next."""
 
-    def __init__(
-        self, width_in: int, width_out: int, num_blocks: int, *, attend: bool, resample: str
-    ) -> None:
+    def __init__(self, width_in: int, width_out: int, num_blocks: int, *, attend: bool, resample: str) -> None:
         super().__init__()
-        self.block = nn.ModuleList(
-            ResBlock(width_out if i else width_in, width_out) for i in range(num_blocks)
-        )
+        self.block = nn.ModuleList(ResBlock(width_out if i else width_in, width_out) for i in range(num_blocks))
         self.attn = nn.ModuleList(Attention(width_out) for _ in range(num_blocks if attend else 0))
         self.downsample = Resample(width_out, down=True) if resample == "down" else None
         self.upsample = Resample(width_out, down=False) if resample == "up" else None
@@ -355,11 +264,10 @@ def load_vqgan(file: Path | str, *, chunk: int = 8) -> VQGAN:
     """
     if not Path(file).is_file():
         raise UserError(
-            f"There is no VQGAN file {str(file)!r}. Download 'VQGAN ImageNet (f=16), 16384' (last.ckpt and "
-            "model.yaml) from the model zoo of the taming-transformers project, "
-            "https://github.com/CompVis/taming-transformers; run "
-            "`mam2 tokenizer convert last.ckpt --out vqgan_f16_16384.safetensors`; name the result with "
-            "`--targets.appearance.file`. The recipes mam2_tiny and mam2_b_k400_rp need no such file."
+            f"There is no VQGAN file {str(file)!r}. Download last.ckpt of 'VQGAN ImageNet (f=16), 16384' "
+            "from https://github.com/CompVis/taming-transformers (model zoo), run "
+            "`mam2 tokenizer convert last.ckpt --out vqgan_f16_16384.safetensors`, and name the result with "
+            "`--targets.file`. The recipes mam2_tiny and mam2_b_k400_rp need no file."
         )
     file = Path(file)
     with file.open("rb") as handle:

@@ -47,7 +47,11 @@ def write_text(path: Path, text: str) -> None:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes safetensors whole or not at all."""
     part = path.with_name(path.name + ".part")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        part,
+        metadata=metadata,
+    )
     _sync(part)
     part.replace(path)
 
@@ -78,7 +82,9 @@ def open_run(folder: Path, kind: str, config: Any, *, resume: bool) -> bool:
                 f"{' and more' if len(changed) > 5 else ''}. Give another --out, or the same settings to continue it."
             )
         if not resume:
-            raise UserError(f"{folder} holds this run already. Give another --out, or leave --no-resume away to continue.")
+            raise UserError(
+                f"{folder} holds this run already. Give another --out, or leave --no-resume away to continue."
+            )
         return True
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is no run's folder (it has no run.json). Give another --out.")
@@ -94,7 +100,9 @@ def read_run(folder: Path) -> dict[str, Any]:
         UserError: the folder is no run.
     """
     if not (folder / "run.json").is_file():
-        raise UserError(f"{folder} is no run's folder: it has no run.json. Give the --out of a `mam2 pretrain` or `finetune`.")
+        raise UserError(
+            f"{folder} is no run's folder (no run.json). Give the --out of a `mam2 pretrain` or `finetune`."
+        )
     return _read_json(folder / "run.json")
 
 
@@ -218,7 +226,9 @@ def load_encoder(source: str | Path) -> VideoEncoder:
         source = classifier if classifier.exists() else source / "encoder.safetensors"
     tensors, metadata = read_tensors(source)
     if metadata.get("format") not in (FORMAT_ENCODER, FORMAT_CLASSIFIER):
-        raise UserError(f"{source} holds no encoder of mam2 (format {metadata.get('format')}). Give a run's encoder.safetensors.")
+        raise UserError(
+            f"{source} holds no encoder of mam2 (format {metadata.get('format')}). Give a run's encoder.safetensors."
+        )
     encoder = VideoEncoder(from_json(EncoderConfig, json.loads(metadata["config"])))
     if metadata["format"] == FORMAT_CLASSIFIER:
         tensors = {k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")}
@@ -242,10 +252,14 @@ def load_classifier(source: str | Path) -> tuple[Classifier, tuple[str, ...]]:
     source = Path(source)
     file = source / "classifier.safetensors" if source.is_dir() else source
     if source.is_dir() and not file.exists():
-        raise UserError(f"{source} holds no classifier. Fine-tune one first: mam2 finetune RECIPE --init {source} --out DIR.")
+        raise UserError(
+            f"{source} holds no classifier. Fine-tune one first: mam2 finetune RECIPE --init {source} --out DIR."
+        )
     tensors, metadata = read_tensors(file)
     if metadata.get("format") != FORMAT_CLASSIFIER:
-        raise UserError(f"{file} holds no classifier (format {metadata.get('format')}). Give the folder of a `mam2 finetune`.")
+        raise UserError(
+            f"{file} holds no classifier (format {metadata.get('format')}). Give the folder of a `mam2 finetune`."
+        )
     classes = tuple(json.loads(metadata["classes"]))
     classifier = Classifier(VideoEncoder(from_json(EncoderConfig, json.loads(metadata["config"]))), len(classes))
     load_strictly(classifier, tensors, file)
@@ -267,7 +281,9 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({_first_line(error)}). Restore it, or start anew with another --out.") from error
+        raise UserError(
+            f"{path} is damaged ({_first_line(error)}). Restore it, or start anew with another --out."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -170,9 +170,14 @@ def fit(
                     seconds = clock.lap() + data_seconds
                     row = {"step": done, "epoch": done / steps_per_epoch, **figures, "lr": rate}
                     row |= {"grad_norm": norm.item(), "clips_per_second": loop.batch_size / seconds}
-                    row |= {"data_seconds": data_seconds, "memory_gib": memory_gib(), "bad_videos": len(loader.bad)}
-                    if results[0].features_BTD is not None:
-                        row |= (vital := health(torch.cat([r.features_BTD for r in results])))
+                    row |= {
+                        "data_seconds": data_seconds,
+                        "memory_gib": memory_gib(),
+                        "bad_videos": len(loader.bad),
+                    }
+                    features = [r.features_BTD for r in results if r.features_BTD is not None]
+                    if features:
+                        row |= (vital := health(torch.cat(features)))
                         if vital.get("feature_std", 1.0) < COLLAPSED_STD and not warned:
                             warned = True
                             log.warning(
@@ -189,7 +194,9 @@ def fit(
                     checkpoint.save(folder, model, optimizer, checkpoint.State(done), keep=loop.keep)
                     on_save()
                 if stop and done < num_steps:
-                    log.warning(f"Stopped at step {done} of {num_steps}; everything is saved. The same command goes on.")
+                    log.warning(
+                        f"Stopped at step {done} of {num_steps}; everything is saved. The same command goes on."
+                    )
                     return False
                 clock.lap()
             return True

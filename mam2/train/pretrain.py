@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from mam2 import distributed
-from mam2.config import from_json
+from mam2.config import UserError, from_json
 from mam2.data.catalog import read_catalog
-from mam2.data.loader import Batch, Data, TrainLoader
+from mam2.data.loader import Batch, Data, TrainLoader, steps_per_epoch
 from mam2.losses import Losses
 from mam2.masks import TubeMask
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2, MAM2Config
-from mam2.targets import TargetMaker, TargetsConfig
+from mam2.targets import TargetMaker, TargetsConfig, load_tokenizer
+from mam2.targets.vq import VQConfig
 from mam2.train import checkpoint
 from mam2.train.engine import Loop, autocast_dtype, fit
 from mam2.train.optim import Optim, make_optimizer
+from mam2.train.tokenizer import train_tokenizer
 
 log = logging.getLogger("mam2")
+TOKENIZER_STEPS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +56,28 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     catalog = read_catalog(config.data.root, labelled=False)
     device = distributed.device()
     config.loop.micro_batch_size()
-    targets = TargetMaker(config.targets, patch_size=config.encoder.patch_size, device=device)
-    model, num_codes = build(config, targets), targets.tokenizer.num_codes
-    optimizer = make_optimizer(model.to(device), config.optim)
-
+    epoch = steps_per_epoch(len(catalog.items), config.loop.batch_size)
+    if config.targets.appearance == "vqgan":
+        load_tokenizer(config.targets, patch_size=config.encoder.patch_size)  # tells of a missing file first
     if distributed.rank() == 0:
         checkpoint.open_run(folder, "pretrain", config, resume=resume)
+        own = folder / "tokenizer.safetensors"
+        if config.targets.appearance == "vq" and not config.targets.file and not own.exists():
+            vq = VQConfig(patch_size=config.encoder.patch_size, num_codes=config.targets.num_codes)
+            train_tokenizer(
+                catalog,
+                config.data,
+                vq,
+                own,
+                size=config.encoder.size,
+                num_steps=TOKENIZER_STEPS,
+                seed=config.loop.seed,
+            )
     distributed.barrier()
+
+    targets = make_targets(config, folder, device)
+    model, num_codes = build(config, targets).to(device), targets.num_codes
+    optimizer = make_optimizer(model, config.optim)
     start = checkpoint.load(folder, model, optimizer).step
     loader = TrainLoader(
         catalog,
@@ -67,7 +85,7 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
         num_frames=config.encoder.frames,
         size=config.encoder.size,
         batch_size=config.loop.batch_size,
-        duration=config.loop.duration,
+        num_steps=config.loop.duration.steps(epoch),
         seed=config.loop.seed,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
@@ -102,10 +120,18 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     )
 
 
+def make_targets(config: Pretrain, folder: Path, device: torch.device) -> TargetMaker:
+    """The run's target maker; a "vq" tokenizer without a file of its own lies in the run's folder."""
+    targets = config.targets
+    if targets.appearance == "vq" and not targets.file:
+        targets = replace(targets, file=str(folder / "tokenizer.safetensors"))
+    return TargetMaker(targets, patch_size=config.encoder.patch_size, device=device)
+
+
 def build(config: Pretrain, targets: TargetMaker) -> MAM2:
     """The objective with the run's initial weights, which depend on its seed only."""
     torch.manual_seed(config.loop.seed)
-    return MAM2(config.objective, config.encoder, num_codes=targets.tokenizer.num_codes)
+    return MAM2(config.objective, config.encoder, num_codes=targets.num_codes)
 
 
 def load_run(folder: str | Path) -> tuple[MAM2, TargetMaker, Pretrain]:
@@ -117,10 +143,13 @@ def load_run(folder: str | Path) -> tuple[MAM2, TargetMaker, Pretrain]:
     folder = Path(folder)
     record = checkpoint.read_run(folder)
     if record["kind"] != "pretrain" or not checkpoint.checkpoints(folder):
-        raise checkpoint.not_a("pre-training run with a checkpoint", folder)
+        raise UserError(
+            f"{folder} holds no pre-trained model (kind {record['kind']}, {len(checkpoint.checkpoints(folder))} "
+            "checkpoints). Give the --out of a `mam2 pretrain` that has saved at least once."
+        )
     config = from_json(Pretrain, record["config"])
     device = distributed.device()
-    targets = TargetMaker(config.targets, patch_size=config.encoder.patch_size, device=device)
+    targets = make_targets(config, folder, device)
     model = build(config, targets).to(device)
     checkpoint.load_model(checkpoint.checkpoints(folder)[-1] / "model.safetensors", model)
     return model.eval(), targets, config

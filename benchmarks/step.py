@@ -1,0 +1,412 @@
+"""What one pre-training step costs: FLOPs and seconds of every part, peak memory, and all beside the machine.
+
+    python benchmarks/step.py --model vit_b --batch 1 --precision bf16 --steps 3 --out step.json
+
+Everything is measured in one run and judged by ratios: the step's FLOP/s over the machine's best rate of
+matrix products, and over the rate of the step's own products run alone, which is what a step of nothing else
+would reach. FLOPs are counted while the code runs, 2 per multiply-add: products, convolutions and attention
+(whose backward pass computes the scores again: that counts too). The step is that of mam2/train/engine.py
+without loader and tokenizer; the tokenizer, with random weights, stands apart.
+
+B clips, T frames, C channels, H W pixels, N patches a frame, V visible, M masked, D width, K codes, P patch
+side, S any sequence length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import resource
+import shlex
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from mam2 import distributed
+from mam2.losses import alignment_loss, appearance_loss, motion_loss
+from mam2.masks import Mask, TubeMask, take
+from mam2.model.encoder import EncoderConfig, vit_b, vit_l
+from mam2.objectives.mam2 import MAM2, MAM2Config
+from mam2.targets import Targets
+from mam2.targets.motion import rgb_difference
+from mam2.targets.pixels import to_float
+from mam2.targets.vqgan import VQGAN, VQGANConfig
+from mam2.train.engine import autocast_dtype
+from mam2.train.optim import Optim, make_optimizer
+
+PEAK_SHAPES_MKN = {  # two of ViT-B's own, and one that is large in every direction
+    "cpu": ((3136, 768, 3072), (2352, 768, 768), (2048, 2048, 2048)),
+    "cuda": ((50176, 768, 3072), (37632, 768, 768), (8192, 8192, 8192)),
+}
+aten = torch.ops.aten
+CPU_ATTENTION = {  # older torch has no formula for these two
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """The models of one `--model`."""
+
+    encoder: EncoderConfig
+    objective: MAM2Config
+    tokenizer: VQGANConfig
+
+
+SIZES = {
+    "vit_b": Size(encoder=vit_b(), objective=MAM2Config(), tokenizer=VQGANConfig()),
+    # Table 1c: regressor and decoders as wide as the encoder.
+    "vit_l": Size(encoder=vit_l(), objective=MAM2Config(width=1024, num_heads=16), tokenizer=VQGANConfig()),
+    "tiny": Size(
+        encoder=EncoderConfig(width=64, depth=2, num_heads=2, frames=4, size=32, patch_size=8),
+        objective=MAM2Config(width=64, num_heads=2, regressor_depth=1, appearance_depth=1, motion_depth=1),
+        tokenizer=VQGANConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1, z_channels=32, num_codes=512),
+    ),
+}
+
+
+class Workload:
+    """A model with its optimiser and a batch of noise; `step()` is one whole step."""
+
+    def __init__(self, size: Size, *, batch: int, precision: str, device: torch.device) -> None:
+        encoder, num_codes = size.encoder, size.tokenizer.num_codes
+        torch.manual_seed(0)
+        with device:
+            self.model = MAM2(size.objective, encoder, num_codes=num_codes).train()
+        self.optimizer = make_optimizer(self.model, Optim())
+        frames, num_patches = encoder.frames, encoder.grid[0] * encoder.grid[1]
+        shape_BTCHW = (batch, frames, 3, encoder.size, encoder.size)
+        self.clip_BTCHW = torch.randint(256, shape_BTCHW, dtype=torch.uint8, device=device)
+        self.codes_BTN = torch.randint(num_codes, (batch, frames, num_patches), device=device)
+        self.mask: Mask = TubeMask()(num_patches, sample_B=torch.arange(batch), seed=0).to(device)
+        dtype = autocast_dtype(precision, device, width=encoder.width)
+        self.dtype = dtype or torch.float32
+        self.autocast = partial(torch.autocast, device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+    def step(self) -> None:
+        """Targets, forward, backward and update as in training."""
+        self.optimizer.zero_grad()
+        with self.autocast():
+            losses = self.model(self.clip_BTCHW, self.mask, self.targets(), self.model.config.alignment_weight)
+            losses.total.backward()
+        self.update()
+
+    def targets(self) -> Targets:
+        """RGB differences, beside codes that are given."""
+        with torch.no_grad(), torch.autocast(self.clip_BTCHW.device.type, enabled=False):
+            patch_size = self.model.encoder.config.patch_size
+            return Targets(self.codes_BTN, rgb_difference(to_float(self.clip_BTCHW), patch_size, unit_scale=False))
+
+    def update(self) -> None:
+        """The gradient's norm, its check, and AdamW."""
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)
+        assert math.isfinite(norm.item()), "the gradient is not finite"
+        self.optimizer.step()
+
+    def parts(self) -> dict[str, Callable[[], object]]:
+        """The step cut in parts, each on leaves of the right shape; together they have the step's FLOPs.
+
+        Ask for them after a whole step: the update is that of its gradients.
+        """
+        model, encoder, clip_BTCHW, mask = self.model, self.model.encoder, self.clip_BTCHW, self.mask
+        gradients = [parameter.grad for parameter in model.parameters()]
+        with torch.no_grad(), self.autocast():
+            tokens_BTND = encoder.embed(clip_BTCHW)
+            made = model.predict(clip_BTCHW, mask)
+            targets = self.targets()
+            position_BTND = model.project_position(encoder.position(clip_BTCHW)).expand_as(tokens_BTND)
+            context_BSD = take(position_BTND, mask.visible_BV).flatten(1, 2)
+            query_BTMD = take(position_BTND, mask.masked_BM)
+
+        def align() -> None:
+            with torch.no_grad(), self.autocast():
+                model.project(encoder.encode(take(tokens_BTND, mask.masked_BM)))
+
+        def regress(visible_BTVD: Tensor, context_BSD: Tensor, query_BTMD: Tensor) -> Tensor:
+            return model.regressor(
+                model.project(visible_BTVD).flatten(1, 2),
+                context_position_BSD=context_BSD,
+                query_position_BSD=query_BTMD.flatten(1, 2),
+            ).unflatten(1, query_BTMD.shape[1:3])
+
+        def lose(logits_BTMK: Tensor, motion_BTMP: Tensor, regressed_BTMD: Tensor) -> Tensor:
+            codes_BTM = take(targets.codes_BTN[..., None], mask.masked_BM)[..., 0]
+            motion = motion_loss(motion_BTMP, take(targets.motion_BTND, mask.masked_BM))
+            alignment = alignment_loss(regressed_BTMD, model.standardise(made.target_BTMD))
+            return appearance_loss(logits_BTMK, codes_BTM) + motion + model.config.alignment_weight * alignment
+
+        def both_ways(call: Callable[..., Tensor], like: Tensor | None, *inputs: Tensor) -> Callable[[], None]:
+            """Forward, and backward from a random gradient `like` the output (None: a scalar's)."""
+            leaves = [x.detach().clone().requires_grad_() for x in inputs]
+            gradient = None if like is None else torch.randn_like(like)
+
+            def run() -> None:
+                for tensor in (*leaves, *model.parameters()):
+                    tensor.grad = None  # as in the step, where a first gradient is kept and not added
+                with self.autocast():
+                    call(*leaves).backward(gradient)
+
+            return run
+
+        def see() -> Tensor:
+            return encoder.encode(take(encoder.embed(clip_BTCHW), mask.visible_BV))
+
+        def appear(regressed_BTMD: Tensor, query_BTMD: Tensor) -> Tensor:
+            return model.appearance(regressed_BTMD, position_BTMD=query_BTMD)
+
+        def move(regressed_BTMD: Tensor, query_BTMD: Tensor) -> Tensor:
+            return model.motion(regressed_BTMD, position_BTMD=query_BTMD)
+
+        def update() -> None:
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            self.update()
+
+        visible, regressed, query = made.visible_BTVD, made.regressed_BTMD, query_BTMD
+        return {
+            "motion target (RGB difference)": self.targets,
+            "encoder, visible patches": both_ways(see, visible),
+            "alignment target, masked patches": align,
+            "regressor": both_ways(regress, regressed, visible, context_BSD, query),
+            "appearance decoder and head": both_ways(appear, made.logits_BTMK, regressed, query),
+            "motion decoder": both_ways(move, made.motion_BTMP, regressed, query),
+            "losses": both_ways(lose, None, made.logits_BTMK, made.motion_BTMP, regressed),
+            "update (norm, AdamW)": update,
+        }
+
+
+class Products(TorchDispatchMode):
+    """Counts the matrix products inside it by dtype, and shape and transposition of both matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[tuple[Any, ...]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (aten.mm.default, aten.addmm.default, aten.bmm.default):
+            a, b = args[-2:]
+            self.seen[a.dtype, a.shape, a.stride(-1) != 1, b.shape, b.stride(-1) != 1] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def flops_of(call: Callable[[], object]) -> int:
+    """FLOPs of one call, counted while it runs."""
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def times_of(call: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
+    """Seconds of each of `repeats` calls."""
+    seconds = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def cost(flops: float, seconds: float) -> dict[str, float]:
+    """FLOPs, seconds, and the one over the other."""
+    return {"flops": flops, "seconds": seconds, "flops_per_second": flops / seconds}
+
+
+def cost_of(call: Callable[[], object], device: torch.device, repeats: int) -> dict[str, float]:
+    """Counts one call, which is the warm-up too, and takes the median time of `repeats` more."""
+    return cost(flops_of(call), statistics.median(times_of(call, device, repeats)))
+
+
+def products_alone(products: Counter[tuple[Any, ...]], device: torch.device, repeats: int) -> dict[str, float]:
+    """What products cost with nothing around them: each distinct one is timed and weighed by its count."""
+
+    def noise(dtype: torch.dtype, shape: torch.Size, transposed: bool) -> Tensor:
+        stored = torch.randn(shape, device=device).to(dtype)
+        return stored.mT.contiguous().mT if transposed else stored
+
+    flops, seconds = 0.0, 0.0
+    for (dtype, a_shape, a_transposed, b_shape, b_transposed), count in products.items():
+        a, b = noise(dtype, a_shape, a_transposed), noise(dtype, b_shape, b_transposed)
+        one = cost_of(partial(torch.matmul, a, b), device, repeats)
+        flops, seconds = flops + count * one["flops"], seconds + count * one["seconds"]
+    return cost(flops, seconds)
+
+
+def peak_rates(dtype: torch.dtype, device: torch.device, repeats: int) -> dict[str, float]:
+    """FLOP/s of the best of `repeats` products of each of a few shapes."""
+    rates = {}
+    for m, k, n in PEAK_SHAPES_MKN[device.type]:
+        a_MK, b_KN = torch.randn(m, k, device=device).to(dtype), torch.randn(k, n, device=device).to(dtype)
+        multiply = partial(torch.matmul, a_MK, b_KN)
+        multiply()
+        rates[f"{m}x{k}x{n}"] = 2 * m * k * n / min(times_of(multiply, device, repeats))
+    return rates
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory in use so far: the GPU's, or this process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The machine and the versions that a measurement belongs to."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_has_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_average_1min": round(psutil.getloadavg()[0], 2),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def measure(size: Size, *, batch: int, precision: str, repeats: int, tokenizer: bool) -> dict[str, Any]:
+    """Runs the benchmark; FLOPs, seconds, FLOP/s, GiB and ratios as JSON."""
+    device = distributed.device()
+    result: dict[str, Any] = {"machine": machine(device), "encoder": asdict(size.encoder)}
+    work = Workload(size, batch=batch, precision=precision, device=device)
+    rounds = [peak_rates(work.dtype, device, repeats)]
+
+    memory = {"before_step": peak_memory_gib(device)}
+    step = cost_of(work.step, device, repeats)
+    memory["peak"] = peak_memory_gib(device)  # here, before other work can raise it
+    rounds.append(peak_rates(work.dtype, device, repeats))
+    with Products() as products:
+        work.step()
+    alone = products_alone(products.seen, device, repeats)
+    parts = {name: cost_of(call, device, repeats) for name, call in work.parts().items()}
+    rounds.append(peak_rates(work.dtype, device, repeats))
+
+    best = {shape: max(rates[shape] for rates in rounds) for shape in rounds[0]}
+    top = max(best, key=lambda shape: best[shape])
+    result |= {
+        "parameters": sum(p.numel() for p in work.model.parameters()),
+        "parts": parts,
+        "sum_of_parts": cost(sum(p["flops"] for p in parts.values()), sum(p["seconds"] for p in parts.values())),
+        "step": step | {"clips_per_second": batch / step["seconds"]},
+        "products_alone": alone,
+        "peak": {
+            "flops_per_second": best[top],
+            "shape": top,
+            "spread": 1 - min(rates[top] for rates in rounds) / best[top],
+            "rounds": rounds,
+        },
+        "memory_gib": memory,
+        "ratios": {
+            "step_over_peak": step["flops_per_second"] / best[top],
+            "step_over_products_alone": step["flops_per_second"] / alone["flops_per_second"],
+            "products_alone_over_peak": alone["flops_per_second"] / best[top],
+        },
+    }
+    if tokenizer:
+        frozen = VQGAN(size.tokenizer, with_decoder=False).to(device)
+        frames_FCHW = to_float(work.clip_BTCHW).flatten(0, 1)
+        result["tokenizer"] = cost_of(partial(frozen, frames_FCHW), device, repeats)
+        peak = max(peak_rates(torch.float32, device, repeats).values())  # it runs in float32, as in training
+        result["ratios"]["tokenizer_over_float32_peak"] = result["tokenizer"]["flops_per_second"] / peak
+        result["ratios"]["tokenizer_seconds_over_step"] = result["tokenizer"]["seconds"] / step["seconds"]
+    return result
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """The result as a table and a few lines."""
+    here, peak, ratios, memory = (result[name] for name in ("machine", "peak", "ratios", "memory_gib"))
+    table = Table(title=f"{result['model']}, batch {result['batch']}, {result['precision']}, {here['device']}")
+    table.add_column("part of one pre-training step")
+    for column in ("GFLOP", "seconds", "of the step", "GFLOP/s", "of peak"):
+        table.add_column(column, justify="right")
+
+    def add(name: str, row: dict[str, float], style: str = "") -> None:
+        rate = row["flops_per_second"]
+        cells = [f"{row['flops'] / 1e9:,.1f}", f"{row['seconds']:.3f}"]
+        cells.append(f"{row['seconds'] / result['step']['seconds']:.1%}")
+        cells += [f"{rate / 1e9:,.0f}", f"{rate / peak['flops_per_second']:.2f}"] if rate else ["", ""]
+        table.add_row(name, *cells, style=style)
+
+    for name, row in result["parts"].items():
+        add(name, row)
+    table.add_section()
+    add("sum of the parts", result["sum_of_parts"])
+    add("the whole step", result["step"], "bold")
+    add("its matrix products alone", result["products_alone"])
+    if "tokenizer" in result:
+        table.add_section()
+        add("tokenizer, apart (float32)", result["tokenizer"])
+    console.print(table)
+    console.print(
+        f"Best product: {peak['flops_per_second'] / 1e9:,.0f} GFLOP/s at {peak['shape']}, spread "
+        f"{peak['spread']:.0%} over {len(peak['rounds'])} rounds; {here['threads']} threads, {here['cpu']}.\n"
+        f"Step over best product: {ratios['step_over_peak']:.2f} (aim: at least 0.5).\n"
+        f"Step over its own products alone: {ratios['step_over_products_alone']:.2f}.\n"
+        f"Peak memory: {memory['peak']:.2f} GiB, {memory['before_step']:.2f} GiB before the step."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """The command line; returns what `--out` writes."""
+    parser = argparse.ArgumentParser(description="What one pre-training step costs, and how near the best it is.")
+    parser.add_argument("--model", choices=sorted(SIZES), default="vit_b")
+    parser.add_argument("--batch", type=int, default=1, help="clips (default 1)")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--steps", type=int, default=3, help="times to repeat; medians are told (default 3)")
+    parser.add_argument("--tokenizer", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    if min(options.batch, options.steps) < 1:
+        parser.error(f"--batch is {options.batch} and --steps {options.steps}; both must be at least 1.")
+    words = sys.argv[1:] if arguments is None else arguments
+    result = {"benchmark": "step", "command": shlex.join(["python", "benchmarks/step.py", *words])}
+    result |= {"model": options.model, "batch": options.batch, "precision": options.precision}
+    result |= {"repeats": options.steps} | measure(
+        SIZES[options.model],
+        batch=options.batch,
+        precision=options.precision,
+        repeats=options.steps,
+        tokenizer=options.tokenizer,
+    )
+    show(result, Console(width=110))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The paper's runs by name. A recipe is a function that returns a complete configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mam2.config import UserError, did_you_mean
+from mam2.recipes import finetune, pretrain
+from mam2.train.finetune import Finetune
+from mam2.train.pretrain import Pretrain
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named run.
+
+    Attributes:
+        make: returns the configuration.
+        table: where in the paper it stands; empty if it is not the paper's.
+        data: the data set it is meant for.
+        model: the encoder's size.
+        paper: the number that the paper gives for it, after fine-tuning.
+    """
+
+    make: Callable[[], Pretrain | Finetune]
+    table: str
+    data: str
+    model: str
+    paper: str = ""
+
+
+RECIPES: dict[str, Recipe] = {
+    "mam2_b_k400": Recipe(pretrain.mam2_b_k400, "3, 7", "Kinetics-400", "ViT-B", "82.3 top-1"),
+    "mam2_l_k400": Recipe(pretrain.mam2_l_k400, "3, 7", "Kinetics-400", "ViT-L", "85.3 top-1"),
+    "mam2_b_ssv2": Recipe(pretrain.mam2_b_ssv2, "4, 7", "SSv2", "ViT-B", "71.3 top-1"),
+    "mam2_b_ucf101": Recipe(pretrain.mam2_b_ucf101, "5, 7", "UCF101", "ViT-B", "91.5 top-1"),
+    "mam2_b_hmdb51": Recipe(pretrain.mam2_b_hmdb51, "5, 7", "HMDB51", "ViT-B", "62.5 top-1"),
+    "mam2_b_k400_rp": Recipe(pretrain.mam2_b_k400_rp, "", "Kinetics-400", "ViT-B"),
+    "mam2_tiny": Recipe(pretrain.mam2_tiny, "", "any folder", "tiny"),
+    "finetune_b_k400": Recipe(finetune.finetune_b_k400, "3, 8", "Kinetics-400", "ViT-B", "82.3 top-1"),
+    "finetune_l_k400": Recipe(finetune.finetune_l_k400, "3, 8", "Kinetics-400", "ViT-L", "85.3 top-1"),
+    "finetune_tiny": Recipe(finetune.finetune_tiny, "", "any class folders", "tiny"),
+}
+
+
+def get_recipe(name: str, kind: type[Pretrain] | type[Finetune] | None = None) -> Pretrain | Finetune:
+    """The configuration of a recipe.
+
+    Raises:
+        UserError: an unknown name, or a recipe of the other kind.
+    """
+    if name not in RECIPES:
+        raise UserError(f"There is no recipe {name!r}. {did_you_mean(name, RECIPES)} `mam2 recipes` lists them all.")
+    config = RECIPES[name].make()
+    if kind is not None and not isinstance(config, kind):
+        raise UserError(f"{name} is a recipe of `mam2 {type(config).__name__.lower()}`. `mam2 recipes` lists them all.")
+    return config

@@ -1,0 +1,216 @@
+"""Fine-tuning: a pre-trained encoder with a new head goes through the same loop (Table 8)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mam2 import distributed
+from mam2.config import Epochs, UserError, from_json
+from mam2.data.catalog import read_catalog
+from mam2.data.loader import Batch, Data, TrainLoader, ViewLoader, steps_per_epoch
+from mam2.evaluate import Evaluation, evaluate
+from mam2.losses import Losses
+from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder, layer_id
+from mam2.train import checkpoint
+from mam2.train.engine import Loop, autocast_dtype, fit
+from mam2.train.optim import Optim, make_optimizer
+
+log = logging.getLogger("mam2")
+
+
+def _table_8_optim() -> Optim:
+    return Optim(base_lr=5e-4, min_lr=1e-6, betas=(0.9, 0.999), warmup=Epochs(5), layer_decay=0.75)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """A complete fine-tuning run; the defaults are Table 8's for ViT-B on Kinetics-400.
+
+    Attributes:
+        init: a pre-training run's folder, an encoder.safetensors file, or "scratch".
+        label_smoothing: as in Szegedy et al. (2016).
+        clips: windows a video in testing (the paper's protocol: 7 clips × 3 crops on Kinetics-400).
+        crops: squares a window in testing.
+    """
+
+    init: str = ""
+    data: Data = field(default_factory=lambda: Data(augment="random_resized_crop"))
+    encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(drop_path=0.1))
+    optim: Optim = field(default_factory=_table_8_optim)
+    loop: Loop = field(default_factory=lambda: Loop(batch_size=256, duration=Epochs(100)))
+    label_smoothing: float = 0.1
+    clips: int = 7
+    crops: int = 3
+
+
+def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
+    """Fine-tunes on labelled videos, or continues where the run in `out` stopped.
+
+    Writes run.json, log.jsonl, checkpoints/ and classifier.safetensors into `out`.
+
+    Returns:
+        True at the end of the run, False if SIGTERM ended it early (everything is saved).
+
+    Raises:
+        UserError: unlabelled or no videos, an `init` of another architecture, another run in `out`.
+    """
+    folder = Path(out)
+    catalog = read_catalog(config.data.root, labelled=True)
+    device = distributed.device()
+    config.loop.micro_batch_size()
+    classifier = build(config, num_classes=len(catalog.classes)).to(device)
+    optimizer = make_optimizer(classifier, config.optim, depth=config.encoder.depth, layer_id=layer_id)
+
+    if distributed.rank() == 0:
+        checkpoint.open_run(folder, "finetune", config, resume=resume)
+    distributed.barrier()
+    start = checkpoint.load(folder, classifier, optimizer).step
+    epoch = steps_per_epoch(len(catalog.items), config.loop.batch_size)
+    loader = TrainLoader(
+        catalog,
+        config.data,
+        num_frames=config.encoder.frames,
+        size=config.encoder.size,
+        batch_size=config.loop.batch_size,
+        num_steps=config.loop.duration.steps(epoch),
+        seed=config.loop.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        start_step=start,
+    )
+    if distributed.rank() == 0:
+        log.info(
+            f"Fine-tuning from {config.init}, steps {start} to {loader.num_steps}: {len(catalog.items)} videos of "
+            f"{len(catalog.classes)} classes, on {device}."
+        )
+
+    def loss_of(wrapped: nn.Module, batch: Batch, step: int) -> Losses:
+        # Table 8's mixup and cutmix belong here: they mix the batch before the model sees it.
+        logits_BK = wrapped(batch.clip_BTCHW).float()
+        loss = F.cross_entropy(logits_BK, batch.label_B, label_smoothing=config.label_smoothing)
+        accuracy = (logits_BK.argmax(dim=1) == batch.label_B).float().mean()
+        return Losses(loss, {"cross_entropy": loss.detach(), "accuracy": accuracy}, features_BTD=None)
+
+    return fit(
+        classifier,
+        loss_of,
+        loader,
+        optimizer,
+        loop=config.loop,
+        optim=config.optim,
+        start_step=start,
+        folder=folder,
+        title="fine-tuning",
+        dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
+        on_save=lambda: checkpoint.save_classifier(folder / "classifier.safetensors", classifier, catalog.classes),
+    )
+
+
+def evaluate_run(
+    run: str | Path,
+    root: str,
+    *,
+    clips: int | None = None,
+    crops: int | None = None,
+    out: str | Path | None = None,
+) -> tuple[Evaluation, tuple[str, ...]]:
+    """Tests a fine-tuned run on labelled videos and writes evaluate.json.
+
+    Args:
+        run: the folder of a fine-tuning run.
+        root: class folders or a CSV with path,label; its classes must be among the run's.
+        clips: windows a video; the run's own protocol if None.
+        crops: squares a window; the run's own protocol if None.
+        out: the folder for evaluate.json; the run's if None.
+
+    Returns:
+        The evaluation and the class names.
+
+    Raises:
+        UserError: no fine-tuned run, unknown labels, no usable videos.
+    """
+    run, out = Path(run), Path(out or run)
+    record = checkpoint.read_run(run)
+    classifier, classes = checkpoint.load_classifier(run)
+    config = from_json(Finetune, record["config"])
+    clips, crops = clips or config.clips, crops or config.crops
+    catalog = read_catalog(root, labelled=True, classes=classes)
+    device = distributed.device()
+    loader = ViewLoader(
+        catalog,
+        config.data,
+        num_frames=config.encoder.frames,
+        size=config.encoder.size,
+        clips=clips,
+        crops=crops,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    result = evaluate(
+        classifier.to(device),
+        loader,
+        num_videos=len(catalog.items),
+        dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
+    )
+    report = {
+        "top1": result.top(1),
+        "top5": result.top(5),
+        "num_videos": len(result.label_B),
+        "clips": clips,
+        "crops": crops,
+        "per_class": result.per_class(classes),
+        "confusion": result.confusion().tolist(),
+        "bad_videos": result.bad,
+    }
+    if distributed.rank() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_text(out / "evaluate.json", json.dumps(report, indent=2))
+    return result, classes
+
+
+def build(config: Finetune, *, num_classes: int) -> Classifier:
+    """The classifier with its initial weights: a new head on the encoder that `init` names.
+
+    Raises:
+        UserError: no init, or one of another architecture than the configuration's.
+    """
+    if not config.init:
+        raise UserError(
+            "Nothing to fine-tune: give --init RUN (the folder of a `mam2 pretrain`), an encoder.safetensors file, "
+            "or --init scratch to train from random weights."
+        )
+    torch.manual_seed(config.loop.seed)
+    encoder = VideoEncoder(config.encoder)
+    if config.init != "scratch":
+        _copy_encoder(checkpoint.load_encoder(config.init), encoder, config.init)
+    return Classifier(encoder, num_classes)
+
+
+def _copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None:
+    """Copies weights; positions are interpolated where frames or size differ."""
+    free = ("drop_path", "frames", "size")
+    found, wanted = dataclasses.asdict(source.config), dataclasses.asdict(target.config)
+    wrong = [f"{k} {found[k]} (here {wanted[k]})" for k in found if k not in free and found[k] != wanted[k]]
+    if wrong:
+        flags = " ".join(f"--encoder.{k.replace('_', '-')} {found[k]}" for k in found if found[k] != wanted[k])
+        raise UserError(
+            f"{name} is an encoder of another architecture: {', '.join(wrong)}. Use the recipe that belongs to it, "
+            f"or {flags}."
+        )
+    tensors = source.state_dict()
+    if (source.config.frames, source.config.size) != (target.config.frames, target.config.size):
+        log.warning(
+            f"Positions are interpolated from {source.config.frames} frames of {source.config.size}² to "
+            f"{target.config.frames} frames of {target.config.size}²."
+        )
+        tensors["positions.time_TD"] = source.positions.time(target.config.frames).detach()
+        tensors["positions.space_ND"] = source.positions.space(target.config.grid).detach()
+    target.load_state_dict(tensors)

@@ -1,0 +1,69 @@
+"""Trains the small VQ tokenizer on one's own frames (targets/vq.py)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from mam2.config import UserError
+from mam2.data.catalog import Catalog
+from mam2.data.loader import Data, TrainLoader
+from mam2.targets.vq import VQConfig, save_vq, train_vq
+
+log = logging.getLogger("mam2")
+FRAMES_PER_VIDEO = 4  # neighbouring frames are alike: many videos with few frames each make a better codebook
+VIDEOS_PER_STEP = 8
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """The frames of a loader's clips, batch by batch."""
+
+    loader: TrainLoader
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.loader:
+            yield batch.clip_BTCHW.flatten(0, 1)
+
+
+def train_tokenizer(
+    catalog: Catalog, data: Data, config: VQConfig, file: Path, *, size: int, num_steps: int, seed: int
+) -> dict[str, float]:
+    """Trains a VQ tokenizer on random frames and writes it.
+
+    Args:
+        catalog: the videos.
+        data: how clips are made of them.
+        config: the tokenizer's sizes.
+        file: where to write it (.safetensors); an existing file is not overwritten.
+        size: height and width of the frames, pixels.
+        num_steps: optimiser steps, of 32 frames each.
+        seed: of weights and frames.
+
+    Returns:
+        `mse` of pixels in [0, 1], `mse_of_mean` (of the mean patch), `usage` and `perplexity` of the codebook.
+
+    Raises:
+        UserError: the file exists already, or the videos can't be used.
+    """
+    if file.exists():
+        raise UserError(f"{file} exists already; a run may depend on it. Give another --out, or remove it.")
+    loader = TrainLoader(
+        catalog,
+        data,
+        num_frames=FRAMES_PER_VIDEO,
+        size=size,
+        batch_size=VIDEOS_PER_STEP,
+        num_steps=num_steps + 4 * config.num_codes // VIDEOS_PER_STEP,  # the codebook's start takes some more
+        seed=seed,
+    )
+    log.info(f"Training a VQ tokenizer with {config.num_codes} codes on {len(catalog.items)} videos.")
+    vq, report = train_vq(_Frames(loader), config, num_steps=num_steps, seed=seed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_vq(vq, file)
+    log.info(f"Wrote {file}: {', '.join(f'{name} {value:.4g}' for name, value in report.items())}.")
+    return report

@@ -1,0 +1,90 @@
+"""The step benchmark: its parts are the step, its FLOPs are the arithmetic's, its JSON is complete."""
+
+import importlib.util
+import json
+import sys
+import types
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def bench() -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "benchmarks_step", Path(__file__).parents[1] / "benchmarks" / "step.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def result(bench: types.ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    out = tmp_path_factory.mktemp("benchmark") / "new" / "step.json"
+    arguments = ["--model", "tiny", "--batch", "2", "--precision", "fp32", "--steps", "1", "--out", str(out)]
+    returned = bench.main(arguments)
+    written = json.loads(out.read_text())
+    assert written == json.loads(json.dumps(returned))
+    assert written["command"] == " ".join(["python", "benchmarks/step.py", *arguments])
+    return written
+
+
+def test_parts_have_the_flops_of_the_whole_step(result: dict) -> None:
+    assert result["sum_of_parts"]["flops"] == result["step"]["flops"] > 0
+    assert result["parts"]["losses"]["flops"] == result["parts"]["update (norm, AdamW)"]["flops"] == 0
+    assert all(row["seconds"] > 0 for row in result["parts"].values())
+
+
+def test_products_are_all_but_attention_and_patch_embedding(bench: types.ModuleType, result: dict) -> None:
+    size = bench.SIZES["tiny"].encoder
+    frames, patches, masked = 2 * size.frames, 16, 12
+    heads_flops = 0
+    # Forward once and backward 2.5 times: five products instead of two.
+    for queries, keys, sequences, times in (
+        (4, 4, 2 * 4, 2 * 3.5),  # time, 4 visible patches: 2 encoder blocks
+        (4, 4, frames, 2 * 3.5),  # space
+        (4, 4, 2 * masked, 2 * 1 + 2 * 3.5),  # time, masked: 2 blocks without gradient, 2 decoder blocks with
+        (masked, masked, frames, 2 * 1 + 2 * 3.5),
+        (masked * 4, 4 * 4, 2, 3.5),  # the regressor's one block, all frames together
+    ):
+        heads_flops += times * 4 * sequences * queries * keys * size.width
+    embedding = 2 * 2 * frames * patches * size.width * 3 * size.patch_size**2  # forward, and the weight's gradient
+    assert result["products_alone"]["flops"] + heads_flops + embedding == result["step"]["flops"]
+
+
+def test_ratios_and_memory(result: dict) -> None:
+    rate, peak = result["step"]["flops_per_second"], result["peak"]
+    assert result["ratios"]["step_over_peak"] == pytest.approx(rate / peak["flops_per_second"])
+    assert peak["flops_per_second"] == max(max(rates.values()) for rates in peak["rounds"])
+    assert 0 <= peak["spread"] < 1
+    assert result["memory_gib"]["peak"] >= result["memory_gib"]["before_step"] > 0.05
+    assert result["machine"]["threads"] == torch.get_num_threads()
+    assert result["tokenizer"]["flops"] > 0
+    assert result["encoder"]["width"] == 64
+
+
+def test_paper_size_costs_what_the_notes_say(bench: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ViT-B on one 16 × 224² clip, on the meta device: counted without computing anything."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know that device
+    device = torch.device("meta")
+    parts = bench.Workload(bench.SIZES["vit_b"], batch=1, precision="bf16", device=device).parts()
+    gflop = {name: bench.flops_of(parts[name]) / 1e9 for name in parts if not name.startswith("update")}
+    assert gflop == {
+        "motion target (RGB difference)": 0,
+        "encoder, visible patches": pytest.approx(3 * 180, rel=0.02),  # backward is twice forward
+        "alignment target, masked patches": pytest.approx(550, rel=0.02),  # no backward
+        "regressor": pytest.approx(3 * 141, rel=0.02),
+        "appearance decoder and head": pytest.approx(3 * 242, rel=0.02),
+        "motion decoder": pytest.approx(3 * 94, rel=0.02),
+        "losses": 0,
+    }
+
+
+def test_refuses_nonsense(bench: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["--batch", "0"])
+    assert "--batch is 0" in capsys.readouterr().err

@@ -1,0 +1,388 @@
+"""What is saved comes back to the bit, only whole checkpoints count, no file can run code. Also a run's log."""
+
+import json
+import math
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from mam2.config import UserError, to_json
+from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder
+from mam2.train import checkpoint
+from mam2.train.checkpoint import State
+from mam2.train.logs import RunLog, Stopwatch, health, memory_gib
+from mam2.train.optim import Optim, make_optimizer
+
+TINY = EncoderConfig(width=8, depth=2, num_heads=2, frames=2, size=16, patch_size=8)
+
+
+class Bomb:
+    """A pickle that writes a file when it is read."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.canary,)
+
+
+def trained(seed: int, num_steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A small encoder with an optimiser that has been somewhere."""
+    torch.manual_seed(seed)
+    model = VideoEncoder(TINY)
+    optimizer = make_optimizer(model, Optim())
+    for _ in range(num_steps):
+        step(model, optimizer)
+    return model, optimizer
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    model(torch.rand(2, 2, 3, 16, 16)).square().mean(dim=2).var().backward()
+    optimizer.step()
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# Checkpoints
+
+
+def test_model_and_optimizer_come_back_to_the_bit(tmp_path: Path) -> None:
+    model, optimizer = trained(0)
+    checkpoint.save(tmp_path, model, optimizer, State(3), keep=2)
+    other, other_optimizer = trained(1)
+    assert not same(model, other)
+    assert checkpoint.load(tmp_path, other, other_optimizer) == State(3)
+    assert same(model, other)
+    saved, loaded = optimizer.state_dict(), other_optimizer.state_dict()
+    assert saved["param_groups"] == loaded["param_groups"]
+    assert saved["state"].keys() == loaded["state"].keys()
+    for number, state in saved["state"].items():
+        assert {"step", "exp_avg", "exp_avg_sq"} <= state.keys()
+        assert all(torch.equal(value, loaded["state"][number][name]) for name, value in state.items())
+    # And they go on alike.
+    for each in ((model, optimizer), (other, other_optimizer)):
+        torch.manual_seed(5)
+        step(*each)
+    assert same(model, other)
+
+
+def test_a_checkpoint_has_three_files(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, *trained(0), State(12), keep=1)
+    place = tmp_path / "checkpoints" / "step_00000012"
+    assert sorted(path.name for path in place.iterdir()) == [
+        "model.safetensors",
+        "optimizer.pt",
+        "state.json",
+    ]
+    assert json.loads((place / "state.json").read_text()) == {"step": 12}
+
+
+def test_nothing_saved_is_step_0(tmp_path: Path) -> None:
+    model, optimizer = trained(0)
+    before, _ = trained(0)
+    assert checkpoint.load(tmp_path, model, optimizer) == State(0)
+    assert same(model, before)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    model, optimizer = trained(0)
+    for number in (5, 10, 200, 1000):
+        checkpoint.save(tmp_path, model, optimizer, State(number), keep=2)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000200", "step_00001000"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step_00000200",
+        "step_00001000",
+    ]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, *trained(0), State(5), keep=2)
+    model, optimizer = trained(1)
+    checkpoint.save(tmp_path, model, optimizer, State(5), keep=2)
+    other, other_optimizer = trained(2)
+    checkpoint.load(tmp_path, other, other_optimizer)
+    assert same(model, other)
+
+
+def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
+    model, optimizer = trained(0)
+    checkpoint.save(tmp_path, model, optimizer, State(5), keep=2)
+    half = tmp_path / "checkpoints" / ".part_00000010"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"cut sh")
+    assert len(checkpoint.checkpoints(tmp_path)) == 1
+    assert checkpoint.load(tmp_path, model, optimizer) == State(5)
+    checkpoint.save(tmp_path, model, optimizer, State(10), keep=2)  # the next try makes it whole
+    assert not half.exists()
+    assert checkpoint.load(tmp_path, model, optimizer) == State(10)
+
+
+def test_another_architecture_is_named(tmp_path: Path) -> None:
+    model, optimizer = trained(0)
+    checkpoint.save(tmp_path, model, optimizer, State(5), keep=2)
+    for other, message in (
+        (replace(TINY, depth=3), r"blocks\.2\.\S+ is missing.*and \d+ more"),
+        (replace(TINY, depth=1), r"blocks\.1\.\S+ is unknown"),
+        (replace(TINY, frames=4), r"positions\.time_TD is \(2, 8\), expected \(4, 8\)"),
+    ):
+        encoder = VideoEncoder(other)
+        before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+        with pytest.raises(UserError, match=message):
+            checkpoint.load(tmp_path, encoder, make_optimizer(encoder, Optim()))
+        assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
+
+
+def test_an_optimizer_file_with_code_is_not_run(tmp_path: Path) -> None:
+    model, optimizer = trained(0)
+    checkpoint.save(tmp_path, model, optimizer, State(5), keep=2)
+    canary = tmp_path / "canary"
+    torch.save({"state": Bomb(canary), "param_groups": []}, tmp_path / "checkpoints/step_00000005/optimizer.pt")
+    with pytest.raises(UserError, match=r"optimizer\.pt can't be read"):
+        checkpoint.load(tmp_path, model, optimizer)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.json"])
+def test_a_damaged_checkpoint_is_a_users_error(tmp_path: Path, name: str) -> None:
+    model, optimizer = trained(0)
+    checkpoint.save(tmp_path, model, optimizer, State(5), keep=2)
+    file = tmp_path / "checkpoints" / "step_00000005" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=name):
+        checkpoint.load(tmp_path, model, optimizer)
+
+
+# Encoders and classifiers
+
+
+def test_a_loaded_encoder_is_the_saved_one(tmp_path: Path) -> None:
+    model, _ = trained(0)
+    assert isinstance(model, VideoEncoder)
+    checkpoint.save_encoder(tmp_path / "encoder.safetensors", model)
+    clip = torch.rand(1, 2, 3, 16, 16)
+    for source in (tmp_path, str(tmp_path), tmp_path / "encoder.safetensors"):
+        loaded = checkpoint.load_encoder(source)
+        assert loaded.config == TINY
+        assert not loaded.training
+        assert same(loaded, model)
+        assert torch.equal(loaded(clip), model.eval()(clip))
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder.safetensors"]
+
+
+def test_a_loaded_classifier_is_the_saved_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    classifier = Classifier(VideoEncoder(replace(TINY, drop_path=0.1)), 3).eval()
+    checkpoint.save_classifier(tmp_path / "classifier.safetensors", classifier, ("run", "ünlü", "walk"))
+    loaded, classes = checkpoint.load_classifier(tmp_path)
+    assert classes == ("run", "ünlü", "walk")
+    assert same(loaded, classifier)
+    assert loaded.encoder.config == classifier.encoder.config
+    assert not loaded.training
+    # A fine-tuned run gives its own encoder.
+    assert same(checkpoint.load_encoder(tmp_path), classifier.encoder)
+
+
+def test_a_pickle_given_as_an_encoder_is_not_run(tmp_path: Path) -> None:
+    canary, file = tmp_path / "canary", tmp_path / "encoder.safetensors"
+    for write in (
+        lambda: file.write_bytes(pickle.dumps(Bomb(canary))),
+        lambda: torch.save({"patch_embed.weight": Bomb(canary)}, file),
+    ):
+        write()
+        for load in (checkpoint.load_encoder, checkpoint.load_classifier):
+            with pytest.raises(UserError, match="no safetensors file"):
+                load(file)
+    assert not canary.exists()
+    pickle.loads(pickle.dumps(Bomb(canary)))  # the bomb is live: the checks above can fail
+    assert canary.exists()
+
+
+def test_other_files_are_refused_as_encoders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoint.load_encoder(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoint.load_encoder(tmp_path / "absent.safetensors")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="holds no encoder"):
+        checkpoint.load_encoder(tmp_path / "other.safetensors")
+    model, _ = trained(0)
+    assert isinstance(model, VideoEncoder)
+    checkpoint.save_encoder(tmp_path / "encoder.safetensors", model)
+    with pytest.raises(UserError, match="holds no classifier"):
+        checkpoint.load_classifier(tmp_path / "encoder.safetensors")
+    with pytest.raises(UserError, match="holds no classifier"):
+        checkpoint.load_classifier(tmp_path)
+
+
+def test_an_encoders_tensors_must_fit_its_configuration(tmp_path: Path) -> None:
+    model, _ = trained(0)
+    metadata = {"format": checkpoint.FORMAT_ENCODER, "config": json.dumps(to_json(replace(TINY, depth=3)))}
+    checkpoint.write_tensors(tmp_path / "encoder.safetensors", model.state_dict(), metadata)
+    with pytest.raises(UserError, match="another architecture"):
+        checkpoint.load_encoder(tmp_path)
+
+
+# Run folders
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeData:
+    root: str = "videos"
+    num_workers: int = 2
+    size: int = 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeRun:
+    data: FakeData = field(default_factory=FakeData)
+    seed: int = 0
+
+
+def test_a_new_folder_gets_the_whole_configuration(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "run"
+    assert checkpoint.open_run(folder, "pretrain", FakeRun(), resume=False) is False
+    expected = {
+        "kind": "pretrain",
+        "config": {"data": {"root": "videos", "num_workers": 2, "size": 224}, "seed": 0},
+    }
+    assert checkpoint.read_run(folder) == expected
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
+    (tmp_path / "empty").mkdir()
+    assert checkpoint.open_run(tmp_path / "empty", "pretrain", FakeRun(), resume=True) is False
+
+
+def test_the_same_run_may_go_on_unless_told_not_to(tmp_path: Path) -> None:
+    checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
+    assert checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True) is True
+    with pytest.raises(UserError, match="holds this run already"):
+        checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=False)
+
+
+def test_what_does_not_touch_the_numbers_may_change(tmp_path: Path) -> None:
+    checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
+    moved = FakeRun(data=FakeData(num_workers=16, root="/elsewhere"))
+    assert checkpoint.open_run(tmp_path, "pretrain", moved, resume=True) is True
+
+
+def test_another_run_is_refused_by_field(tmp_path: Path) -> None:
+    checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(UserError, match=r"differs in data\.size, seed\."):
+        checkpoint.open_run(tmp_path, "pretrain", FakeRun(data=FakeData(size=112), seed=1), resume=True)
+    with pytest.raises(UserError, match=r"differs in kind\."):
+        checkpoint.open_run(tmp_path, "finetune", FakeRun(), resume=True)
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="is no run's folder"):
+        checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
+    with pytest.raises(UserError, match="is no run's folder"):
+        checkpoint.open_run(tmp_path / "thesis.tex", "pretrain", FakeRun(), resume=True)
+    with pytest.raises(UserError, match="is no run's folder"):
+        checkpoint.read_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_run_file_is_a_users_error(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"kind": "pre')
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
+
+
+def test_free_fields_are_fields_of_a_run() -> None:
+    from mam2.train.pretrain import Pretrain
+
+    plain = to_json(Pretrain())
+    for name in checkpoint.FREE_FIELDS:
+        part, leaf = name.split(".")
+        assert leaf in plain[part], name
+
+
+def test_text_is_written_whole(tmp_path: Path) -> None:
+    checkpoint.write_text(tmp_path / "a.json", "old")
+    checkpoint.write_text(tmp_path / "a.json", "nü")
+    assert (tmp_path / "a.json").read_text("utf-8") == "nü"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+# The log
+
+
+def test_log_lines_and_their_end(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, start_step=0, num_steps=20, title="test")
+    rows = [
+        {"step": number, "loss": 1 / number, "clips_per_second": 5.0, "data_seconds": 0.1, "memory_gib": 1.0}
+        for number in (10, 20)
+    ]
+    for row in rows:
+        log.write(row)
+        log.advance(int(row["step"]), row)
+    log.advance(20, None)
+    log.close()
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == rows
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_resuming_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": number, "loss": 0.5}) for number in (10, 20, 30)]
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"step": 40, "lo']))
+    log = RunLog(tmp_path, start_step=20, num_steps=50, title="test")
+    log.write({"step": 30, "loss": 0.25})
+    log.close()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 10, "loss": 0.5}, {"step": 20, "loss": 0.5}, {"step": 30, "loss": 0.25}]
+
+
+def test_a_log_line_is_on_disk_at_once(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, start_step=0, num_steps=2, title="test")
+    log.write({"step": 1, "loss": 0.5})
+    assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 1, "loss": 0.5}
+    log.close()
+
+
+def test_health_of_collapsed_features() -> None:
+    found = health(torch.ones(4, 3, 5))
+    assert found["feature_std"] == 0
+    assert found["effective_rank"] == pytest.approx(1)
+    assert health(torch.randn(1, 3, 5)) == {}
+
+
+def test_health_by_hand() -> None:
+    # Two clips, one frame: deviations ±1 and ±2 in two channels, all along one direction.
+    found = health(torch.tensor([[[0.0, 0.0]], [[2.0, 4.0]]]))
+    assert found["feature_std"] == pytest.approx((math.sqrt(2) + math.sqrt(8)) / 2)
+    assert found["effective_rank"] == pytest.approx(1, abs=1e-4)
+    # Four clips at the corners of a square: two directions, equally strong.
+    corners = torch.tensor([[[1.0, 1.0]], [[1.0, -1.0]], [[-1.0, 1.0]], [[-1.0, -1.0]]])
+    found = health(corners)
+    assert found["feature_std"] == pytest.approx(math.sqrt(4 / 3))
+    assert found["effective_rank"] == pytest.approx(2)
+    # The size of the features changes one figure, not the other; an offset changes neither.
+    bigger = health(3 * corners + 7)
+    assert bigger["feature_std"] == pytest.approx(3 * math.sqrt(4 / 3))
+    assert bigger["effective_rank"] == pytest.approx(2)
+
+
+def test_health_is_of_differences_between_clips_not_frames() -> None:
+    frames = torch.randn(1, 6, 5).expand(4, 6, 5)
+    assert health(frames)["feature_std"] == pytest.approx(0, abs=1e-6)
+
+
+def test_stopwatch_and_memory() -> None:
+    watch = Stopwatch()
+    first, second = watch.lap(), watch.lap()
+    assert 0 <= first < 60
+    assert 0 <= second < 60
+    assert 0.01 < memory_gib() < 1000

@@ -1,0 +1,51 @@
+"""Equations 1 to 3 against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from mam2.losses import alignment_loss, appearance_loss, motion_loss
+
+
+def test_alignment_is_the_mean_squared_difference() -> None:
+    regressed = torch.tensor([[[[1.0, 2.0], [0.0, 4.0]]]])
+    target = torch.tensor([[[[0.0, 2.0], [3.0, 2.0]]]])
+    assert alignment_loss(regressed, target).item() == (1 + 0 + 9 + 4) / 4  # Eq. 1
+
+
+def test_appearance_is_cross_entropy_in_nats() -> None:
+    logits = torch.tensor([[[[0.0, 0.0, 0.0], [math.log(2), 0.0, 0.0]]]])  # (1, 1, 2, 3)
+    codes = torch.tensor([[[1, 0]]])
+    expected = (math.log(3) + math.log(4 / 2)) / 2  # Eq. 2
+    assert appearance_loss(logits, codes).item() == pytest.approx(expected)
+
+
+def test_appearance_pairs_each_token_with_its_code() -> None:
+    codes = torch.randint(7, (2, 3, 5))
+    logits = 50 * torch.nn.functional.one_hot(codes, 7).float()
+    assert appearance_loss(logits, codes).item() < 1e-6
+    assert appearance_loss(logits.flip(1), codes).item() > 1
+
+
+def test_motion_leaves_out_the_last_frame() -> None:
+    predicted = torch.zeros(1, 3, 2, 2)
+    predicted[:, 2] = 1000.0
+    target = torch.tensor([[[[1.0, 1.0], [2.0, 0.0]], [[0.0, 0.0], [0.0, 4.0]]]])  # (1, 2, 2, 2)
+    assert motion_loss(predicted, target).item() == (1 + 1 + 4 + 16) / 8  # Eq. 3
+
+
+def test_motion_target_of_frame_t_meets_the_prediction_of_frame_t() -> None:
+    predicted = torch.randn(2, 4, 3, 5)
+    assert motion_loss(predicted, predicted[:, :3]).item() == 0
+    assert motion_loss(predicted, predicted[:, 1:]).item() > 0.5
+
+
+def test_losses_are_computed_in_float32() -> None:
+    # 1 + 1/512 is 1 in bfloat16: a target in float32 must not be rounded to the prediction's type.
+    ones = torch.ones(1, 2, 2, 2, dtype=torch.bfloat16)
+    target = torch.full((1, 2, 2, 2), 1 + 1 / 512)
+    for loss in (alignment_loss(ones, target), motion_loss(ones, target[:, :1])):
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(512**-2)
+    assert appearance_loss(ones, torch.zeros(1, 2, 2, dtype=torch.int64)).dtype == torch.float32

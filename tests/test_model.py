@@ -1,0 +1,417 @@
+"""Attention, blocks, encoder, regressor, decoders against plain re-computations, and their initial weights."""
+
+import logging
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mam2.config import UserError
+from mam2.masks import TubeMask, take
+from mam2.model.decoders import Decoder
+from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder, layer_id, vit_b, vit_l
+from mam2.model.layers import (
+    CrossAttention,
+    CrossBlock,
+    Positions,
+    SelfAttention,
+    SpaceTimeBlock,
+    init_weights,
+    sine_cosine,
+)
+from mam2.model.regressor import Regressor
+
+WIDTH, HEADS = 24, 3
+TINY = EncoderConfig(width=WIDTH, depth=2, num_heads=HEADS, frames=4, size=32, patch_size=8)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def empty_is_nan() -> Iterator[None]:
+    """Fresh memory holds NaN, so that a parameter nobody set shows itself."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def without_layer_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own layers leave parameters as allocated: only this project's initialisation sets them."""
+    for layer in (nn.Linear, nn.Conv2d, nn.LayerNorm):
+        monkeypatch.setattr(layer, "reset_parameters", lambda self: None)
+
+
+def scrambled(module: nn.Module) -> nn.Module:
+    """The module with every parameter random, so that no zero bias or unit norm hides a mistake."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return module
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
+    """softmax(q k / √d) v, one head after the other, of (S, D) and (S', D)."""
+    parts = []
+    for q_h, k_h, v_h in zip(*(x.chunk(num_heads, dim=-1) for x in (q, k, v)), strict=True):
+        weights = (q_h @ k_h.T / math.sqrt(q_h.shape[-1])).softmax(dim=-1)
+        parts.append(weights @ v_h)
+    return torch.cat(parts, dim=-1)
+
+
+def plain_self_attention(attention: SelfAttention, x_SD: Tensor) -> Tensor:
+    q, k, v = attention.qkv(x_SD).chunk(3, dim=-1)
+    return attention.out(plain_attention(q, k, v, attention.num_heads))
+
+
+# Attention
+
+
+def test_self_attention_is_plain_softmax_attention() -> None:
+    attention = scrambled(SelfAttention(WIDTH, HEADS))
+    x = torch.randn(2, 3, 5, WIDTH)
+    expected = torch.stack([torch.stack([plain_self_attention(attention, row) for row in each]) for each in x])
+    torch.testing.assert_close(attention(x), expected)
+    torch.testing.assert_close(attention(x[0]), expected[0])
+
+
+def test_cross_attention_is_plain_softmax_attention() -> None:
+    attention = scrambled(CrossAttention(WIDTH, HEADS))
+    query, key, value = torch.randn(2, 4, WIDTH), torch.randn(2, 7, WIDTH), torch.randn(2, 7, WIDTH)
+    expected = [
+        attention.out(plain_attention(attention.q(q), attention.k(k), attention.v(v), HEADS))
+        for q, k, v in zip(query, key, value, strict=True)
+    ]
+    torch.testing.assert_close(attention(query, key, value), torch.stack(expected))
+
+
+# Blocks
+
+
+def test_space_time_block_is_time_then_space_then_mlp() -> None:
+    block = scrambled(SpaceTimeBlock(WIDTH, HEADS))
+    x = torch.randn(2, 3, 5, WIDTH)
+    expected = x.clone()
+    for b in range(2):
+        for n in range(5):  # each tube by itself
+            expected[b, :, n] = x[b, :, n] + plain_self_attention(block.time, block.norm_time(x[b, :, n]))
+    after_time = expected.clone()
+    for b in range(2):
+        for t in range(3):  # each frame by itself
+            frame = after_time[b, t]
+            expected[b, t] = frame + plain_self_attention(block.space, block.norm_space(frame))
+    expected = expected + block.mlp(block.norm_mlp(expected))
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_factorised_is_joint_attention_for_a_single_frame() -> None:
+    block = scrambled(SpaceTimeBlock(WIDTH, HEADS))
+    x = torch.randn(2, 1, 6, WIDTH)
+    value = block.time.qkv(block.norm_time(x)).chunk(3, dim=-1)[2]
+    after_time = x + block.time.out(value)  # attention over one token is its value
+    joint = torch.stack([plain_self_attention(block.space, s) for s in block.norm_space(after_time).flatten(1, 2)])
+    expected = after_time + joint.unflatten(1, (1, 6))
+    expected = expected + block.mlp(block.norm_mlp(expected))
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_space_time_block_does_not_mind_the_order_of_patches_or_clips() -> None:
+    block = scrambled(SpaceTimeBlock(WIDTH, HEADS))
+    x, order = torch.randn(2, 3, 5, WIDTH), torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(block(x[:, :, order]), block(x)[:, :, order])
+    torch.testing.assert_close(block(x.flip(0)), block(x).flip(0))
+
+
+def test_drop_path_drops_whole_clips_in_training_only() -> None:
+    block = scrambled(SpaceTimeBlock(WIDTH, HEADS, drop_path=1 - 1e-7))
+    x = torch.randn(3, 2, 4, WIDTH)
+    assert torch.equal(block(x), x)
+    always = SpaceTimeBlock(WIDTH, HEADS)
+    always.load_state_dict(block.state_dict())
+    assert torch.equal(block.eval()(x), always(x))
+
+
+def test_cross_block_adds_positions_to_queries_and_keys_only() -> None:
+    block = scrambled(CrossBlock(WIDTH, HEADS))
+    query, context = torch.randn(1, 4, WIDTH), torch.randn(1, 7, WIDTH)
+    query_position, context_position = torch.randn(1, 4, WIDTH), torch.randn(1, 7, WIDTH)
+    cross = block.cross
+    gathered = plain_attention(
+        cross.q(block.norm_query(query + query_position))[0],
+        cross.k(block.norm_key(context + context_position))[0],
+        cross.v(block.norm_value(context))[0],
+        HEADS,
+    )
+    x = query + cross.out(gathered)
+    expected = x + block.mlp(block.norm_mlp(x))
+    actual = block(query, context, query_position=query_position, context_position=context_position)
+    torch.testing.assert_close(actual, expected)
+
+
+# Positions
+
+
+def test_positions_are_a_frames_plus_a_patchs() -> None:
+    positions = scrambled(Positions(4, (3, 2), WIDTH))
+    expected = torch.stack([torch.stack([t + s for s in positions.space_ND]) for t in positions.time_TD])
+    assert torch.equal(positions(4, (3, 2)), expected)
+
+
+def test_positions_start_as_sines_and_cosines() -> None:
+    positions = Positions(4, (3, 2), WIDTH)
+    init_weights(positions)
+    assert torch.equal(positions.time_TD, sine_cosine(torch.arange(4), WIDTH))
+    assert torch.equal(positions.time_TD[0], torch.tensor([0.0] * 12 + [1.0] * 12))
+    assert positions.time_TD[3, 0].item() == pytest.approx(math.sin(3))
+    # Patch 5 of a grid of 3 rows and 2 columns is row 2, column 1.
+    half = torch.cat([sine_cosine(torch.tensor([place]), WIDTH // 2)[0] for place in (2, 1)])
+    assert torch.equal(positions.space_ND[5], half)
+    assert len({tuple(row) for row in positions(4, (3, 2)).flatten(0, 1).tolist()}) == 24
+
+
+def test_positions_of_another_shape_are_interpolated() -> None:
+    positions = scrambled(Positions(4, (3, 2), WIDTH))
+    space = positions(8, (3, 2)) - positions(4, (3, 2))[:1]
+    assert positions(8, (6, 4)).shape == (8, 24, WIDTH)
+    # More frames change the time part only, and not its ends by much: linear between the trained ones.
+    torch.testing.assert_close(space, space[:, :1].expand_as(space), atol=1e-5, rtol=0)
+    time = positions(8, (3, 2))[:, 0] - positions.space_ND[0]
+    torch.testing.assert_close(time[1], 0.75 * positions.time_TD[0] + 0.25 * positions.time_TD[1])
+
+
+def test_constant_positions_stay_constant_when_interpolated() -> None:
+    positions = Positions(4, (3, 2), WIDTH)
+    nn.init.constant_(positions.time_TD, 2.0)
+    nn.init.constant_(positions.space_ND, -0.5)
+    torch.testing.assert_close(positions(7, (5, 5)), torch.full((7, 25, WIDTH), 1.5))
+
+
+# Encoder
+
+
+def test_encoder_gives_a_feature_for_each_patch_of_each_frame() -> None:
+    encoder = VideoEncoder(TINY).eval()
+    features = encoder(torch.randint(256, (2, 4, 3, 32, 32), dtype=torch.uint8))
+    assert features.shape == (2, 4, 16, WIDTH)
+    # The final LayerNorm of a fresh encoder: zero mean, unit variance.
+    torch.testing.assert_close(features.mean(-1), torch.zeros(2, 4, 16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(features.var(-1, unbiased=False), torch.ones(2, 4, 16), atol=1e-3, rtol=0)
+
+
+def test_uint8_and_float_clips_have_the_same_features() -> None:
+    encoder = VideoEncoder(TINY).eval()
+    clip = torch.randint(256, (2, 4, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(encoder(clip), encoder(clip.float() / 255))
+
+
+def test_clips_are_normalised_with_imagenets_figures() -> None:
+    encoder = VideoEncoder(TINY).eval()
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1).expand(1, 4, 3, 32, 32)
+    tokens = encoder.embed(mean) - encoder.position(mean)
+    torch.testing.assert_close(tokens, encoder.patch_embed.bias.expand_as(tokens), atol=1e-5, rtol=0)
+    assert "mean" not in encoder.state_dict()
+
+
+def test_encoder_runs_on_any_subset_of_patches() -> None:
+    encoder = scrambled(VideoEncoder(TINY)).eval()
+    tokens = encoder.embed(torch.rand(2, 4, 3, 32, 32))
+    mask = TubeMask(ratio=0.5)(16, sample_B=torch.arange(2), seed=0)
+    expected = take(tokens, mask.visible_BV)
+    for block in encoder.blocks:
+        expected = block(expected)
+    actual = encoder.encode(take(tokens, mask.visible_BV), norm=False)
+    assert torch.equal(actual, expected)
+    assert torch.equal(encoder.encode(take(tokens, mask.visible_BV)), encoder.norm(expected))
+
+
+def test_another_shape_is_interpolated_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = VideoEncoder(TINY).eval()
+    with caplog.at_level(logging.WARNING, logger="mam2"):
+        encoder(torch.rand(1, 4, 3, 32, 32))
+        assert not caplog.records
+        for _ in range(3):
+            assert encoder(torch.rand(1, 4, 3, 32, 48)).shape == (1, 4, 24, WIDTH)
+        assert len(caplog.records) == 1
+        assert "4 frames of 32×48" in caplog.text
+        assert encoder(torch.rand(1, 6, 3, 32, 32)).shape == (1, 6, 16, WIDTH)
+        assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, 3, 32, 32), (1, 3, 4, 32, 32), (1, 4, 3, 30, 32), (1, 4, 3, 32, 4), (0, 4, 3, 32, 32)]
+)
+def test_clips_of_another_layout_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"accepted: \(B, T, 3, H, W\)"):
+        VideoEncoder(TINY)(torch.zeros(shape))
+
+
+def test_sizes_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(UserError, match="no multiple of patch_size"):
+        EncoderConfig(size=100)
+    with pytest.raises(UserError, match="multiple of num_heads"):
+        EncoderConfig(width=100)
+
+
+def test_drop_path_rises_linearly_to_the_last_block() -> None:
+    config = EncoderConfig(width=8, depth=5, num_heads=2, frames=2, size=16, patch_size=8, drop_path=0.2)
+    rates = [block.drop_path.p for block in VideoEncoder(config).blocks]
+    assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+
+
+def test_named_sizes() -> None:
+    assert (vit_b().width, vit_b().depth, vit_b().num_heads, vit_b().grid) == (768, 12, 12, (14, 14))
+    assert (vit_l().width, vit_l().depth, vit_l().num_heads, vit_l().grid) == (1024, 24, 16, (14, 14))
+
+
+# Classifier
+
+
+def test_classifier_pools_before_its_own_norm() -> None:
+    classifier = scrambled(Classifier(VideoEncoder(TINY), 5)).eval()
+    clip = torch.rand(2, 4, 3, 32, 32)
+    features = classifier.encoder.encode(classifier.encoder.embed(clip), norm=False)
+    expected = classifier.norm(features.flatten(1, 2).mean(dim=1)) @ classifier.head.weight.T + classifier.head.bias
+    torch.testing.assert_close(classifier(clip), expected)
+
+
+def test_classifier_trains_every_parameter_but_the_unused_norm() -> None:
+    classifier = Classifier(VideoEncoder(TINY), 5)
+    nn.functional.cross_entropy(classifier(torch.rand(2, 4, 3, 32, 32)), torch.tensor([0, 3])).backward()
+    frozen = {name for name, parameter in classifier.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"encoder.norm.weight", "encoder.norm.bias"}
+    without = {name for name, parameter in classifier.named_parameters() if parameter.grad is None}
+    assert without == frozen
+
+
+def test_a_new_head_says_next_to_nothing() -> None:
+    classifier = Classifier(VideoEncoder(TINY), 400)
+    assert classifier.head.weight.std().item() == pytest.approx(2e-5, rel=0.1)
+    assert not classifier.head.bias.any()
+    assert classifier(torch.rand(1, 4, 3, 32, 32)).abs().max() < 1e-2
+
+
+def test_layer_ids_run_from_the_patches_to_the_head() -> None:
+    classifier = Classifier(VideoEncoder(TINY), 5)
+    ids: dict[int, set[str]] = {}
+    for name, _ in classifier.named_parameters():
+        ids.setdefault(layer_id(name, TINY.depth), set()).add(name)
+    assert sorted(ids) == [0, 1, 2, 3]
+    assert ids[0] == {
+        "encoder.patch_embed.weight",
+        "encoder.patch_embed.bias",
+        "encoder.positions.time_TD",
+        "encoder.positions.space_ND",
+    }
+    for number in (1, 2):
+        assert all(name.startswith(f"encoder.blocks.{number - 1}.") for name in ids[number])
+    assert ids[3] == {
+        "encoder.norm.weight",
+        "encoder.norm.bias",
+        "norm.weight",
+        "norm.bias",
+        "head.weight",
+        "head.bias",
+    }
+
+
+# Regressor and decoders
+
+
+def regressor_inputs(num_visible: int, num_masked: int) -> dict[str, Tensor]:
+    return {
+        "context_position_BSD": torch.randn(2, num_visible, WIDTH),
+        "query_position_BSD": torch.randn(2, num_masked, WIDTH),
+    }
+
+
+def test_regressor_is_its_blocks_on_one_mask_query() -> None:
+    regressor = scrambled(Regressor(width=WIDTH, depth=2, num_heads=HEADS))
+    context, inputs = torch.randn(2, 5, WIDTH), regressor_inputs(5, 7)
+    expected = regressor.mask_query.expand(2, 7, WIDTH)
+    for block in regressor.blocks:
+        expected = block(
+            expected,
+            context,  # the same in every block: the visible tokens are never updated
+            query_position=inputs["query_position_BSD"],
+            context_position=inputs["context_position_BSD"],
+        )
+    assert torch.equal(regressor(context, **inputs), regressor.norm(expected))
+
+
+def test_regressor_sees_the_visible_tokens_only() -> None:
+    """Masked queries do not see each other: what one gets depends on the context and its own place."""
+    regressor = scrambled(Regressor(width=WIDTH, depth=2, num_heads=HEADS))
+    context, inputs = torch.randn(2, 5, WIDTH), regressor_inputs(5, 7)
+    whole = regressor(context, **inputs)
+    alone = regressor(context, **{**inputs, "query_position_BSD": inputs["query_position_BSD"][:, 2:3]})
+    torch.testing.assert_close(alone, whole[:, 2:3])
+    changed = context.clone()
+    changed[0, 3] += 1
+    assert (regressor(changed, **inputs)[0] != whole[0]).any(dim=-1).all()
+    torch.testing.assert_close(regressor(changed, **inputs)[1], whole[1])
+
+
+def test_positions_of_the_context_do_not_enter_the_values() -> None:
+    """Where all visible tokens are alike, attention to any of them gives the same."""
+    regressor = scrambled(Regressor(width=WIDTH, depth=2, num_heads=HEADS))
+    context = torch.randn(2, 1, WIDTH).expand(2, 5, WIDTH)
+    inputs = regressor_inputs(5, 7)
+    first = regressor(context, **inputs)
+    second = regressor(context, **{**inputs, "context_position_BSD": torch.randn(2, 5, WIDTH)})
+    torch.testing.assert_close(first, second)
+
+
+def test_regressor_does_not_mind_the_order_of_the_visible_tokens() -> None:
+    regressor = scrambled(Regressor(width=WIDTH, depth=2, num_heads=HEADS))
+    context, inputs, order = torch.randn(2, 5, WIDTH), regressor_inputs(5, 7), torch.tensor([4, 2, 0, 1, 3])
+    shuffled = {**inputs, "context_position_BSD": inputs["context_position_BSD"][:, order]}
+    torch.testing.assert_close(regressor(context[:, order], **shuffled), regressor(context, **inputs))
+
+
+def test_decoder_is_positions_blocks_norm_and_projection() -> None:
+    decoder = scrambled(Decoder(width=WIDTH, depth=2, num_heads=HEADS, num_outputs=11))
+    x, position = torch.randn(2, 4, 6, WIDTH), torch.randn(2, 4, 6, WIDTH)
+    expected = x + position
+    for block in decoder.blocks:
+        expected = block(expected)
+    expected = decoder.project(decoder.norm(expected))
+    assert expected.shape == (2, 4, 6, 11)
+    assert torch.equal(decoder(x, position_BTMD=position), expected)
+
+
+# Weights at the start
+
+
+@pytest.mark.usefixtures("empty_is_nan")
+def test_every_parameter_of_an_encoder_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_layer_defaults(monkeypatch)
+    assert nn.Linear(4, 4).weight.isnan().all()  # the trap is armed
+    encoder = VideoEncoder(TINY)
+    assert [name for name, parameter in encoder.named_parameters() if not parameter.isfinite().all()] == []
+
+
+def test_weights_start_xavier_uniform_with_zero_biases_and_unit_norms() -> None:
+    encoder = VideoEncoder(TINY)
+    for name, part in encoder.named_modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            rows, columns = part.weight.flatten(1).shape
+            bound = math.sqrt(6 / (rows + columns))
+            assert part.weight.abs().max().item() <= bound, name
+            assert part.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1), name
+            assert part.bias is None or not part.bias.any(), name
+        elif isinstance(part, nn.LayerNorm):
+            assert (part.weight == 1).all(), name
+            assert not part.bias.any(), name
+
+
+def test_weights_follow_from_the_seed() -> None:
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        states.append(VideoEncoder(TINY).state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["patch_embed.weight"], states[2]["patch_embed.weight"])

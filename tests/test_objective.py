@@ -1,0 +1,299 @@
+"""MAM2 as Fig. 1 draws it: who sees what, where gradients go, and how Eq. 4 adds up."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mam2.config import Duration, Epochs, Steps
+from mam2.losses import alignment_loss, appearance_loss, motion_loss
+from mam2.masks import Mask, TubeMask, take
+from mam2.model.encoder import EncoderConfig
+from mam2.objectives.mam2 import MAM2, MAM2Config, Predictions
+from mam2.targets import Targets
+from mam2.targets.pixels import patchify, unpatchify
+
+ENCODER = EncoderConfig(width=24, depth=2, num_heads=3, frames=4, size=32, patch_size=8)
+CONFIG = MAM2Config(width=24, num_heads=3, regressor_depth=2, appearance_depth=2, motion_depth=1)
+NARROW = replace(CONFIG, width=12)
+NUM_CODES = 11
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def empty_is_nan() -> Iterator[None]:
+    """Fresh memory holds NaN, so that a parameter nobody set shows itself."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def model_of(config: MAM2Config) -> MAM2:
+    return MAM2(config, ENCODER, num_codes=NUM_CODES)
+
+
+def make_clip() -> Tensor:
+    return torch.rand(2, 4, 3, 32, 32)
+
+
+def make_mask() -> Mask:
+    return TubeMask()(16, sample_B=torch.tensor([5, 9]), seed=0)
+
+
+def make_targets() -> Targets:
+    return Targets(torch.randint(NUM_CODES, (2, 4, 16)), torch.randn(2, 3, 16, 192))
+
+
+def with_noise_at(clip_BTCHW: Tensor, positions_BM: Tensor) -> Tensor:
+    """The clip with other pixels in the patches at these positions, in all frames."""
+    patches_BTND = patchify(clip_BTCHW, 8)
+    index = positions_BM[:, None, :, None].expand(-1, 4, -1, patches_BTND.shape[-1])
+    noise = torch.rand(2, 4, positions_BM.shape[1], patches_BTND.shape[-1])
+    return unpatchify(patches_BTND.scatter(2, index, noise), 8, ENCODER.grid)
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """Gradients by name; None where there is none is left out."""
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def is_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# Who sees what
+
+
+@pytest.mark.parametrize("config", [CONFIG, NARROW])
+def test_nothing_of_masked_patches_is_seen(config: MAM2Config) -> None:
+    model, clip, mask = model_of(config), make_clip(), make_mask()
+    before, after = model.predict(clip, mask), model.predict(with_noise_at(clip, mask.masked_BM), mask)
+    for name in ("visible_BTVD", "regressed_BTMD", "logits_BTMK", "motion_BTMP"):
+        assert torch.equal(getattr(before, name), getattr(after, name)), name
+    assert (before.target_BTMD != after.target_BTMD).any(dim=-1).all()
+
+
+def test_visible_patches_are_seen_and_are_no_part_of_the_target() -> None:
+    model, clip, mask = model_of(CONFIG), make_clip(), make_mask()
+    before, after = model.predict(clip, mask), model.predict(with_noise_at(clip, mask.visible_BV), mask)
+    for name in ("visible_BTVD", "regressed_BTMD", "logits_BTMK", "motion_BTMP"):
+        assert not torch.equal(getattr(before, name), getattr(after, name)), name
+    assert torch.equal(before.target_BTMD, after.target_BTMD)
+
+
+def test_shapes_follow_the_mask() -> None:
+    predicted = model_of(NARROW).predict(make_clip(), make_mask())
+    assert {name: tuple(tensor.shape) for name, tensor in vars(predicted).items()} == {
+        "visible_BTVD": (2, 4, 4, 24),
+        "regressed_BTMD": (2, 4, 12, 12),
+        "target_BTMD": (2, 4, 12, 12),
+        "logits_BTMK": (2, 4, 12, NUM_CODES),
+        "motion_BTMP": (2, 4, 12, 192),
+    }
+
+
+def test_clips_do_not_see_each_other() -> None:
+    model, clip, mask = model_of(CONFIG), make_clip(), make_mask()
+    whole = model.predict(clip, mask)
+    alone = model.predict(clip[1:], Mask(mask.visible_BV[1:], mask.masked_BM[1:]))
+    for name, tensor in vars(whole).items():
+        torch.testing.assert_close(getattr(alone, name), tensor[1:], atol=1e-5, rtol=1e-5)
+
+
+def test_decoders_get_nothing_but_the_regressors_output_and_positions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, clip, mask = model_of(CONFIG), make_clip(), make_mask()
+    fixed_BSD = torch.randn(2, 4 * 12, 24)
+    monkeypatch.setattr(model.regressor, "forward", lambda *args, **kwargs: fixed_BSD)
+    first, second = model.predict(clip, mask), model.predict(make_clip(), mask)
+    assert not torch.equal(first.visible_BTVD, second.visible_BTVD)
+    assert torch.equal(first.logits_BTMK, second.logits_BTMK)
+    assert torch.equal(first.motion_BTMP, second.motion_BTMP)
+    position_BTMD = take(model.encoder.position(clip).expand(2, -1, -1, -1), mask.masked_BM)
+    expected = model.appearance(fixed_BSD.unflatten(1, (4, 12)), position_BTMD=position_BTMD)
+    assert torch.equal(first.logits_BTMK, expected)
+
+
+def test_the_two_decoders_do_not_share_anything() -> None:
+    model = model_of(CONFIG)
+    predicted = model.predict(make_clip(), make_mask())
+    of_appearance = gradients(model, predicted.logits_BTMK.square().sum())
+    assert not any(name.startswith("motion.") for name in of_appearance)
+    predicted = model.predict(make_clip(), make_mask())
+    of_motion = gradients(model, predicted.motion_BTMP.square().sum())
+    assert not any(name.startswith("appearance.") for name in of_motion)
+    assert any(name.startswith("encoder.") for name in of_motion)
+
+
+def test_regressor_gets_the_visible_tokens_of_all_frames_with_their_positions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, clip, mask = model_of(CONFIG), make_clip(), make_mask()
+    seen: dict[str, Tensor] = {}
+    forward = model.regressor.forward
+
+    def watch(context_BSD: Tensor, **positions: Tensor) -> Tensor:
+        seen.update(context=context_BSD, **positions)
+        return forward(context_BSD, **positions)
+
+    monkeypatch.setattr(model.regressor, "forward", watch)
+    predicted = model.predict(clip, mask)
+    position_TND = model.encoder.position(clip)
+    assert torch.equal(seen["context"].unflatten(1, (4, 4)), predicted.visible_BTVD)
+    for b, t in ((0, 0), (1, 3)):
+        visible, masked = mask.visible_BV[b], mask.masked_BM[b]
+        assert torch.equal(seen["context_position_BSD"][b, 4 * t : 4 * t + 4], position_TND[t, visible])
+        assert torch.equal(seen["query_position_BSD"][b, 12 * t : 12 * t + 12], position_TND[t, masked])
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("config", [CONFIG, NARROW])
+def test_no_gradient_through_the_alignment_target(config: MAM2Config) -> None:
+    model, clip, mask = model_of(config), make_clip(), make_mask()
+    predicted = model.predict(clip, mask)
+    constant = predicted.target_BTMD.clone()
+    assert not predicted.target_BTMD.requires_grad
+    actual = gradients(model, alignment_loss(predicted.regressed_BTMD, predicted.target_BTMD))
+    expected = gradients(model, alignment_loss(model.predict(clip, mask).regressed_BTMD, constant))
+    assert is_equal(actual, expected)
+    # With the gradient let through, the encoder's would differ: this test can fail.
+    let_through = model.project(model.encoder.encode(take(model.encoder.embed(clip), mask.masked_BM)))
+    torch.testing.assert_close(let_through, constant)
+    other = gradients(model, alignment_loss(model.predict(clip, mask).regressed_BTMD, let_through))
+    assert not torch.allclose(other["encoder.patch_embed.weight"], actual["encoder.patch_embed.weight"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("config", [CONFIG, NARROW])
+def test_every_parameter_gets_a_gradient(config: MAM2Config, precision: str) -> None:
+    """DDP refuses unused ones. In bf16, a weight first used without gradient must still get one later."""
+    model, clip, mask = model_of(config), make_clip(), make_mask()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        losses = model(clip, mask, make_targets(), 2.0)
+    found = gradients(model, losses.total)
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    # What is added to all keys alike changes no softmax: these two have no gradient but for rounding.
+    without = (".norm_key.bias", ".cross.k.bias")
+    assert [name for name, g in found.items() if not name.endswith(without) and g.abs().max() < 1e-7] == []
+
+
+def test_bfloat16_is_close_to_float32() -> None:
+    model, clip, mask, targets = model_of(NARROW), make_clip(), make_mask(), make_targets()
+    exact = model(clip, mask, targets, 2.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(clip, mask, targets, 2.0)
+    assert rounded.total.dtype == torch.float32
+    torch.testing.assert_close(rounded.total, exact.total, rtol=0.02, atol=0)
+
+
+# Eq. 4
+
+
+def test_total_is_equation_4() -> None:
+    model, clip, mask, targets = model_of(CONFIG), make_clip(), make_mask(), make_targets()
+    predicted = model.predict(clip, mask)
+    codes = torch.stack([targets.codes_BTN[b][:, mask.masked_BM[b]] for b in range(2)])
+    motion = torch.stack([targets.motion_BTND[b][:, mask.masked_BM[b]] for b in range(2)])
+    expected = {
+        "appearance": appearance_loss(predicted.logits_BTMK, codes),
+        "motion": motion_loss(predicted.motion_BTMP, motion),
+        "alignment": alignment_loss(predicted.regressed_BTMD, predicted.target_BTMD),
+    }
+    for alpha in (0.0, 0.5, 2.0):
+        losses = model(clip, mask, targets, alpha)
+        assert losses.parts == expected
+        total = expected["appearance"] + expected["motion"] + alpha * expected["alignment"]
+        torch.testing.assert_close(losses.total, total)
+        assert losses.total.requires_grad
+        assert not any(part.requires_grad for part in losses.parts.values())
+
+
+def test_targets_at_visible_positions_do_not_count() -> None:
+    model, clip, mask, targets = model_of(CONFIG), make_clip(), make_mask(), make_targets()
+    codes, motion = targets.codes_BTN.clone(), targets.motion_BTND.clone()
+    for b in range(2):
+        codes[b][:, mask.visible_BV[b]] = 0
+        motion[b][:, mask.visible_BV[b]] = 100.0
+    assert model(clip, mask, Targets(codes, motion), 2.0).parts == model(clip, mask, targets, 2.0).parts
+
+
+def test_features_for_health_are_the_visible_ones() -> None:
+    model, clip, mask = model_of(CONFIG), make_clip(), make_mask()
+    losses = model(clip, mask, make_targets(), 2.0)
+    assert losses.features_BTD is not None
+    torch.testing.assert_close(losses.features_BTD, model.predict(clip, mask).visible_BTVD.mean(dim=2))
+    assert not losses.features_BTD.requires_grad
+
+
+def test_alpha_is_constant_without_a_ramp() -> None:
+    assert [MAM2Config().alpha(step, 100) for step in (0, 1, 10_000)] == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("ramp", [Steps(4), Epochs(0.5)])
+def test_alpha_ramps_up_linearly(ramp: Duration) -> None:
+    config = MAM2Config(alignment_weight=2.0, alignment_ramp=ramp)
+    assert [config.alpha(step, 8) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+
+
+def test_batch_target_is_standardised_by_channel() -> None:
+    model = model_of(replace(CONFIG, alignment_target="batch"))
+    target = 5 + 3 * torch.randn(4, 4, 12, 24) * torch.arange(1, 25)
+    standard = model.standardise(target)
+    torch.testing.assert_close(standard.mean(dim=(0, 1, 2)), torch.zeros(24), atol=1e-4, rtol=0)
+    torch.testing.assert_close(standard.std(dim=(0, 1, 2)), torch.ones(24), atol=2e-3, rtol=0)
+    assert not model.standardise(torch.full((2, 4, 12, 24), 7.0)).any()
+    assert model_of(CONFIG).standardise(target) is target
+
+
+def test_batch_target_enters_the_alignment() -> None:
+    model, clip, mask = model_of(replace(CONFIG, alignment_target="batch")), make_clip(), make_mask()
+    predicted: Predictions = model.predict(clip, mask)
+    losses = model(clip, mask, make_targets(), 2.0)
+    expected = alignment_loss(predicted.regressed_BTMD, model.standardise(predicted.target_BTMD))
+    assert losses.parts["alignment"] == expected
+    assert losses.parts["alignment"] != alignment_loss(predicted.regressed_BTMD, predicted.target_BTMD)
+
+
+# Weights at the start, and learning
+
+
+@pytest.mark.usefixtures("empty_is_nan")
+@pytest.mark.parametrize("config", [CONFIG, NARROW])
+def test_every_parameter_is_set(config: MAM2Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    for layer in (nn.Linear, nn.Conv2d, nn.LayerNorm):
+        monkeypatch.setattr(layer, "reset_parameters", lambda self: None)
+    assert nn.Linear(4, 4).weight.isnan().all()  # the trap is armed
+    model = model_of(config)
+    assert [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()] == []
+    assert 0.01 < model.regressor.mask_query.std() < 0.03
+
+
+def test_a_projection_is_there_only_where_widths_differ() -> None:
+    names = {name.split(".")[0] for name, _ in model_of(CONFIG).named_parameters()}
+    assert names == {"encoder", "regressor", "appearance", "motion"}
+    names = {name.split(".")[0] for name, _ in model_of(NARROW).named_parameters()}
+    assert names == {"encoder", "project", "project_position", "regressor", "appearance", "motion"}
+
+
+def test_it_learns_one_batch_by_heart() -> None:
+    model, clip, mask, targets = model_of(CONFIG), make_clip(), make_mask(), make_targets()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    first = model(clip, mask, targets, 0.1).parts
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(clip, mask, targets, 0.1).total.backward()
+        optimizer.step()
+    last = model(clip, mask, targets, 0.1).parts
+    assert last["appearance"] < 0.5 * first["appearance"]
+    assert last["motion"] < 0.95 * first["motion"]

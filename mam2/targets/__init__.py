@@ -41,12 +41,14 @@ class TargetsConfig:
             run; "random_projection", which needs nothing.
         file: the tokenizer's weights (.safetensors) where it has any.
         num_codes: K of the random projection or of the VQ model to train; files state their own.
+        vq_steps: steps of 32 frames for which that VQ model is trained.
         motion_scale: "raw", RGB differences as they are; "clip", divided by each clip's standard deviation.
     """
 
     appearance: Literal["vqgan", "vq", "random_projection"] = "vqgan"
     file: str = ""
     num_codes: int = 8192
+    vq_steps: int = 400
     motion_scale: Literal["raw", "clip"] = "raw"
 
 

@@ -100,9 +100,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         UserError: the folder is no run.
     """
     if not (folder / "run.json").is_file():
-        raise UserError(
-            f"{folder} is no run's folder (no run.json). Give the --out of a `mam2 pretrain` or `finetune`."
-        )
+        raise UserError(f"{folder} is no run's folder (no run.json). Give the --out of `mam2 pretrain` or `finetune`.")
     return _read_json(folder / "run.json")
 
 

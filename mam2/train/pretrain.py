@@ -25,7 +25,6 @@ from mam2.train.optim import Optim, make_optimizer
 from mam2.train.tokenizer import train_tokenizer
 
 log = logging.getLogger("mam2")
-TOKENIZER_STEPS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,21 +57,14 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     config.loop.micro_batch_size()
     epoch = steps_per_epoch(len(catalog.items), config.loop.batch_size)
     if config.targets.appearance == "vqgan":
-        load_tokenizer(config.targets, patch_size=config.encoder.patch_size)  # tells of a missing file first
+        load_tokenizer(config.targets, patch_size=config.encoder.patch_size)
     if distributed.rank() == 0:
         checkpoint.open_run(folder, "pretrain", config, resume=resume)
         own = folder / "tokenizer.safetensors"
         if config.targets.appearance == "vq" and not config.targets.file and not own.exists():
             vq = VQConfig(patch_size=config.encoder.patch_size, num_codes=config.targets.num_codes)
-            train_tokenizer(
-                catalog,
-                config.data,
-                vq,
-                own,
-                size=config.encoder.size,
-                num_steps=TOKENIZER_STEPS,
-                seed=config.loop.seed,
-            )
+            size, steps, seed = config.encoder.size, config.targets.vq_steps, config.loop.seed
+            train_tokenizer(catalog, config.data, vq, own, size=size, num_steps=steps, seed=seed)
     distributed.barrier()
 
     targets = make_targets(config, folder, device)

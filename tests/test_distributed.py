@@ -1,0 +1,41 @@
+"""Two processes compute what one does, and each video is tested once."""
+
+import json
+
+import pytest
+from conftest import TINY, TINY_ENCODER, mam2
+
+PARTS = ("loss", "appearance", "motion", "alignment", "grad_norm")
+
+
+def test_two_processes_equal_one_and_so_does_accumulation(videos, tmp_path):
+    rows = {}
+    for name, processes, more in (("one", 1, ()), ("two", 2, ()), ("parts", 1, ("--loop.accumulate", 2))):
+        out = tmp_path / name
+        run = ("pretrain", "mam2_tiny", "--data.root", videos, "--out", out, *TINY, "--loop.duration", "4 steps", *more)
+        done = mam2(*run, processes=processes)
+        assert done.returncode == 0, done.stderr
+        rows[name] = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    for name in ("two", "parts"):
+        for row, other in zip(rows["one"], rows[name], strict=True):
+            assert {p: row[p] for p in PARTS} == pytest.approx({p: other[p] for p in PARTS}, rel=1e-3), name
+
+
+def test_evaluation_counts_each_video_once(videos, tmp_path):
+    run = tmp_path / "run"
+    train = ("finetune", "finetune_tiny", "--init", "scratch", "--data.root", videos, "--out", run, *TINY_ENCODER)
+    done = mam2(*train, "--loop.duration", "2 steps")
+    assert done.returncode == 0, done.stderr
+    (videos / "left" / "0.mp4").rename(tmp_path / "away.mp4")  # 7 videos: one process has one more
+    try:
+        reports = []
+        for processes in (1, 2):
+            done = mam2("evaluate", run, "--data.root", videos, "--clips", 2, processes=processes)
+            assert done.returncode == 0, done.stderr
+            reports.append(json.loads((run / "evaluate.json").read_text()))
+    finally:
+        (tmp_path / "away.mp4").rename(videos / "left" / "0.mp4")
+    assert reports[0] == reports[1]
+    assert reports[0]["num_videos"] == 7
+    assert (reports[0]["clips"], reports[0]["crops"]) == (2, 1)
+    assert sum(map(sum, reports[0]["confusion"])) == 7

@@ -75,7 +75,7 @@ def pretrain_config(settings: Quickstart, root: Path) -> Pretrain:
             width=width, num_heads=heads, regressor_depth=1, appearance_depth=1, motion_depth=1,
             alignment_ramp=Steps(1500),
         ),
-        targets=TargetsConfig(appearance="vq", num_codes=64, motion_scale="clip"),
+        targets=TargetsConfig(appearance="vq", num_codes=64, vq_steps=100, motion_scale="clip"),
         optim=Optim(base_lr=3.2e-2, min_lr=0.0, warmup=Steps(50), max_grad_norm=3.0),
         loop=Loop(batch_size=8, duration=settings.pretrain_duration, save_every=Steps(500)),
     )  # fmt: skip
@@ -122,9 +122,7 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
     log.info(f"Rendering videos of {len(MOTIONS)} motions into {videos}.")
     sizes = {"unlabelled": settings.unlabelled_per_class, "train": settings.labelled_per_class}
     for seed, (name, count) in enumerate([*sizes.items(), ("test", settings.test_per_class)]):
-        write_dataset(
-            videos / name, videos_per_class=count, seed=seed, num_frames=VIDEO_FRAMES, size=VIDEO_SIZE
-        )
+        write_dataset(videos / name, videos_per_class=count, seed=seed, num_frames=VIDEO_FRAMES, size=VIDEO_SIZE)
     lap("rendering")
 
     if not pretrain(pretrain_config(settings, videos / "unlabelled"), out / "pretrain"):

@@ -8,7 +8,6 @@ from mam2.config import Epochs
 from mam2.masks import Mask, TubeMask, take
 from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder, vit_b, vit_l
 from mam2.objectives.mam2 import MAM2, MAM2Config
-from mam2.targets import Targets
 
 META = torch.device("meta")  # shapes and sizes without memory
 
@@ -36,7 +35,6 @@ def test_table_9_shapes() -> None:
     with META:
         model = MAM2(MAM2Config(), vit_b(), num_codes=16384)
         clip_BTCHW = torch.empty(1, 16, 3, 224, 224, dtype=torch.uint8)
-        targets = Targets(torch.empty(1, 16, 196, dtype=torch.int64), torch.empty(1, 15, 196, 768))
     mask = TubeMask()(196, sample_B=torch.tensor([0]), seed=0).to(META)
     for name, blocks in (
         ("encoder", model.encoder.blocks),
@@ -61,10 +59,6 @@ def test_table_9_shapes() -> None:
     expected |= {f"motion.blocks.{i}": (1, 16, 147, 768) for i in range(2)}
     expected |= {"appearance.project": (1, 16, 147, 16384), "motion.project": (1, 16, 147, 768)}
     assert seen == expected
-
-    losses = model(clip_BTCHW, mask, targets, 2.0)
-    assert losses.total.shape == ()
-    assert set(losses.parts) == {"appearance", "motion", "alignment"}
 
 
 def test_table_9_widths() -> None:

@@ -1,5 +1,6 @@
 """Rendered videos: the label is the motion, and nothing but the motion."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mam2.config import UserError, seed_of
+from mam2.data import synthetic
 from mam2.data.decode import Video
 from mam2.data.synthetic import MOTIONS, render, write_dataset, write_video
 
@@ -79,20 +81,27 @@ def test_a_reversed_video_is_one_of_the_opposite_motion(back: str, forth: str) -
     assert reverse < 0.6 * straight
 
 
-def test_single_frames_of_all_motions_look_alike() -> None:
-    """Mean and contrast of the frames at any time do not depend on the motion."""
+def outlines(monkeypatch: pytest.MonkeyPatch, motion: str) -> Tensor:
+    """Videos of white shapes on black: (clips, T, H, W), from 0 to 1."""
+    shades = itertools.cycle((0.0, 1.0))  # the background is painted first, then the shape
+    monkeypatch.setattr(synthetic, "_texture", lambda x, y, rng: torch.full((len(x), 3, *x.shape[1:]), next(shades)))
+    videos = [render(motion, seed=seed_of(7, seed), num_frames=8, size=24) for seed in range(100)]
+    return torch.stack(videos)[:, :, 0].float() / 255
+
+
+def test_single_frames_of_all_motions_have_the_shape_in_like_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame drawn from any video, moving or not that way, has its shape as far out and as large as any other."""
+    axis = torch.linspace(-1, 1, 24)
     figures = {}
     for motion in MOTIONS:
-        frames = torch.stack(
-            [render(motion, seed=seed_of(7, seed), num_frames=3, size=24) for seed in range(60)]
-        ).float()
-        figures[motion] = torch.stack([frames.mean(dim=(2, 3, 4)), frames.std(dim=(2, 3, 4))])  # 2, clips, times
-    everything = torch.cat([figures[motion] for motion in MOTIONS], dim=1)
-    spread = everything.std(dim=(1, 2)) / 60**0.5
+        shape = outlines(monkeypatch, motion).flatten(0, 1)
+        area = shape.mean(dim=(1, 2))
+        x = (shape.mean(dim=1) * axis).mean(dim=1) / area
+        y = (shape.mean(dim=2) * axis).mean(dim=1) / area
+        figures[motion] = torch.stack([x.mean(), y.mean(), x.std(), y.std(), area.mean(), area.std()])
+    # Over 100 videos chance moves each by some 0.02; shapes that rest in the middle would differ by 0.2.
     for motion in MOTIONS:
-        for time in range(3):
-            away = (figures[motion][:, :, time].mean(dim=1) - everything.mean(dim=(1, 2))).abs() / spread
-            assert (away < 4.5).all(), (motion, time)
+        torch.testing.assert_close(figures[motion], figures["left"], atol=0.06, rtol=0, msg=motion)
 
 
 def test_an_unknown_motion_is_refused() -> None:

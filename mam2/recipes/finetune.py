@@ -38,7 +38,7 @@ def finetune_l_k400() -> Finetune:
 def finetune_tiny() -> Finetune:
     """Not the paper's: for what `mam2_tiny` pre-trained, on a laptop."""
     return Finetune(
-        data=Data(stride_frames=2, augment="multi_scale_crop"),
+        data=Data(stride_frames=4, augment="multi_scale_crop"),
         encoder=mam2_tiny().encoder,
         optim=Optim(
             base_lr=8e-3,
@@ -48,7 +48,7 @@ def finetune_tiny() -> Finetune:
             layer_decay=0.75,
             max_grad_norm=3.0,
         ),
-        loop=Loop(batch_size=32, duration=Epochs(40), save_every=Epochs(10)),
+        loop=Loop(batch_size=16, duration=Epochs(40), save_every=Epochs(10)),
         clips=5,
         crops=1,
     )

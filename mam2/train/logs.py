@@ -41,7 +41,7 @@ class RunLog:
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
             TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
         )  # fmt: skip
         self._progress = Progress(*columns, console=Console(stderr=True), transient=False)

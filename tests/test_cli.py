@@ -1,0 +1,200 @@
+"""What a user sees: each wrong input is one clear paragraph on stderr and exit status 2, and nothing saved is lost."""
+
+import json
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, TINY_ENCODER
+from safetensors.torch import load_file
+
+import mam2
+from mam2.__main__ import main
+
+PRETRAIN = ("pretrain", "mam2_tiny", *TINY, "--loop.duration", "2 steps")
+FINETUNE = ("finetune", "finetune_tiny", *TINY_ENCODER, "--loop.duration", "2 steps")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command line in this process: (exit status, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mam2", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code
+        out = capsys.readouterr()
+        return status, out.out, " ".join(out.err.split())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def pretrained(videos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "pretrained"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["mam2", *PRETRAIN, "--data.root", str(videos), "--out", str(out)])
+        main()
+    return out
+
+
+def refused(result: tuple[int, str, str], *parts: str) -> None:
+    status, _, err = result
+    assert status == 2
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in err, err
+
+
+def test_pretrain_finetune_evaluate_show_and_load(run, videos, pretrained, tmp_path):
+    rows = [json.loads(line) for line in (pretrained / "log.jsonl").read_text().splitlines()]
+    names = "step epoch loss appearance motion alignment lr clips_per_second data_seconds feature_std effective_rank"
+    assert set(names.split()) <= rows[0].keys()
+    assert [row["step"] for row in rows] == [1, 2]
+
+    tuned = tmp_path / "tuned"
+    assert run(*FINETUNE, "--init", pretrained, "--data.root", videos, "--out", tuned)[0] == 0
+    status, out, _ = run("evaluate", tuned, "--data.root", videos, "--clips", 2, "--crops", 3)
+    assert status == 0
+    assert "top-1" in out
+    report = json.loads((tuned / "evaluate.json").read_text())
+    assert (report["num_videos"], report["clips"], report["crops"]) == (8, 2, 3)
+    assert 0 <= report["top1"] <= report["top5"] == 1
+    assert set(report["per_class"]) == {"approach", "left"}
+    assert (tuned / "confusion.png").stat().st_size > 1000
+
+    assert run("show", pretrained, videos / "left" / "0.mp4", "--out", tmp_path / "sheet.png")[0] == 0
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+    encoder = mam2.load_encoder(pretrained)
+    features = encoder(torch.zeros(1, 3, 3, 16, 16, dtype=torch.uint8))
+    assert features.shape == (1, 3, 16, 16)  # (B, T, N, D)
+    weights = load_file(pretrained / "checkpoints" / "step_00000002" / "model.safetensors")
+    assert torch.equal(encoder.positions.time_TD, weights["encoder.positions.time_TD"])
+
+
+def test_recipes_are_listed_and_printed(run):
+    status, out, _ = run("recipes")
+    assert status == 0
+    assert "mam2_b_k400" in out
+    assert "800 epochs" in out
+    status, out, _ = run("recipes", "mam2_b_k400")
+    assert json.loads(out)["encoder"]["width"] == 768
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("pretrian",), ("no command 'pretrian'", "pretrain")),
+        (("pretrain", "mam2_tyni"), ("no recipe 'mam2_tyni'", "Did you mean mam2_tiny")),
+        (("pretrain", "finetune_tiny"), ("finetune_tiny is a recipe of `mam2 finetune`",)),
+        (("pretrain",), ("Name a recipe",)),
+        (("recipes", "mam2_large"), ("no recipe",)),
+        ((*PRETRAIN, "--data.rot", "x", "--out", "y"), ("Unrecognized options", "--data.root")),
+        ((*PRETRAIN, "--out", "y", "--data.root", "absent"), ("absent does not exist",)),
+        ((*PRETRAIN, "--out", "y", "--data.root", "a", "--optim.warmup", "3"), ("warmup", "500 steps")),
+        ((*FINETUNE, "--out", "y", "--data.root", "absent", "--init", "scratch"), ("absent does not exist",)),
+        (("show", "absent", "x.mp4"), ("absent is no run's folder",)),
+    ],
+)
+def test_wrong_words(run, arguments, parts):
+    refused(run(*arguments), *parts)
+
+
+def test_wrong_videos(run, videos, tmp_path):
+    out = tmp_path / "out"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused(run(*PRETRAIN, "--data.root", empty, "--out", out), "empty", ".mp4")
+
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "notes.mp4").write_text("not a video")
+    refused(run(*PRETRAIN, "--data.root", text, "--out", out), "notes.mp4 can't be decoded")
+
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    whole = (videos / "left" / "0.mp4").read_bytes()
+    (cut / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    refused(run(*PRETRAIN, "--data.root", cut, "--out", tmp_path / "out2"), "cut.mp4")
+
+    shutil.copy(videos / "left" / "1.mp4", empty / "short.mp4")
+    long_clip = ("--encoder.frames", "16")
+    refused(
+        run(*PRETRAIN, "--data.root", empty, "--out", tmp_path / "out3", *long_clip),
+        "short.mp4 has 10 frames; a 16-frame clip needs at least 16",
+        "--data.short repeat",
+    )
+
+
+def test_a_damaged_video_among_good_ones_is_left_out(run, videos, tmp_path, caplog):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(videos, mixed)
+    (mixed / "left" / "bad.mp4").write_text("not a video")
+    out = tmp_path / "out"
+    status, _, _ = run(*PRETRAIN, "--data.root", mixed, "--out", out, "--loop.duration", "4 steps")
+    assert status == 0
+    assert "bad.mp4 can't be decoded" in caplog.text
+    assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["bad_videos"] == 1
+    strict = (*PRETRAIN, "--data.root", mixed, "--out", tmp_path / "strict", "--data.max-bad-share", 0)
+    refused(run(*strict, "--loop.duration", "4 steps"), "1 of 9 videos can't be used", "bad.mp4")
+
+
+def test_wrong_csv(run, videos, tmp_path):
+    table = tmp_path / "list.csv"
+    out = tmp_path / "out"
+    good = videos / "left" / "0.mp4"
+    table.write_text(f"path,label\n{good},left\n{good},\n")
+    refused(run(*FINETUNE, "--init", "scratch", "--data.root", table, "--out", out), "line 3", "label")
+    table.write_text(f"path,label\n{good},left\n/absent/b.mp4,right\n")
+    refused(run(*PRETRAIN, "--data.root", table, "--out", out), "/absent/b.mp4", "line 3")
+
+
+def test_wrong_checkpoints(run, videos, pretrained, tmp_path):
+    wide = ("--encoder.width", "32")
+    out = tmp_path / "out"
+    other = run(*FINETUNE, *wide, "--init", pretrained, "--data.root", videos, "--out", out)
+    refused(other, "another architecture", "width 16 (here 32)", "--encoder.width 16")
+
+    canary = tmp_path / "canary"
+    bomb = tmp_path / "bomb.pt"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return Path.touch, (canary,)
+
+    bomb.write_bytes(pickle.dumps(Bomb()))
+    refused(run(*FINETUNE, "--init", bomb, "--data.root", videos, "--out", out), "no safetensors file")
+    refused(run("tokenizer", "convert", bomb, "--out", tmp_path / "t.safetensors"), "bomb.pt")
+    assert not canary.exists()
+
+    needs_file = ("pretrain", "mam2_b_k400", "--data.root", videos, "--out", tmp_path / "vqgan")
+    refused(run(*needs_file), "no VQGAN file", "mam2 tokenizer convert", "mam2_tiny")
+    refused(run("evaluate", pretrained, "--data.root", videos), "holds no classifier")
+
+
+def test_the_folder_of_another_run_is_not_touched(run, videos, pretrained, tmp_path):
+    before = {p: p.read_bytes() for p in pretrained.rglob("*") if p.is_file()}
+    again = (*PRETRAIN, "--data.root", videos, "--out", pretrained)
+    refused(run(*again, "--optim.base-lr", "0.5"), "holds another run, which differs in optim.base_lr")
+    refused(run(*again, "--no-resume"), "holds this run already")
+    refused(run(*FINETUNE, "--init", "scratch", "--data.root", videos, "--out", pretrained), "holds another run")
+    assert {p: p.read_bytes() for p in pretrained.rglob("*") if p.is_file()} == before
+    (tmp_path / "letter.txt").write_text("mine")
+    refused(run(*PRETRAIN, "--data.root", videos, "--out", tmp_path), "no run's folder")
+    assert (tmp_path / "letter.txt").read_text() == "mine"
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights(run, videos, tmp_path):
+    out = tmp_path / "hot"
+    hot = ("--optim.base-lr", "1e30", "--optim.warmup", "0 steps", "--optim.max-grad-norm", "0")
+    result = run(*PRETRAIN, "--data.root", videos, "--out", out, *hot, "--loop.duration", "20 steps")
+    refused(result, "not finite", "loss")
+    for file in out.glob("checkpoints/*/model.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(file).values())

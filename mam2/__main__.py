@@ -68,9 +68,7 @@ def evaluate(
     result, classes = evaluate_run(run, data_root, clips=clips, crops=crops, out=out)
     title = f"{len(result.label_B)} videos, top-1 {result.top(1):.3f}"
     confusion_picture(result.confusion(), list(classes), out / "confusion.png", title=title)
-    print(
-        f"top-1 {result.top(1):.4f}  top-5 {result.top(5):.4f}  of {len(result.label_B)} videos; see {out}/evaluate.json"
-    )
+    print(f"top-1 {result.top(1):.4f}  top-5 {result.top(5):.4f}  of {len(result.label_B)} videos: {out}/evaluate.json")
 
 
 def show(

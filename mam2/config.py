@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -43,15 +44,17 @@ class Duration:
     unit: Literal["steps", "epochs"]
 
     def __post_init__(self) -> None:
-        if self.value < 0 or (self.unit == "steps" and self.value != int(self.value)):
-            raise UserError(f"A duration of {self} makes no sense: use a whole number of steps, or epochs, from 0 up.")
+        if not 0 <= self.value < math.inf or (self.unit == "steps" and self.value != int(self.value)):
+            raise UserError(
+                f"A duration of {self.value} {self.unit} makes no sense: use whole steps, or epochs, from 0 up."
+            )
 
     def steps(self, steps_per_epoch: int) -> int:
         """The duration in optimiser steps."""
         return int(self.value) if self.unit == "steps" else round(self.value * steps_per_epoch)
 
     def __str__(self) -> str:
-        return f"{self.value:g} {self.unit}"
+        return f"{int(self.value) if self.value == int(self.value) else self.value} {self.unit}"
 
     @staticmethod
     def parse(text: str) -> Duration:

@@ -15,7 +15,7 @@ import platform
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -113,7 +113,8 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
     out = Path(out)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "videos").is_dir())):
         raise UserError(f"{out} exists and is no quickstart's folder. Give another --out.")
-    start, seconds = time.perf_counter(), {}
+    start = time.perf_counter()
+    seconds: dict[str, float] = {}
 
     def lap(name: str) -> None:
         seconds[name] = time.perf_counter() - start - sum(seconds.values())
@@ -181,9 +182,9 @@ def _write_report(
     gain = 100 * (statistics.mean(pretrained) - statistics.mean(scratch))
     labels = settings.labelled_per_class * len(MOTIONS)
     summary = (
-        f"The class of each video is how its shape moves, one of {len(MOTIONS)}; no single frame tells it. Pre-training "
-        f"on {settings.unlabelled_per_class * len(MOTIONS)} videos without labels changes top-1 after fine-tuning on "
-        f"{labels} labelled ones by <b>{gain:+.1f} points</b> against the same fine-tuning from random weights, tested "
+        f"The class of each video is how its shape moves, one of {len(MOTIONS)}; no single frame tells it. "
+        f"Pre-training on {settings.unlabelled_per_class * len(MOTIONS)} videos without labels "
+        f"changes top-1 after fine-tuning on {labels} labelled ones by <b>{gain:+.1f} points</b> against the same fine-tuning from random weights, tested "
         f"on {settings.test_per_class * len(MOTIONS)} held-out videos."
     )
     encoder = load_encoder(out / "pretrain")

@@ -145,3 +145,14 @@ def test_seeds_of_neighbours_differ() -> None:
     seeds = {seed_of(a, b) for a in range(30) for b in range(30)} | {seed_of(a) for a in range(30)}
     assert len(seeds) == 930
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("duration", [Steps(1234567), Epochs(1 / 3), Epochs(1600), Steps(0)])
+def test_a_duration_is_read_back_to_the_last_digit(duration):
+    assert Duration.parse(str(duration)) == duration
+
+
+@pytest.mark.parametrize("text", ["inf steps", "nan epochs", "inf epochs", "-1 steps", "0.5 steps", "7"])
+def test_durations_without_a_meaning_are_refused(text):
+    with pytest.raises(UserError):
+        Duration.parse(text)

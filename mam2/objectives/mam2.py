@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mam2.config import Duration, Steps
+from mam2.config import Duration, Steps, UserError
 from mam2.losses import Losses, alignment_loss, appearance_loss, motion_loss
 from mam2.masks import Mask, take
 from mam2.model.decoders import Decoder
@@ -46,6 +46,10 @@ class MAM2Config:
     alignment_weight: float = 2.0
     alignment_ramp: Duration = Steps(0)
     alignment_target: Literal["plain", "batch"] = "plain"
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.num_heads) < 1 or self.width % self.num_heads:
+            raise UserError(f"objective.width {self.width} must be a multiple of objective.num_heads {self.num_heads}.")
 
     def alpha(self, step: int, steps_per_epoch: int) -> float:
         """α of Eq. 4 at a step."""

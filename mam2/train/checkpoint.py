@@ -86,7 +86,8 @@ def open_run(folder: Path, kind: str, config: Any, *, resume: bool) -> bool:
                 f"{folder} holds this run already. Give another --out, or leave --no-resume away to continue."
             )
         return True
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # A kill in the middle of the first write leaves run.json.part behind.
+    if folder.exists() and (not folder.is_dir() or any(p.name != "run.json.part" for p in folder.iterdir())):
         raise UserError(f"{folder} exists and is no run's folder (it has no run.json). Give another --out.")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(record, json.dumps(wanted, indent=2))
@@ -100,7 +101,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         UserError: the folder is no run.
     """
     if not (folder / "run.json").is_file():
-        raise UserError(f"{folder} is no run's folder (no run.json). Give the --out of `mam2 pretrain` or `finetune`.")
+        raise UserError(f"{folder} is no run's folder: it has no run.json. Give the --out of an earlier run.")
     return _read_json(folder / "run.json")
 
 
@@ -141,8 +142,8 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> St
         optimizer.load_state_dict(torch.load(found[-1] / "optimizer.pt", weights_only=True, map_location="cpu"))
     except Exception as error:  # torch names no common class for what a damaged file raises
         raise UserError(
-            f"{found[-1] / 'optimizer.pt'} can't be read ({_first_line(error)}). Remove {found[-1]} to continue from the "
-            "checkpoint before it."
+            f"{found[-1] / 'optimizer.pt'} can't be read ({_first_line(error)}). "
+            f"Remove {found[-1]} to continue from the checkpoint before it."
         ) from error
     return State(_read_json(found[-1] / "state.json")["step"])
 

@@ -39,6 +39,10 @@ class Pretrain:
     optim: Optim = field(default_factory=Optim)
     loop: Loop = field(default_factory=Loop)
 
+    def __post_init__(self) -> None:
+        if self.encoder.frames < 2:
+            raise UserError(f"encoder.frames is {self.encoder.frames}; motion needs clips of at least 2 frames.")
+
 
 def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     """Pre-trains, or continues where the run in `out` stopped.
@@ -68,7 +72,7 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     distributed.barrier()
 
     targets = make_targets(config, folder, device)
-    model, num_codes = build(config, targets).to(device), targets.num_codes
+    model = build(config, targets).to(device)
     optimizer = make_optimizer(model, config.optim)
     start = checkpoint.load(folder, model, optimizer).step
     loader = TrainLoader(
@@ -84,10 +88,10 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
         start_step=start,
     )
     if distributed.rank() == 0:
-        size = sum(p.numel() for p in model.parameters()) / 1e6
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
         log.info(
-            f"{'Going on at' if start else 'Pre-training for'} {f'step {start} of ' if start else ''}{loader.num_steps} "
-            f"steps: {len(catalog.items)} videos, {size:.1f} M parameters, {num_codes} codes, on {device}."
+            f"Pre-training, steps {start} to {loader.num_steps}: {len(catalog.items)} videos, "
+            f"{millions:.1f} M parameters, {targets.num_codes} codes, on {device}."
         )
     num_patches = config.encoder.grid[0] * config.encoder.grid[1]
 

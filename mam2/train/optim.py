@@ -77,7 +77,7 @@ def make_optimizer(
             },
         )
         group["params"].append(parameter)
-    return torch.optim.AdamW(list(groups.values()), lr=optim.base_lr, betas=optim.betas, eps=1e-8)
+    return torch.optim.AdamW(list(groups.values()), lr=optim.base_lr, betas=optim.betas, eps=1e-8, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

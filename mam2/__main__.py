@@ -61,11 +61,14 @@ def evaluate(
         crops: squares a window; the run's own protocol if left out.
         out: where to write; the run's folder if left out.
     """
+    from mam2 import distributed
     from mam2.train.finetune import evaluate_run
     from mam2.visualize import confusion_picture
 
     out = out or run
     result, classes = evaluate_run(run, data_root, clips=clips, crops=crops, out=out)
+    if distributed.rank() > 0:
+        return
     title = f"{len(result.label_B)} videos, top-1 {result.top(1):.3f}"
     confusion_picture(result.confusion(), list(classes), out / "confusion.png", title=title)
     print(f"top-1 {result.top(1):.4f}  top-5 {result.top(5):.4f}  of {len(result.label_B)} videos: {out}/evaluate.json")
@@ -189,6 +192,9 @@ def main() -> None:
             _dispatch(sys.argv[1:])
     except UserError as error:
         print(f"mam2: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # no permission, disk full, a file where a folder is wanted
+        print(f"mam2: {error}. What was saved before is untouched.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("mam2: interrupted. What was saved is kept; the same command goes on from there.", file=sys.stderr)

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -25,7 +28,8 @@ def session() -> Iterator[None]:
     here = device()
     if here.type == "cuda":
         torch.cuda.set_device(here)
-    dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
+    # Rank 0 may train a tokenizer first, which takes longer than the default patience.
+    dist.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         yield
     finally:
@@ -54,7 +58,12 @@ def wrap(model: nn.Module) -> nn.Module:
     if world_size() == 1:
         return model
     here = device()
-    return DistributedDataParallel(model, device_ids=[here] if here.type == "cuda" else None)
+    return DistributedDataParallel(
+        model,
+        device_ids=[here] if here.type == "cuda" else None,
+        broadcast_buffers=False,  # they are constants
+        gradient_as_bucket_view=True,
+    )
 
 
 def without_sync(model: nn.Module, skip: bool) -> Any:
@@ -93,3 +102,15 @@ def barrier() -> None:
     """Waits for all processes."""
     if world_size() > 1:
         dist.barrier()
+
+
+def end_with_parent() -> None:
+    """For processes of a pool: ends this one when its parent is gone, however that died."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -12,10 +12,12 @@ import logging
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
+import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ from rich.progress import track
 from mam2.config import Duration, Epochs, Steps, UserError
 from mam2.data.loader import Data
 from mam2.data.synthetic import MOTIONS, write_dataset
+from mam2.distributed import end_with_parent
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2Config
 from mam2.report import ScoreRow, read_log, write_report
@@ -113,6 +116,7 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
     out = Path(out)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "videos").is_dir())):
         raise UserError(f"{out} exists and is no quickstart's folder. Give another --out.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # between runs, which have their own way to stop
     start = time.perf_counter()
     seconds: dict[str, float] = {}
 
@@ -137,10 +141,11 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
 
     jobs = [(kind, seed) for seed in settings.seeds for kind in ("scratch", "pretrained")]
     # Two small runs side by side use two cores better than one run with two threads.
-    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(_finetune_and_test, out, settings, kind, seed) for kind, seed in jobs]
-        bar = track(futures, description="fine-tuning", console=Console(stderr=True))
-        top1 = dict(zip(jobs, [future.result() for future in bar], strict=True))
+    # Leaving the pool early sends its processes SIGTERM: they finish their step, save and end.
+    with multiprocessing.get_context("spawn").Pool(min(2, os.cpu_count() or 1), end_with_parent) as pool:
+        results = pool.imap(partial(_finetune_and_test, out, settings), jobs)
+        bar = track(results, description="fine-tuning", total=len(jobs), console=Console(stderr=True))
+        top1 = dict(zip(jobs, bar, strict=True))
     lap("fine-tuning and testing")
 
     sheets = []
@@ -163,8 +168,9 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
     return result
 
 
-def _finetune_and_test(out: Path, settings: Quickstart, kind: str, seed: int) -> float:
-    """One fine-tuning run in a process of its own; what it prints goes to a file in its folder."""
+def _finetune_and_test(out: Path, settings: Quickstart, job: tuple[str, int]) -> float:
+    """One fine-tuning run in a process of its own; what it prints goes to a file beside its folder."""
+    kind, seed = job
     torch.set_num_threads(1)
     init = "scratch" if kind == "scratch" else str(out / "pretrain")
     folder = out / f"{kind}_{seed}"

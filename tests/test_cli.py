@@ -198,3 +198,22 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(run, videos, tmp_pat
     refused(result, "not finite", "loss")
     for file in out.glob("checkpoints/*/model.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(file).values())
+
+
+def test_a_start_that_failed_does_not_bind_the_folder(run, videos, tmp_path):
+    out = tmp_path / "out"
+    wrong = ("--targets.appearance", "vq", "--targets.file", tmp_path / "absent.safetensors")
+    refused(run(*PRETRAIN, "--data.root", videos, "--out", out, *wrong), "absent.safetensors")
+    assert run(*PRETRAIN, "--data.root", videos, "--out", out)[0] == 0
+
+
+def test_a_run_is_not_continued_on_other_videos(run, videos, tmp_path):
+    out, fewer = tmp_path / "out", tmp_path / "fewer"
+    assert run(*PRETRAIN, "--data.root", videos, "--out", out)[0] == 0
+    shutil.copytree(videos / "left", fewer)
+    refused(run(*PRETRAIN, "--data.root", fewer, "--out", out), "differs in num_videos")
+
+
+def test_an_unwritable_place_is_an_error_not_a_traceback(run, videos, pretrained, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(run("show", pretrained, videos / "left" / "0.mp4", "--out", tmp_path / "file" / "a.png"), "file")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mam2.config import UserError, seed_of
+from mam2.distributed import end_with_parent
 
 MOTIONS = ("left", "right", "up", "down", "clockwise", "counter_clockwise", "approach", "recede")
 TRAVEL = 0.7  # how far a shape goes to either side of the middle of the video; half the frame is 1
@@ -123,8 +124,13 @@ def write_dataset(
         (folder / motion).mkdir(parents=True, exist_ok=True)
         for i in range(videos_per_class):
             jobs.append((folder / motion / f"{i:05d}.mp4", motion, seed_of(seed, number, i)))
-    with ProcessPoolExecutor(num_processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(num_processes, initializer=_start_worker) as pool:
         list(pool.map(partial(_write_one, num_frames=num_frames, size=size), jobs, chunksize=16))
+
+
+def _start_worker() -> None:
+    end_with_parent()
+    torch.set_num_threads(1)
 
 
 def _write_one(job: tuple[Path, str, int], *, num_frames: int, size: int) -> None:

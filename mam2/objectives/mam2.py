@@ -114,6 +114,7 @@ class MAM2(nn.Module):
         """Fig. 1, left to right."""
         tokens_BTND = self.encoder.embed(clip_BTCHW)
         visible_BTVD = self.encoder.encode(take(tokens_BTND, mask.visible_BV))
+        context_BTVD = self.project(visible_BTVD)
         with torch.no_grad():  # the groundtruth masked patches through the same encoder (Sec. 2.1)
             target_BTMD = self.project(self.encoder.encode(take(tokens_BTND, mask.masked_BM)))
 
@@ -122,7 +123,7 @@ class MAM2(nn.Module):
         masked_position_BTMD = take(position_BTND, mask.masked_BM)
 
         regressed_BSD = self.regressor(
-            self.project(visible_BTVD).flatten(1, 2),
+            context_BTVD.flatten(1, 2),
             context_position_BSD=take(position_BTND, mask.visible_BV).flatten(1, 2),
             query_position_BSD=masked_position_BTMD.flatten(1, 2),
         )

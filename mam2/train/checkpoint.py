@@ -24,7 +24,10 @@ from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder
 FORMAT_ENCODER = "mam2.encoder"
 FORMAT_CLASSIFIER = "mam2.classifier"
 # May differ between the two sittings of one run: they do not touch its numbers.
-FREE_FIELDS = ("data.root", "data.num_workers", "loop.log_every", "loop.save_every", "loop.keep")
+FREE_FIELDS = (
+    *("data.root", "data.num_workers", "data.max_bad_share"),
+    *("loop.accumulate", "loop.log_every", "loop.save_every", "loop.keep"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     part.replace(path)
 
 
-def open_run(folder: Path, kind: str, config: Any, *, resume: bool) -> bool:
-    """Claims a run folder.
+def open_run(
+    folder: Path, kind: str, config: Any, *, resume: bool, num_videos: int = 0, classes: tuple[str, ...] = ()
+) -> bool:
+    """Claims a run folder. A run that has saved nothing yet gives way to other settings.
 
     Args:
         folder: new, empty, or the folder of the same run.
         kind: "pretrain" or "finetune".
-        config: the run's configuration; written to run.json.
+        config: the run's configuration; written to run.json, with the next two.
         resume: whether a run that is there already may be continued.
+        num_videos: of the data set: with another number a resumed run would not be the same run.
+        classes: of the data set, in their order.
 
     Returns:
         True if the folder holds this run already.
@@ -72,10 +79,14 @@ def open_run(folder: Path, kind: str, config: Any, *, resume: bool) -> bool:
         UserError: the folder holds another run, other files, or the same run while `resume` is off.
     """
     record = folder / "run.json"
-    wanted = {"kind": kind, "config": to_json(config)}
+    wanted = {"kind": kind, "config": to_json(config), "num_videos": num_videos, "classes": list(classes)}
     if record.exists():
         found = _read_json(record)
         changed = sorted(_differences(found, wanted))
+        if changed and not checkpoints(folder):
+            (folder / "tokenizer.safetensors").unlink(missing_ok=True)  # trained for the other settings
+            write_text(record, json.dumps(wanted, indent=2))
+            return False
         if changed:
             raise UserError(
                 f"{folder} holds another run, which differs in {', '.join(changed[:5])}"

@@ -131,6 +131,8 @@ def fit(
     parameters = [p for p in model.parameters() if p.requires_grad]
     wrapped = distributed.wrap(model).train()
     main = distributed.rank() == 0
+    if main and start_step >= num_steps:
+        on_save()  # a kill between the last checkpoint and its export left the export undone
     run_log = RunLog(folder, start_step=start_step, num_steps=num_steps, title=title) if main else None
     clock, warned = Stopwatch(), False
 
@@ -157,7 +159,10 @@ def fit(
                         losses = loss_of(wrapped, batch.part(part * micro, (part + 1) * micro), step)
                         (losses.total / loop.accumulate).backward()
                     results.append(losses)
-                norm = nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm or math.inf)
+                if optim.max_grad_norm:
+                    norm = nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
+                else:
+                    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
                 if not math.isfinite(norm.item()):  # the same on all ranks: gradients are averaged
                     raise UserError(_not_finite(results, step))
                 optimizer.step()
@@ -227,7 +232,7 @@ def _not_finite(results: list[Losses], step: int) -> str:
     bad = {name for r in results for name, part in r.parts.items() if not torch.isfinite(part).all()}
     where = f"the {' and '.join(sorted(bad))} loss is" if bad else "all losses here are finite but a gradient is"
     return (
-        f"Step {step + 1}: {where} not finite, so training stopped before it reached the weights; the last checkpoint "
-        "is untouched. Lower --optim.base-lr, set --optim.max-grad-norm 1, or use --loop.precision fp32, and resume in "
-        "a new folder."
+        f"Step {step + 1}: {where} not finite, so training stopped before it reached the weights; what was saved is "
+        "untouched. Start anew in another --out with a lower --optim.base-lr, --optim.max-grad-norm 1, or "
+        "--loop.precision fp32."
     )

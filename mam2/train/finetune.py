@@ -70,7 +70,9 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
     optimizer = make_optimizer(classifier, config.optim, depth=config.encoder.depth, layer_id=layer_id)
 
     if distributed.rank() == 0:
-        checkpoint.open_run(folder, "finetune", config, resume=resume)
+        checkpoint.open_run(
+            folder, "finetune", config, resume=resume, num_videos=len(catalog.items), classes=catalog.classes
+        )
     distributed.barrier()
     start = checkpoint.load(folder, classifier, optimizer).step
     epoch = steps_per_epoch(len(catalog.items), config.loop.batch_size)
@@ -200,7 +202,9 @@ def _copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None
     found, wanted = dataclasses.asdict(source.config), dataclasses.asdict(target.config)
     wrong = [f"{k} {found[k]} (here {wanted[k]})" for k in found if k not in free and found[k] != wanted[k]]
     if wrong:
-        flags = " ".join(f"--encoder.{k.replace('_', '-')} {found[k]}" for k in found if found[k] != wanted[k])
+        flags = " ".join(
+            f"--encoder.{k.replace('_', '-')} {found[k]}" for k in found if k not in free and found[k] != wanted[k]
+        )
         raise UserError(
             f"{name} is an encoder of another architecture: {', '.join(wrong)}. Use the recipe that belongs to it, "
             f"or {flags}."

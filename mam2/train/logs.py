@@ -23,6 +23,8 @@ from rich.progress import (
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from mam2.train.checkpoint import write_text
+
 log = logging.getLogger("mam2")
 
 
@@ -36,7 +38,7 @@ class RunLog:
         path = folder / "log.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
-            path.write_text("".join(line + "\n" for line in kept))
+            write_text(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
         columns = (

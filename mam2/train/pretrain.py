@@ -17,7 +17,7 @@ from mam2.losses import Losses
 from mam2.masks import TubeMask
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2, MAM2Config
-from mam2.targets import TargetMaker, TargetsConfig, load_tokenizer
+from mam2.targets import TargetMaker, TargetsConfig
 from mam2.targets.vq import VQConfig
 from mam2.train import checkpoint
 from mam2.train.engine import Loop, autocast_dtype, fit
@@ -60,10 +60,8 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     device = distributed.device()
     config.loop.micro_batch_size()
     epoch = steps_per_epoch(len(catalog.items), config.loop.batch_size)
-    if config.targets.appearance == "vqgan":
-        load_tokenizer(config.targets, patch_size=config.encoder.patch_size)
     if distributed.rank() == 0:
-        checkpoint.open_run(folder, "pretrain", config, resume=resume)
+        checkpoint.open_run(folder, "pretrain", config, resume=resume, num_videos=len(catalog.items))
         own = folder / "tokenizer.safetensors"
         if config.targets.appearance == "vq" and not config.targets.file and not own.exists():
             vq = VQConfig(patch_size=config.encoder.patch_size, num_codes=config.targets.num_codes)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mam2 import distributed
 from mam2.config import UserError
 from mam2.data.catalog import Catalog
 from mam2.data.loader import Data, TrainLoader
@@ -62,7 +63,7 @@ def train_tokenizer(
         seed=seed,
     )
     log.info(f"Training a VQ tokenizer with {config.num_codes} codes on {len(catalog.items)} videos.")
-    vq, report = train_vq(_Frames(loader), config, num_steps=num_steps, seed=seed)
+    vq, report = train_vq(_Frames(loader), config, num_steps=num_steps, seed=seed, device=distributed.device())
     file.parent.mkdir(parents=True, exist_ok=True)
     save_vq(vq, file)
     log.info(f"Wrote {file}: {', '.join(f'{name} {value:.4g}' for name, value in report.items())}.")

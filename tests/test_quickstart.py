@@ -1,0 +1,40 @@
+"""The quickstart from end to end, at a size that shows nothing but that it works."""
+
+import json
+
+import pytest
+
+from mam2.config import Epochs, Steps, UserError
+from mam2.model.encoder import EncoderConfig
+from mam2.quickstart import Quickstart, quickstart
+
+SMALL = Quickstart(
+    unlabelled_per_class=2,
+    labelled_per_class=2,
+    test_per_class=1,
+    encoder=EncoderConfig(width=12, depth=1, num_heads=3, frames=4, size=24, patch_size=4),
+    pretrain_duration=Steps(3),
+    finetune_duration=Epochs(2),
+    seeds=(0,),
+)
+
+
+def test_quickstart_writes_what_it_promises_and_goes_on_where_it_stopped(tmp_path):
+    out = tmp_path / "quick"
+    result = quickstart(out, SMALL)
+    assert json.loads((out / "quickstart.json").read_text()) == result
+    assert result["chance"] == 1 / 8
+    assert len(result["scratch"]) == len(result["pretrained"]) == 1
+    assert all(0 <= top1 <= 1 for top1 in [*result["scratch"], *result["pretrained"]])
+    page = (out / "report.html").read_text()
+    assert page.count("<img") >= 5  # a dot plot, curves, three contact sheets
+    assert "points" in page
+
+    again = quickstart(out, SMALL)  # every part is done already
+    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+
+
+def test_quickstart_keeps_away_from_other_folders(tmp_path):
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(UserError, match="no quickstart's folder"):
+        quickstart(tmp_path, SMALL)

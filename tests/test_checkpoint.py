@@ -251,10 +251,8 @@ class FakeRun:
 def test_a_new_folder_gets_the_whole_configuration(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "run"
     assert checkpoint.open_run(folder, "pretrain", FakeRun(), resume=False) is False
-    expected = {
-        "kind": "pretrain",
-        "config": {"data": {"root": "videos", "num_workers": 2, "size": 224}, "seed": 0},
-    }
+    config = {"data": {"root": "videos", "num_workers": 2, "size": 224}, "seed": 0}
+    expected = {"kind": "pretrain", "config": config, "num_videos": 0, "classes": []}
     assert checkpoint.read_run(folder) == expected
     assert [path.name for path in folder.iterdir()] == ["run.json"]
     (tmp_path / "empty").mkdir()
@@ -276,6 +274,7 @@ def test_what_does_not_touch_the_numbers_may_change(tmp_path: Path) -> None:
 
 def test_another_run_is_refused_by_field(tmp_path: Path) -> None:
     checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)  # a run that has saved something
     before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(UserError, match=r"differs in data\.size, seed\."):
         checkpoint.open_run(tmp_path, "pretrain", FakeRun(data=FakeData(size=112), seed=1), resume=True)
@@ -386,3 +385,11 @@ def test_stopwatch_and_memory() -> None:
     assert 0 <= first < 60
     assert 0 <= second < 60
     assert 0.01 < memory_gib() < 1000
+
+
+def test_a_run_that_saved_nothing_gives_way(tmp_path: Path) -> None:
+    checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
+    (tmp_path / "tokenizer.safetensors").write_bytes(b"of the other settings")
+    assert checkpoint.open_run(tmp_path, "pretrain", FakeRun(seed=1), resume=True) is False
+    assert checkpoint.read_run(tmp_path)["config"]["seed"] == 1
+    assert not (tmp_path / "tokenizer.safetensors").exists()

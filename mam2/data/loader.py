@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import random
-import signal
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
@@ -355,18 +355,17 @@ def _parallel(dataset: Dataset, indices: range, num_workers: int) -> Iterator[An
             sampler=indices,
             num_workers=num_workers,
             collate_fn=_unchanged,
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=_own_process_group,
             generator=torch.Generator(),  # or else the loader would draw from the run's own random numbers
         )
         results = iter(loader)
     yield from results
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Signals to the whole process group (torchrun, Ctrl-C) must not kill the workers while the trainer still saves.
-    Workers end when the trainer does."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _own_process_group(worker: int) -> None:
+    """Signals to the trainer's process group (torchrun, Ctrl-C) must not kill its workers while it still saves.
+    They end when the trainer does."""
+    os.setpgrp()
 
 
 def _unchanged(result: Any) -> Any:

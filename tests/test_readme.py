@@ -1,0 +1,26 @@
+"""The README's Python example runs, and what it links to is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import TINY, mam2
+
+SHORT = ("--loop.duration", "2 steps")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_python_example_runs(videos, tmp_path, monkeypatch):
+    done = mam2("pretrain", "mam2_tiny", "--data.root", videos, "--out", tmp_path / "runs" / "mine", *TINY, *SHORT)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1), names)
+    assert names["clip_feature"].shape == (2, 16)
+    assert names["config"].mask.ratio == 0.75
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", README))
+def test_links_lead_somewhere(target):
+    assert (ROOT / target).exists()

@@ -78,7 +78,7 @@ def evaluate(
     for video in views:
         with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             logits_VK = torch.cat([classifier(part.to(device)) for part in video.views_VTCHW.split(8)])
-        # Probabilities, not logits, are averaged: worth half a point on Kinetics-400 (REFERENCE 5).
+        # Probabilities, not logits, are averaged: worth half a point on Kinetics-400.
         rows.append((video.index, video.label, logits_VK.float().softmax(dim=1).mean(dim=0).cpu()))
     gathered = distributed.gather((rows, loader.bad))
     rows = sorted((row for part, _ in gathered for row in part), key=lambda row: row[0])

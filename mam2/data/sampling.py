@@ -28,7 +28,7 @@ def dense(
     short: Short = "shrink",
     path: str = "The video",
 ) -> list[int]:
-    """The frames of a training clip: a window at a random place (REFERENCE 4, dense sampling).
+    """The frames of a training clip: a window at a random place (App. B, dense sampling).
 
     Args:
         num_frames: how many frames the video has.

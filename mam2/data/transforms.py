@@ -20,7 +20,7 @@ _OFFSETS = (
 
 
 def multi_scale_crop(clip_TCHW: torch.Tensor, *, size: int, rng: random.Random) -> torch.Tensor:
-    """The crop of pre-training, resized to a square (REFERENCE 4, MultiScaleCrop).
+    """The crop of pre-training, resized to a square (Table 7, MultiScaleCrop).
 
     Height and width are each a share of the short side (1, 0.875, 0.75 or 0.66; the two at most neighbours in
     this list, so that the aspect stays near 1), or `size` itself where that is less than 3 pixels away and
@@ -54,7 +54,7 @@ def random_resized_crop(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> torch.Tensor:
-    """The crop of fine-tuning: a random area and aspect ratio, resized to a square (REFERENCE 5).
+    """The crop of fine-tuning: a random area and aspect ratio, resized to a square.
 
     Args:
         clip_TCHW: uint8 (T, 3, H, W).
@@ -86,7 +86,7 @@ def flip(clip_TCHW: torch.Tensor, rng: random.Random, p: float = 0.5) -> torch.T
 
 
 def test_crops(clip_TCHW: torch.Tensor, *, size: int, crops: int) -> list[torch.Tensor]:
-    """The crops a clip is tested on (REFERENCE 5): the short side is resized, the long side cut into squares.
+    """The crops a clip is tested on: the short side is resized, the long side cut into squares.
 
     Args:
         clip_TCHW: uint8 (T, 3, H, W).

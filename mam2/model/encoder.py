@@ -143,7 +143,7 @@ class Classifier(nn.Module):
         self.encoder.norm.requires_grad_(False)
         self.norm = layer_norm(encoder.config.width)
         self.head = nn.Linear(encoder.config.width, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02 * 0.001)  # REFERENCE: as VideoMAE's init_scale
+        nn.init.trunc_normal_(self.head.weight, std=0.02 * 0.001)  # as VideoMAE's init_scale
         nn.init.zeros_(self.head.bias)
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:

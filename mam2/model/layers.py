@@ -85,7 +85,7 @@ class SpaceTimeBlock(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Regressor block: queries gather from visible tokens, then an MLP (REFERENCE: as CAE, plain pre-norm residuals).
+    """Regressor block: queries gather from visible tokens, then an MLP (as CAE's, with plain pre-norm residuals).
 
     Positions are added to queries and keys, not to values, and anew in every block.
     """

@@ -145,7 +145,10 @@ class TensorNote:
 
 
 class Inert:
-    """Stands for any foreign class, function or object: absorbs what a pickle does with it, does nothing."""
+    """Stands for any foreign class, function or object: absorbs what a pickle does with it, does nothing.
+
+    It must take any arguments, as it stands for anything.
+    """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         pass

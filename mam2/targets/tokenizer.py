@@ -89,6 +89,7 @@ def read_tokenizer(file: Path | str, *, format: str) -> tuple[dict[str, Tensor],
         with safe_open(file, framework="pt") as handle:
             metadata = handle.metadata() or {}
             if metadata.get("format") == format:
+                # The handle is no dict: it can't be iterated but through keys().
                 tensors = {name: handle.get_tensor(name).float() for name in handle.keys()}  # noqa: SIM118
                 return tensors, json.loads(metadata["config"])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:

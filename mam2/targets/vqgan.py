@@ -183,7 +183,7 @@ class Decoder(nn.Module):
 
 
 class VQGAN(nn.Module):
-    """A frozen VQGAN tokenizer, in eval mode (Sec. 2.2, App. D; REFERENCE §3).
+    """A frozen VQGAN tokenizer, in eval mode (Sec. 2.2, App. D).
 
     Args:
         config: the sizes.

@@ -23,7 +23,7 @@ from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder
 
 FORMAT_ENCODER = "mam2.encoder"
 FORMAT_CLASSIFIER = "mam2.classifier"
-# May differ between the two sittings of one run: they do not touch its numbers.
+# May differ between the two sittings of one run: they do not touch its numbers, but for rounding.
 FREE_FIELDS = (
     *("data.root", "data.num_workers", "data.max_bad_share"),
     *("loop.accumulate", "loop.log_every", "loop.save_every", "loop.keep"),

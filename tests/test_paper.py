@@ -51,7 +51,7 @@ def test_table_9_shapes() -> None:
     predicted = model.predict(clip_BTCHW, mask)
     assert predicted.visible_BTVD.shape == (1, 16, 49, 768)  # 196 × (1 - 0.75)
     assert predicted.target_BTMD.shape == (1, 16, 147, 768)
-    # REFERENCE: Table 9 prints 0.25 for the regressor's output; its queries are the masked 0.75.
+    # Table 9 prints 0.25 for the regressor's output; its queries are the masked 0.75.
     assert predicted.regressed_BTMD.shape == (1, 16, 147, 768)
     expected = {f"encoder.blocks.{i}": (1, 16, 147, 768) for i in range(12)}  # the last pass is the target's
     expected |= {f"regressor.blocks.{i}": (1, 16 * 147, 768) for i in range(4)}

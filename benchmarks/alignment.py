@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import multiprocessing
 import os
 import statistics
@@ -60,16 +61,16 @@ def train(variant: str, seed: int, *, steps: int, videos: Path, tokenizer: Path)
         "alpha 2, batch": replace(config.objective, alignment_ramp=Steps(0), alignment_target="batch"),
         "alpha 0": replace(config.objective, alignment_weight=0.0),
     }
-    targets = replace(config.targets, file=str(tokenizer))
+    tokens = replace(config.targets, file=str(tokenizer))
     if variant == "random projection":
-        targets = replace(targets, appearance="random_projection", file="", num_codes=512)
+        tokens = replace(tokens, appearance="random_projection", file="", num_codes=512)
     config = replace(
         config,
         objective=alignment.get(variant, replace(config.objective, alignment_ramp=Steps(steps))),
         loop=replace(config.loop, seed=seed),
     )
-    maker = TargetMaker(targets, patch_size=config.encoder.patch_size, device=torch.device("cpu"))
-    model = build(config, maker)
+    maker = TargetMaker(tokens, patch_size=config.encoder.patch_size, device=torch.device("cpu"))
+    model = build(config, maker.sizes, steps_per_epoch=steps)
     if variant == "small positions":
         for table in model.encoder.positions.parameters():
             nn.init.trunc_normal_(table, std=0.02)
@@ -96,8 +97,9 @@ def train(variant: str, seed: int, *, steps: int, videos: Path, tokenizer: Path)
     for step, batch in enumerate(loader):
         rate = learning_rate(config.optim, step, batch_size=batch_size, warmup_steps=50, num_steps=steps)
         set_learning_rate(optimizer, rate)
-        mask = config.mask(config.encoder.grid[0] ** 2, sample_B=batch.sample_B, seed=seed)
-        losses = model(batch.clip_BTCHW, mask, maker(batch.clip_BTCHW), config.objective.alpha(step, steps))
+        mask = config.mask(config.encoder.frames, config.encoder.grid, sample_B=batch.sample_B, seed=seed)
+        targets = maker(batch.clip_BTCHW, sample_B=batch.sample_B, seed=seed)
+        losses = model(batch.clip_BTCHW, mask, targets, step)
         optimizer.zero_grad()
         losses.total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
@@ -144,7 +146,7 @@ def main() -> None:
     table = Table("variant", *names, title=f"mean over seeds {args.seeds} after {args.steps} steps of 8 clips")
     for variant in args.variants:
         runs = [results[variant, seed] for seed in args.seeds]
-        table.add_row(variant, *(" ".join(f"{run[name]:.2f}" for run in runs) for name in names))
+        table.add_row(variant, *(" ".join(f"{run.get(name, math.nan):.2f}" for run in runs) for name in names))
     Console(width=130).print(table)
     if args.out:
         report = {

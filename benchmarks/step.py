@@ -41,12 +41,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from mam2 import distributed
 from mam2.losses import alignment_loss, appearance_loss, motion_loss
-from mam2.masks import Mask, TubeMask, take
+from mam2.masks import Mask, Masking, take
 from mam2.model.encoder import EncoderConfig, vit_b, vit_l
 from mam2.objectives.mam2 import MAM2, MAM2Config
-from mam2.targets import Targets
+from mam2.targets import Targets, TargetSizes
 from mam2.targets.motion import rgb_difference
-from mam2.targets.pixels import to_float
+from mam2.targets.pixels import patchify, to_float
 from mam2.targets.vqgan import VQGAN, VQGANConfig
 from mam2.train.engine import autocast_dtype
 from mam2.train.optim import Optim, make_optimizer
@@ -92,13 +92,13 @@ class Workload:
         encoder, num_codes = size.encoder, size.tokenizer.num_codes
         torch.manual_seed(0)
         with device:
-            self.model = MAM2(size.objective, encoder, num_codes=num_codes).train()
+            self.model = MAM2(size.objective, encoder, TargetSizes(num_codes, 3 * encoder.patch_size**2)).train()
         self.optimizer = make_optimizer(self.model, Optim())
         frames, num_patches = encoder.frames, encoder.grid[0] * encoder.grid[1]
         shape_BTCHW = (batch, frames, 3, encoder.size, encoder.size)
         self.clip_BTCHW = torch.randint(256, shape_BTCHW, dtype=torch.uint8, device=device)
         self.codes_BTN = torch.randint(num_codes, (batch, frames, num_patches), device=device)
-        self.mask: Mask = TubeMask()(num_patches, sample_B=torch.arange(batch), seed=0).to(device)
+        self.mask: Mask = Masking()(frames, encoder.grid, sample_B=torch.arange(batch), seed=0).to(device)
         dtype = autocast_dtype(precision, device, width=encoder.width)
         self.dtype = dtype or torch.float32
         self.autocast = partial(torch.autocast, device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
@@ -107,7 +107,7 @@ class Workload:
         """Targets, forward, backward and update as in training."""
         self.optimizer.zero_grad()
         with self.autocast():
-            losses = self.model(self.clip_BTCHW, self.mask, self.targets(), self.model.config.alignment_weight)
+            losses = self.model(self.clip_BTCHW, self.mask, self.targets(), 0)
             losses.total.backward()
         self.update()
 
@@ -115,7 +115,7 @@ class Workload:
         """RGB differences, beside codes that are given."""
         with torch.no_grad(), torch.autocast(self.clip_BTCHW.device.type, enabled=False):
             patch_size = self.model.encoder.config.patch_size
-            return Targets(self.codes_BTN, rgb_difference(to_float(self.clip_BTCHW), patch_size, unit_scale=False))
+            return Targets(self.codes_BTN, patchify(rgb_difference(to_float(self.clip_BTCHW)), patch_size))
 
     def update(self) -> None:
         """The gradient's norm, its check, and AdamW."""
@@ -135,25 +135,27 @@ class Workload:
             made = model.predict(clip_BTCHW, mask)
             targets = self.targets()
             position_BTND = model.project_position(encoder.position(clip_BTCHW)).expand_as(tokens_BTND)
-            context_BSD = take(position_BTND, mask.visible_BV).flatten(1, 2)
-            query_BTMD = take(position_BTND, mask.masked_BM)
+            context_BSD = take(position_BTND, mask.visible_BTV).flatten(1, 2)
+            query_BTMD = take(position_BTND, mask.masked_BTM)
+            masked = targets.at(mask)
 
         def align() -> None:
             with torch.no_grad(), self.autocast():
-                model.project(encoder.encode(take(tokens_BTND, mask.masked_BM)))
+                model.project(encoder.encode(take(tokens_BTND, mask.masked_BTM)))
 
         def regress(visible_BTVD: Tensor, context_BSD: Tensor, query_BTMD: Tensor) -> Tensor:
             return model.regressor(
+                model.mask_query_D.expand_as(query_BTMD).flatten(1, 2),
                 model.project(visible_BTVD).flatten(1, 2),
-                context_position_BSD=context_BSD,
                 query_position_BSD=query_BTMD.flatten(1, 2),
-            ).unflatten(1, query_BTMD.shape[1:3])
+                context_position_BSD=context_BSD,
+            ).view(query_BTMD.shape)
 
         def lose(logits_BTMK: Tensor, motion_BTMP: Tensor, regressed_BTMD: Tensor) -> Tensor:
-            codes_BTM = take(targets.codes_BTN[..., None], mask.masked_BM)[..., 0]
-            motion = motion_loss(motion_BTMP, take(targets.motion_BTND, mask.masked_BM))
-            alignment = alignment_loss(regressed_BTMD, model.standardise(made.target_BTMD))
-            return appearance_loss(logits_BTMK, codes_BTM) + motion + model.config.alignment_weight * alignment
+            appearance = appearance_loss(logits_BTMK, masked.appearance, "mean")
+            motion = motion_loss(motion_BTMP, masked.motion, "mean")
+            alignment = alignment_loss(regressed_BTMD, model.standardise(made.target_BTMD), "mean")
+            return appearance + motion + model.config.alignment_weight * alignment
 
         def both_ways(call: Callable[..., Tensor], like: Tensor | None, *inputs: Tensor) -> Callable[[], None]:
             """Forward, and backward from a random gradient `like` the output (None: a scalar's)."""
@@ -169,7 +171,7 @@ class Workload:
             return run
 
         def see() -> Tensor:
-            return encoder.encode(take(encoder.embed(clip_BTCHW), mask.visible_BV))
+            return encoder.encode(take(encoder.embed(clip_BTCHW), mask.visible_BTV))
 
         def appear(regressed_BTMD: Tensor, query_BTMD: Tensor) -> Tensor:
             return model.appearance(regressed_BTMD, position_BTMD=query_BTMD)
@@ -188,9 +190,9 @@ class Workload:
             "encoder, visible patches": both_ways(see, visible),
             "alignment target, masked patches": align,
             "regressor": both_ways(regress, regressed, visible, context_BSD, query),
-            "appearance decoder and head": both_ways(appear, made.logits_BTMK, regressed, query),
-            "motion decoder": both_ways(move, made.motion_BTMP, regressed, query),
-            "losses": both_ways(lose, None, made.logits_BTMK, made.motion_BTMP, regressed),
+            "appearance decoder and head": both_ways(appear, made.appearance_BTMK, regressed, query),
+            "motion decoder": both_ways(move, made.motion, regressed, query),
+            "losses": both_ways(lose, None, made.appearance_BTMK, made.motion, regressed),
             "update (norm, AdamW)": update,
         }
 

@@ -8,6 +8,7 @@ from mam2.evaluate import evaluate
 from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder, vit_b, vit_l
 from mam2.objectives.mam2 import MAM2, MAM2Config
 from mam2.recipes import get_recipe
+from mam2.targets import TargetSizes
 from mam2.train.checkpoint import load_classifier, load_encoder
 from mam2.train.finetune import Finetune, finetune
 from mam2.train.pretrain import Pretrain, pretrain
@@ -20,6 +21,7 @@ __all__ = [
     "Finetune",
     "MAM2Config",
     "Pretrain",
+    "TargetSizes",
     "UserError",
     "VideoEncoder",
     "evaluate",

@@ -78,6 +78,8 @@ def show(
     run: Annotated[Path, Positional],
     video: Annotated[Path, Positional],
     out: Path | None = None,
+    gif: Path | None = None,
+    mp4: Path | None = None,
     seed: int = 0,
 ) -> None:
     """Draw what a pre-trained run predicts for a video.
@@ -86,31 +88,106 @@ def show(
         run: the folder of a `mam2 pretrain`.
         video: any video file.
         out: the PNG; next to where you are, by the video's name, if left out.
+        gif: an animation of the same to write too.
+        mp4: an animation of the same to write too.
         seed: of the mask.
     """
     from mam2.show import show as draw
 
-    out = out or Path(f"{video.stem}.png")
-    draw(run, video, out, seed=seed)
+    out, animations = out or Path(f"{video.stem}.png"), tuple(path for path in (gif, mp4) if path)
+    draw(run, video, out, animations=animations, seed=seed)
+    print(f"Wrote {', '.join(map(str, (out, *animations)))}")
+
+
+def masks(
+    video: Annotated[Path, Positional], out: Path = Path("masks.png"), ratio: float = 0.75, seed: int = 0
+) -> None:
+    """Draw every kind of mask over a video, as Fig. 3.
+
+    Args:
+        video: any video file.
+        out: the PNG.
+        ratio: share of patches that is masked.
+        seed: of the masks.
+    """
+    from mam2.show import show_masks
+
+    show_masks(video, out, ratio=ratio, seed=seed)
     print(f"Wrote {out}")
 
 
-def recipes(name: Annotated[str, Positional] = "") -> None:
-    """List the recipes, or print one's whole configuration as JSON.
+def recipes(name: Annotated[str, Positional] = "", table: str = "", tflops: float = 125.0) -> None:
+    """List the recipes, print one's whole configuration as JSON, or the rows of one of the paper's tables.
 
     Args:
         name: a recipe.
+        table: a table of the paper, such as 1d: its rows with the paper's numbers, commands and estimated cost.
+        tflops: TFLOP/s that a GPU achieves, for the estimate; 125 is 40 % of an A100's 312 in bf16.
     """
-    from mam2.recipes import RECIPES, get_recipe
+    from mam2.recipes import RECIPES, get_recipe, tables_of
 
+    if table:
+        _paper_table(table, tflops)
+        return
     if name:
         print(json.dumps(to_json(get_recipe(name)), indent=2))
         return
-    table = Table("recipe", "paper's table", "data", "model", "length", "paper's number")
+    listing = Table("recipe", "paper's tables", "data", "model", "length")
     for key, recipe in RECIPES.items():
         length = str(recipe.make().loop.duration)
-        table.add_row(key, recipe.table or "-", recipe.data, recipe.model, length, recipe.paper or "-")
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        listing.add_row(key, ", ".join(tables_of(key)) or "-", recipe.data, recipe.model, length)
+    _print(listing, "`mam2 recipes NAME` prints a recipe; `mam2 recipes --table 1d` a table of the paper, with costs.")
+
+
+def _paper_table(number: str, tflops: float) -> None:
+    from mam2.cost import estimate, gpu_hours
+    from mam2.recipes import NUM_TRAINING_VIDEOS, RECIPES, get_table
+    from mam2.train.pretrain import Pretrain
+
+    table, costs, commands = get_table(number), ("TFLOP/clip", "GiB/clip", "GPU-hours"), []
+    listing = Table("row", "recipe", "the paper's", *costs, title=f"Table {number}: {table.title}")
+    for row in table.rows:
+        config, figures = RECIPES[row.recipe].make(), ["-"] * 3
+        verb = type(config).__name__.lower()
+        commands.append(
+            f"mam2 {verb} {row.recipe} --data.root DIR --out RUN" + " --init PRETRAINED" * (verb != "pretrain")
+        )
+        if isinstance(config, Pretrain):
+            cost = estimate(config)
+            hours = gpu_hours(config, cost, num_videos=NUM_TRAINING_VIDEOS[RECIPES[row.recipe].data], tflops=tflops)
+            figures = [f"{cost.tflop:.2f}", f"{cost.clip_gib:.1f}", f"{hours:,.0f}"]
+            commands[-1] += f" && mam2 finetune {row.finetune} --init RUN --data.root DIR --out TUNED"
+        listing.add_row(row.name, row.recipe, row.paper or "-", *figures)
+    _print(
+        listing,
+        "Top-1 after fine-tuning as the paper has it; none has been rerun here. Estimates for pre-training: TFLOP with "
+        "the targets; GiB kept for the backward pass in bf16, beside the weights; hours of one GPU at "
+        f"{tflops:g} TFLOP/s.",
+        *dict.fromkeys(commands),
+    )
+
+
+def targets() -> None:
+    """List the appearance and motion targets: input size, range, number of codes, cost of a clip."""
+    from mam2.targets import APPEARANCES, MOTIONS
+
+    listing = Table("--targets.appearance", "what", "fed", "range", "K", "GFLOP/clip", "weights")
+    for name, row in APPEARANCES.items():
+        codes = str(row.num_outputs or ("-" if row.load is None else "yours"))
+        listing.add_row(name, row.title, f"{row.size}²", row.range, codes, f"{row.gflop:,}", row.weights)
+    motions = Table("--targets.motion", "what", "units", "numbers a patch of 16²", "GFLOP/clip")
+    for name, motion in MOTIONS.items():
+        numbers = str(motion.channels * 256) if motion.load else "2 a tube"
+        motions.add_row(name, motion.title, motion.units, numbers, f"{motion.gflop:,}")
+    _print(listing, "For a clip of 16 frames of 224².")
+    _print(motions)
+
+
+def _print(table: Table, *notes: str) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=True, highlight=False)
 
 
 def quickstart(out: Path = Path("runs/quickstart")) -> None:
@@ -124,16 +201,17 @@ def quickstart(out: Path = Path("runs/quickstart")) -> None:
     run(out)
 
 
-def tokenizer_convert(checkpoint: Annotated[Path, Positional], out: Path) -> None:
-    """Convert the official VQGAN checkpoint to safetensors; nothing in it is executed.
+def tokenizer_convert(checkpoint: Annotated[Path, Positional], out: Path, decoder: Path | None = None) -> None:
+    """Convert an official VQGAN or DALL-E checkpoint to safetensors; nothing in it is executed.
 
     Args:
-        checkpoint: the official last.ckpt.
+        checkpoint: the official last.ckpt of a VQGAN, or encoder.pkl of DALL-E.
         out: the .safetensors to write.
+        decoder: DALL-E's decoder.pkl, which only pictures need.
     """
     from mam2.targets.convert import convert_checkpoint
 
-    print(json.dumps(convert_checkpoint(checkpoint, out), indent=2, default=str))
+    print(json.dumps(convert_checkpoint(checkpoint, out, decoder=decoder), indent=2, default=str))
 
 
 def tokenizer_train(
@@ -145,7 +223,7 @@ def tokenizer_train(
     num_steps: int = 400,
     seed: int = 0,
 ) -> None:
-    """Train a small VQ tokenizer on your own videos.
+    """Train a small VQ tokenizer on your own videos, and draw what its codes keep of them beside it (.png).
 
     Args:
         root: a folder of videos, or a CSV with `path`.
@@ -158,20 +236,25 @@ def tokenizer_train(
     """
     from mam2.data.catalog import read_catalog
     from mam2.data.loader import Data
+    from mam2.show import show_reconstruction
     from mam2.targets.vq import VQConfig
     from mam2.train.tokenizer import train_tokenizer
 
     config = VQConfig(patch_size=patch_size, num_codes=num_codes)
     catalog = read_catalog(root, labelled=False)
     report = train_tokenizer(catalog, Data(), config, out, size=size, num_steps=num_steps, seed=seed)
-    print(json.dumps(report, indent=2))
+    picture = out.with_suffix(".png")
+    show_reconstruction(out, [item.path for item in catalog.items], picture, size=size)
+    print(json.dumps(report | {"picture": str(picture)}, indent=2))
 
 
 WITH_RECIPE = {"pretrain": pretrain, "finetune": finetune}
 PLAIN: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "show": show,
+    "masks": masks,
     "recipes": recipes,
+    "targets": targets,
     "quickstart": quickstart,
     "tokenizer convert": tokenizer_convert,
     "tokenizer train": tokenizer_train,
@@ -227,6 +310,7 @@ def _run_with_recipe(command: Callable[..., None], verb: str, recipe: str, confi
         args=arguments,
         prog=f"mam2 {verb} {recipe}",
         description=config.__doc__,
+        config=(tyro.conf.AvoidSubcommands,),  # a recipe says which objective it is
         registry=_registry(),
     )
 

@@ -85,11 +85,13 @@ def Epochs(value: float) -> Duration:
 
 
 def to_json(config: Any) -> Any:
-    """A configuration as plain dicts, lists, numbers and strings."""
+    """A configuration as plain dicts, lists, numbers and strings; in a union of dataclasses, "is" names the class."""
     if isinstance(config, Duration):
         return str(config)
     if dataclasses.is_dataclass(config):
-        return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        hints = typing.get_type_hints(type(config))
+        found = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        return {n: _tag(value) if len(_choices(hints[n])) > 1 else to_json(value) for n, value in found.items()}
     if isinstance(config, tuple):
         return [to_json(item) for item in config]
     return config
@@ -121,8 +123,24 @@ def from_json(cls: type[ConfigT], value: Any, *, where: str = "") -> ConfigT:
     return cls(**{name: _read(hints[name], item, prefix + name) for name, item in value.items()})
 
 
+def _choices(hint: Any) -> dict[str, Any]:
+    """The dataclasses of a union by name; none for other types."""
+    is_union = typing.get_origin(hint) in (Union, types.UnionType)
+    classes = [a for a in typing.get_args(hint) if isinstance(a, type)] if is_union else []
+    return {cls.__name__: cls for cls in classes if dataclasses.is_dataclass(cls)}
+
+
+def _tag(config: Any) -> dict[str, Any]:
+    return {"is": type(config).__name__, **to_json(config)}
+
+
 def _read(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin, args, choices = typing.get_origin(hint), typing.get_args(hint), _choices(hint)
+    if len(choices) > 1 and isinstance(value, dict):
+        name = value.get("is", next(iter(choices)))  # what was written before there was a choice is the first
+        if name not in choices:
+            raise UserError(f"{where}.is is {name!r}. {did_you_mean(str(name), choices)}")
+        return from_json(choices[name], {n: item for n, item in value.items() if n != "is"}, where=where)
     if origin in (Union, types.UnionType):  # only `X | None` is used
         return None if value is None else _read(next(a for a in args if a is not type(None)), value, where)
     if hint is Duration:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Reduction = Literal["mean", "sum"]
+"""Over the channels of a token. Paper: summed (Eq. 1, 3); the default is the mean, as CAE has it with the same α."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +20,7 @@ class Losses:
 
     Attributes:
         total: the scalar to minimise.
-        parts: its parts by name, before weighting, detached.
+        parts: its parts by name, before weighting, detached; and figures to judge them by.
         features_BTD: the encoder's features averaged over the patches of a frame, detached: for health figures; None
             where these say nothing.
     """
@@ -24,23 +30,38 @@ class Losses:
     features_BTD: Tensor | None
 
 
-def alignment_loss(regressed_BTMD: Tensor, target_BTMD: Tensor) -> Tensor:
-    """Eq. 1. Paper: summed over channels; here: their mean, as CAE has it with the same weight of 2."""
-    return F.mse_loss(regressed_BTMD.float(), target_BTMD.float())
+def squared_error(predicted: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """||predicted - target||² of a token (..., D), or its mean over channels, averaged over all tokens."""
+    mean = F.mse_loss(predicted.float(), target.float())
+    return mean * target.shape[-1] if reduction == "sum" else mean
 
 
-def appearance_loss(logits_BTMK: Tensor, codes_BTM: Tensor) -> Tensor:
-    """Eq. 2: cross-entropy against the tokenizer's codes, averaged over masked patches."""
-    return F.cross_entropy(logits_BTMK.flatten(0, 2).float(), codes_BTM.flatten())
+def alignment_loss(regressed_BTMD: Tensor, target_BTMD: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Eq. 1."""
+    return squared_error(regressed_BTMD, target_BTMD, reduction)
 
 
-def motion_loss(predicted_BTMD: Tensor, target_BTMD: Tensor) -> Tensor:
+def appearance_loss(predicted_BTMK: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Eq. 2: cross-entropy against codes int64 (B, T, M); squared error where the targets are pixels (B, T, M, K)."""
+    if target.is_floating_point():
+        return squared_error(predicted_BTMK, target, reduction)
+    return F.cross_entropy(predicted_BTMK.flatten(0, -2).float(), target.flatten())
+
+
+def motion_loss(predicted: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Eq. 3: squared error over masked patches of all frames that have a target, i.e. all but the last.
 
-    Paper: summed over channels; here: their mean (docs/decisions.md, 3).
-
     Args:
-        predicted_BTMD: (B, T, M, C·P·P), the motion decoder's output for all T frames.
-        target_BTMD: (B, T-1, M, C·P·P).
+        predicted: (B, T, M, D), the motion decoder's output for all T frames; for clip order (B, M, 2).
+        target: (B, T-1, M, D); for clip order int64 (B, M), for which the loss is a cross-entropy.
     """
-    return F.mse_loss(predicted_BTMD[:, : target_BTMD.shape[1]].float(), target_BTMD.float())
+    if target.is_floating_point():
+        return squared_error(predicted[:, : target.shape[1]], target, reduction)
+    return F.cross_entropy(predicted.flatten(0, 1).float(), target.flatten())
+
+
+def motion_loss_of_none(target: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """The motion loss of predicting no motion, or guessing the order: what a model that has learned any must beat."""
+    if target.is_floating_point():
+        return squared_error(target.new_zeros(()).expand_as(target), target, reduction)
+    return torch.tensor(math.log(2), device=target.device)

@@ -1,84 +1,141 @@
-"""Which patches the encoder sees: tube masking (Sec. 2.1, App. E).
+"""Which patches the encoder sees: tube, cube and random masks (Sec. 2.1, App. E, Table 1d).
 
-A mask is one set of patch positions for all frames of a clip. Its randomness depends on each sample's own number,
-so that neither the number of GPUs nor an interruption changes it.
+A mask's randomness depends on each sample's own number, so that neither the number of GPUs nor an interruption
+changes it. To add a kind: one function and one line in MASKS (docs/add_a_mask.md).
+
+B clips, T frames, N patches a frame, V visible and M masked ones.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from mam2.config import UserError, seed_of
+from mam2.config import UserError, did_you_mean, seed_of
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Visible and masked patch positions of a batch, the same in every frame.
+    """Visible and masked patch positions of a batch, as many in every frame.
 
     Attributes:
-        visible_BV: int64 (B, V), sorted positions in [0, N) that the encoder sees.
-        masked_BM: int64 (B, M), the sorted other positions; V + M = N.
+        visible_BTV: int64 (B, T, V), in each frame the sorted positions in [0, N) that the encoder sees.
+        masked_BTM: int64 (B, T, M), the sorted other positions; V + M = N.
     """
 
-    visible_BV: Tensor
-    masked_BM: Tensor
+    visible_BTV: Tensor
+    masked_BTM: Tensor
 
     def to(self, device: torch.device) -> Mask:
         """The same mask on another device."""
-        return Mask(self.visible_BV.to(device), self.masked_BM.to(device))
+        return Mask(self.visible_BTV.to(device), self.masked_BTM.to(device))
+
+    def same_in_all_frames(self) -> bool:
+        """Whether a patch that is masked in one frame of a clip is masked in all, as factorised attention needs."""
+        return bool((self.masked_BTM == self.masked_BTM[:, :1]).all())
+
+
+def tube(num_frames: int, grid: tuple[int, int], num_masked: int, generator: Generator) -> Tensor:
+    """Random positions, the same in all frames: bool (T, N), True where masked."""
+    masked_N = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
+    masked_N[torch.randperm(len(masked_N), generator=generator)[:num_masked]] = True
+    return masked_N.expand(num_frames, -1)
+
+
+def cube(num_frames: int, grid: tuple[int, int], num_masked: int, generator: Generator) -> Tensor:
+    """Blocks of at least 16 patches, the same in all frames: bool (T, N), True where masked.
+
+    Paper: "block-wise" masks, whose share varies from clip to clip in BEiT's; here: exactly `num_masked` patches,
+    for which the last block is cut short (docs/decisions.md).
+    """
+    (high, wide), masked = grid, torch.zeros(grid, dtype=torch.bool)
+    while (short := num_masked - int(masked.sum())) > 0:
+        draw = torch.rand(4, generator=generator).tolist()
+        area = 16 + draw[0] * max(0, short - 16)
+        aspect = 0.3 ** (1 - 2 * draw[1])  # from 0.3 to 1 / 0.3, upright as often as lying
+        rows = min(high, max(1, round(math.sqrt(area * aspect))))
+        columns = min(wide, max(1, round(math.sqrt(area / aspect))))
+        top, left = int(draw[2] * (high - rows + 1)), int(draw[3] * (wide - columns + 1))
+        block = torch.zeros_like(masked)
+        block[top : top + rows, left : left + columns] = True
+        masked.view(-1)[(block & ~masked).flatten().nonzero()[:short, 0]] = True
+    return masked.flatten().expand(num_frames, -1)
+
+
+def random(num_frames: int, grid: tuple[int, int], num_masked: int, generator: Generator) -> Tensor:
+    """Random positions, drawn anew for every frame: bool (T, N), True where masked.
+
+    As ST-MAE's space-time agnostic masks but for the count, which is the same in every frame. Needs joint attention.
+    """
+    return torch.cat([tube(1, grid, num_masked, generator) for _ in range(num_frames)])
+
+
+MASKS: dict[str, Callable[[int, tuple[int, int], int, Generator], Tensor]] = {
+    "tube": tube,
+    "cube": cube,
+    "random": random,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TubeMask:
-    """Random tube masking: random positions, the same in all frames.
+class Masking:
+    """How patches are masked; the defaults are the paper's.
 
     Attributes:
-        ratio: share of the patches that is masked (the paper: 0.75, which is 147 of 196).
+        kind: "tube", "cube" or "random" (in space and time).
+        ratio: share of each frame's patches that is masked (the paper: 0.75, which is 147 of 196).
     """
 
+    kind: str = "tube"
     ratio: float = 0.75
 
     def __post_init__(self) -> None:
+        if self.kind not in MASKS:
+            raise UserError(f"mask.kind is {self.kind!r}. {did_you_mean(self.kind, MASKS)}")
         if not 0 < self.ratio < 1:
-            raise UserError(f"mask ratio is {self.ratio}; it must lie between 0 and 1 (the paper's is 0.75).")
+            raise UserError(f"mask.ratio is {self.ratio}; it must lie between 0 and 1 (the paper's is 0.75).")
 
-    def __call__(self, num_patches: int, *, sample_B: Tensor, seed: int) -> Mask:
+    def __call__(self, num_frames: int, grid: tuple[int, int], *, sample_B: Tensor, seed: int) -> Mask:
         """Draws the masks of a batch.
 
         Args:
-            num_patches: N, patches in a frame.
+            num_frames: T.
+            grid: patches (high, wide) in a frame.
             sample_B: int64 (B,), each clip's number in the whole run.
             seed: the run's seed.
 
         Raises:
             UserError: the frame has so few patches that none would be masked, or none visible.
         """
+        num_patches = grid[0] * grid[1]
         num_masked = round(self.ratio * num_patches)
         if not 0 < num_masked < num_patches:
             raise UserError(
                 f"Masking {self.ratio:.0%} of {num_patches} patches leaves {num_masked} masked and "
                 f"{num_patches - num_masked} visible; both are needed. Use a larger image or another mask ratio."
             )
-        rows = []
+        clips = []
         for sample in sample_B.tolist():
-            generator = torch.Generator().manual_seed(seed_of(seed, sample, 0x3A5C))
-            rows.append(torch.randperm(num_patches, generator=generator))
-        order_BN = torch.stack(rows)
-        return Mask(order_BN[:, num_masked:].sort(dim=1).values, order_BN[:, :num_masked].sort(dim=1).values)
+            generator = Generator().manual_seed(seed_of(seed, sample, 0x3A5C))
+            clips.append(MASKS[self.kind](num_frames, grid, num_masked, generator))
+        masked_BTN = torch.stack(clips)
+        if (masked_BTN.sum(dim=2) != num_masked).any():
+            raise UserError(f"The mask {self.kind!r} must mask exactly {num_masked} patches in every frame.")
+        order_BTN = masked_BTN.to(torch.uint8).argsort(dim=2, stable=True)  # visible ones first, each part sorted
+        return Mask(order_BTN[..., :-num_masked], order_BTN[..., -num_masked:])
 
 
-def take(x_BTND: Tensor, positions_BV: Tensor) -> Tensor:
-    """The tokens (B, T, V, D) at the given positions of every frame of (B, T, N, D)."""
-    num_clips, num_frames, _, width = x_BTND.shape
-    index = positions_BV[:, None, :, None].expand(num_clips, num_frames, positions_BV.shape[1], width)
-    return x_BTND.gather(2, index)
+def take(x_BTND: Tensor, positions_BTV: Tensor) -> Tensor:
+    """The tokens (B, T, V, D) at the given positions of each frame of (B, T, N, D)."""
+    return x_BTND.gather(2, positions_BTV[..., None].expand(-1, -1, -1, x_BTND.shape[3]))
 
 
-def put(x_BTVD: Tensor, positions_BV: Tensor, num_patches: int) -> Tensor:
+def put(x_BTVD: Tensor, positions_BTV: Tensor, num_patches: int) -> Tensor:
     """The inverse of `take`: (B, T, N, D) with the tokens at their positions and zeros elsewhere."""
     num_clips, num_frames, _, width = x_BTVD.shape
     full = x_BTVD.new_zeros(num_clips, num_frames, num_patches, width)
-    return full.scatter(2, positions_BV[:, None, :, None].expand_as(x_BTVD), x_BTVD)
+    return full.scatter(2, positions_BTV[..., None].expand_as(x_BTVD), x_BTVD)

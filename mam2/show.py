@@ -1,4 +1,4 @@
-"""What a pre-trained run predicts for a video, as a picture: the model's own predictions, nothing added back."""
+"""What a pre-trained run predicts for a video, as pictures: the model's own predictions, nothing added back."""
 
 from __future__ import annotations
 
@@ -7,76 +7,187 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mam2.config import UserError
 from mam2.data import sampling, transforms
 from mam2.data.decode import Video
-from mam2.masks import TubeMask, put, take
+from mam2.masks import MASKS, Mask, Masking, put
 from mam2.objectives.mam2 import MAM2
-from mam2.targets import TargetMaker
-from mam2.targets.motion import motion_scale
+from mam2.sheet import Prediction, animation, contact_sheet
+from mam2.targets import MOTIONS, TargetMaker
+from mam2.targets.motion import clip_scale
 from mam2.targets.pixels import to_float, unpatchify
+from mam2.targets.vq import load_vq
 from mam2.train.pretrain import load_run
-from mam2.visualize import Prediction, contact_sheet
+from mam2.visualize import Row, enlarge, mask_figure, page_of_rows, zoom_to
 
 
-def show(run: str | Path, video: str | Path, out: str | Path, *, seed: int = 0) -> None:
+def show(
+    run: str | Path,
+    video: str | Path,
+    out: str | Path,
+    *,
+    animations: tuple[str | Path, ...] = (),
+    seed: int = 0,
+) -> None:
     """Writes a contact sheet (PNG) of what a run predicts for the middle of a video.
 
     Args:
         run: the folder of a pre-training run.
         video: a video file.
         out: the PNG to write.
+        animations: more files to write, .gif or .mp4: the same rows, in motion.
         seed: of the mask.
 
     Raises:
-        UserError: no pre-training run, or no video.
+        UserError: no pre-training run, no video, or an animation of another kind of file.
     """
     model, targets, config = load_run(run)
-    encoder = config.encoder
+    if not isinstance(model, MAM2):
+        raise UserError(f"{run} was trained by {type(model).__name__}; only what MAM2 predicts can be drawn.")
+    size, frames = config.encoder.size, config.encoder.frames
+    clip_TCHW = middle_of(video, num_frames=frames, stride_frames=config.data.stride_frames, size=size)
+    prediction = predict(model, targets, config.mask, clip_TCHW, seed=seed)
+    contact_sheet(prediction, Path(out), title=Path(video).name)
+    for path in animations:
+        animation(prediction, Path(path), title=Path(video).name)
+
+
+def show_masks(video: str | Path, out: str | Path, *, ratio: float = 0.75, seed: int = 0) -> None:
+    """Draws every kind of mask over 16 frames of a video, 14 × 14 patches, as a PNG (Fig. 3).
+
+    Raises:
+        UserError: no video, or an impossible ratio.
+    """
+    clip_TCHW = middle_of(video, num_frames=16, stride_frames=4, size=224)
+    grid, masks = (14, 14), []
+    for kind in MASKS:
+        mask = Masking(kind=kind, ratio=ratio)(16, grid, sample_B=torch.tensor([0]), seed=seed)
+        masks.append((kind, masked_patches(mask, 196)))
+    mask_figure(masks, to_float(clip_TCHW), grid, out)
+
+
+def show_reconstruction(file: str | Path, videos: list[str], out: str | Path, *, size: int) -> None:
+    """Draws the middle frames of at most 6 videos and what a small VQ tokenizer makes of them, as a PNG.
+
+    Raises:
+        UserError: no tokenizer, or none of the videos can be read.
+    """
+    tokenizer, frames = load_vq(file), []
+    for video in videos[:: max(1, len(videos) // 6)]:  # from all over: neighbours are of one class
+        try:
+            frames.append(middle_of(video, num_frames=1, stride_frames=1, size=size)[0])
+        except UserError:  # damaged: the training has told so
+            continue
+        if len(frames) == 6:
+            break
+    if not frames:
+        raise UserError("None of the videos can be read, so there is nothing to draw.")
+    frames_FCHW = to_float(torch.stack(frames))
+    codes_FN = tokenizer(frames_FCHW)
+    grid = (size // tokenizer.patch_size,) * 2
+    drawn_FCHW, zoom = tokenizer.decode(codes_FN, grid=grid), zoom_to(frames_FCHW, 128)
+    error = torch.nn.functional.mse_loss(drawn_FCHW, frames_FCHW).item()
+    rows = [
+        Row(name="Frames", description="one of each video", frames_TCHW=enlarge(frames_FCHW, zoom)),
+        Row(
+            name="From their codes",
+            description=f"{tokenizer.num_codes} codes, {grid[0]} × {grid[1]} a frame; squared error {error:.4f}",
+            frames_TCHW=enlarge(drawn_FCHW, zoom),
+        ),
+    ]
+    page_of_rows(rows, list(range(len(frames))), title=Path(file).name, footer=[]).save(out)
+
+
+def middle_of(video: str | Path, *, num_frames: int, stride_frames: int, size: int) -> Tensor:
+    """The clip in the middle of a video, as in testing with one view: uint8 (T, 3, size, size)."""
     with Video(str(video)) as opened:
-        (indices,) = sampling.views(
-            opened.num_frames, clip_frames=encoder.frames, stride_frames=config.data.stride_frames, clips=1
-        )
-        (clip_TCHW,) = transforms.test_crops(opened.frames(indices), size=encoder.size, crops=1)
-    contact_sheet(predict(model, targets, config.mask, clip_TCHW, seed=seed), Path(out), title=Path(video).name)
+        (indices,) = sampling.views(opened.num_frames, clip_frames=num_frames, stride_frames=stride_frames, clips=1)
+        (clip_TCHW,) = transforms.test_crops(opened.frames(indices), size=size, crops=1)
+    return clip_TCHW
+
+
+def masked_patches(mask: Mask, num_patches: int) -> Tensor:
+    """The mask of one clip as bool (T, N), True where masked."""
+    ones_BTM1 = torch.ones_like(mask.masked_BTM, dtype=torch.bool)[..., None]
+    return put(ones_BTM1, mask.masked_BTM, num_patches)[0, ..., 0].cpu()
 
 
 @torch.no_grad()
-def predict(model: MAM2, targets: TargetMaker, tube: TubeMask, clip_TCHW: Tensor, *, seed: int = 0) -> Prediction:
+def predict(model: MAM2, targets: TargetMaker, masking: Masking, clip_TCHW: Tensor, *, seed: int = 0) -> Prediction:
     """Masks one clip and predicts what is hidden.
 
     Args:
         model: in eval mode.
         targets: made with the model's tokenizer; where that has a decoder, predicted codes become pictures.
-        tube: the masking.
+        masking: how the clip is masked.
         clip_TCHW: uint8 (T, 3, H, W).
         seed: of the mask.
     """
     device = next(model.parameters()).device
     clip = to_float(clip_TCHW[None].to(device))
-    patch_size = model.encoder.config.patch_size
+    patch_size, sample_B = model.encoder.config.patch_size, torch.zeros(1, dtype=torch.long)
     grid = (clip.shape[3] // patch_size, clip.shape[4] // patch_size)
     num_patches = grid[0] * grid[1]
-    mask = tube(num_patches, sample_B=torch.zeros(1, dtype=torch.long), seed=seed).to(device)
-    target = targets(clip)
-    predicted = model.predict(clip, mask)
+    mask = masking(clip.shape[1], grid, sample_B=sample_B, seed=seed).to(device)
+    target = targets(clip, sample_B=sample_B, seed=seed)
+    masked = target.at(mask)
+    predicted = model.predict(clip, mask, swapped_BM=masked.motion if masked.clip_order else None)
+    notes: list[str] = []
 
-    codes_BTM = predicted.logits_BTMK.argmax(dim=-1)
-    right_BTM = codes_BTM == take(target.codes_BTN[..., None], mask.masked_BM)[..., 0]
-    codes_BTN = put(codes_BTM[..., None], mask.masked_BM, num_patches)[..., 0]
-    decode = getattr(targets.tokenizer, "decode", None)
-    appearance_TCHW = decode(codes_BTN[0], grid=grid).cpu() if decode else None
+    appearance_TCHW = agreement_TN = None
+    appearance_name = "Predicted appearance"
+    if predicted.appearance_BTMK is not None and targets.tokenizer is None:
+        appearance_name = "Predicted pixels, normalised per patch"
+        pixels_BTND = put(predicted.appearance_BTMK.float(), mask.masked_BTM, num_patches)
+        appearance_TCHW = unpatchify(0.5 + pixels_BTND[0] / 6, patch_size, grid).clamp(0, 1).cpu()  # ±3σ
+    elif predicted.appearance_BTMK is not None and masked.appearance is not None:
+        codes_BTM = predicted.appearance_BTMK.argmax(dim=-1)
+        codes_BTN = put(codes_BTM[..., None], mask.masked_BTM, num_patches)[..., 0]
+        right_BTM = torch.eq(codes_BTM, masked.appearance)
+        agreement_TN = put(right_BTM[..., None], mask.masked_BTM, num_patches)[0, ..., 0].cpu()
+        appearance_TCHW = draw_codes(targets, codes_BTN[0], grid, size=clip.shape[3:])
 
-    motion_BTND = put(predicted.motion_BTMP[:, :-1].float(), mask.masked_BM, num_patches)
-    if targets.config.motion_scale == "clip":  # the model predicts in units of the clip's standard deviation
-        motion_BTND = motion_BTND * motion_scale(clip)[:, None, None, None]
-    masked_N = torch.zeros(num_patches, dtype=torch.bool)
-    masked_N[mask.masked_BM[0].cpu()] = True
+    motion_TCHW = true_motion_TCHW = None
+    if masked.clip_order and predicted.motion is not None and masked.motion is not None:
+        share = torch.eq(predicted.motion.argmax(dim=-1), masked.motion).float().mean().item()
+        notes.append(f"Clip order: of {share:.0%} of the masked tubes it is told rightly whether they were swapped.")
+    elif predicted.motion is not None and target.motion is not None and targets.motion is not None:
+        motion_BTND = put(predicted.motion[:, :-1].float(), mask.masked_BTM[:, :-1], num_patches)
+        unit, note = motion_unit(targets, clip)
+        motion_TCHW, true_motion_TCHW = (
+            unpatchify(patches_BTND[0] * unit, patch_size, grid).cpu() for patches_BTND in (motion_BTND, target.motion)
+        )
+        notes += [note] if note else []
     return Prediction(
         clip_TCHW=clip[0].cpu(),
-        masked_N=masked_N,
+        masked_TN=masked_patches(mask, num_patches),
         grid=grid,
         appearance_TCHW=appearance_TCHW,
-        agreement_TN=put(right_BTM[..., None], mask.masked_BM, num_patches)[0, ..., 0].cpu(),
-        motion_TCHW=unpatchify(motion_BTND[0], patch_size, grid).cpu(),
-        true_motion_TCHW=(clip[0, 1:] - clip[0, :-1]).cpu(),
+        agreement_TN=agreement_TN,
+        motion_TCHW=motion_TCHW,
+        true_motion_TCHW=true_motion_TCHW,
+        appearance_name=appearance_name,
+        attention_TN=model.encoder.attention_received(clip)[0].float().cpu(),
+        notes=tuple(notes),
     )
+
+
+def draw_codes(targets: TargetMaker, codes_TN: Tensor, grid: tuple[int, int], *, size: torch.Size) -> Tensor | None:
+    """The codes as pictures (T, 3, H, W) in [0, 1], by the tokenizer's decoder; None where it has none."""
+    if not (decode := getattr(targets.tokenizer, "decode", None)) or getattr(targets.tokenizer, "decoder", 0) is None:
+        return None
+    frames_TCHW = decode(codes_TN, grid=grid)
+    return torch.nn.functional.interpolate(frames_TCHW, size, mode="bilinear", antialias=True).cpu()
+
+
+def motion_unit(targets: TargetMaker, clip_BTCHW: Tensor) -> tuple[float, str]:
+    """What to multiply motion targets with to get pixels (flow) or RGB in [0, 1], and what to say about it."""
+    kind = MOTIONS[targets.config.motion]
+    unit = float(targets.patch_size) if kind.channels == 2 else 1.0  # flow is in patch sides
+    match targets.config.motion_scale:
+        case "clip" if targets.motion is not None:
+            scale = clip_scale(targets.motion(clip_BTCHW), least=kind.still).item()
+            return unit * scale, "Motion is predicted in units of the clip's own root mean square; both rows share it."
+        case "patch":
+            return 1.0, "Motion is normalised patch by patch, in both rows."
+    return unit, ""

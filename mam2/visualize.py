@@ -1,8 +1,7 @@
-"""What a run looks like: contact sheets of predictions, loss curves and confusion matrices.
+"""Pictures of frames, masks, loss curves and confusion matrices; what a model predicts is drawn by `mam2.sheet`.
 
-Every picture is a matplotlib `Figure` of its own (no pyplot state). Nothing here runs a model: an objective
-makes a `Prediction`, this file draws it; `mam2.report` puts the pictures on a page. Letters: T frames,
-C channels, H W, N patches a frame, K classes.
+Every picture is a matplotlib `Figure` of its own (no pyplot state); frames are laid on it pixel for pixel.
+Letters: T frames, n frames shown, C channels, H W, N patches a frame, K classes.
 """
 
 from __future__ import annotations
@@ -15,14 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 from torch import Tensor
 
 from mam2.config import UserError
 
-BLUE, ORANGE, INK, MUTED = "#1f6fb4", "#d9822b", "#1c2733", "#66727f"
+BLUE, ORANGE, RED, INK, MUTED = "#1f6fb4", "#d9822b", "#e0241b", "#1c2733", "#66727f"
 # (key in log.jsonl, its title, whether a smoothed line is drawn over it)
 CURVES = (
     ("loss", "loss, total", True),
@@ -37,219 +38,198 @@ CURVES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Prediction:
-    """What a model predicts for one clip, on the CPU. Made by an objective.
-
-    Attributes:
-        clip_TCHW: float in [0, 1], the input.
-        masked_N: bool, the tube mask over the N patches of a frame, the same in every frame.
-        grid: patches high, patches wide; their product is N.
-        appearance_TCHW: float in [0, 1], the predicted appearance, valid on masked patches only; None where
-            the tokenizer has no decoder.
-        agreement_TN: bool, predicted code = true code; meaningful on masked patches only.
-        motion_TCHW: float (T-1, 3, H, W), the predicted RGB difference of pixels in [0, 1], valid on
-            masked patches only.
-        true_motion_TCHW: float (T-1, 3, H, W), X_{t+1} - X_t, everywhere.
-
-    Raises:
-        UserError: shapes that do not fit each other.
-    """
-
-    clip_TCHW: Tensor
-    masked_N: Tensor
-    grid: tuple[int, int]
-    appearance_TCHW: Tensor | None
-    agreement_TN: Tensor
-    motion_TCHW: Tensor
-    true_motion_TCHW: Tensor
-
-    def __post_init__(self) -> None:
-        num_frames, channels, height, width = self.clip_TCHW.shape
-        high, wide = self.grid
-        if height % high or width % wide:
-            raise UserError(f"A frame of {height}x{width} cannot be cut into {high}x{wide} equal patches. Mend `grid`.")
-        motion_shape = (num_frames - 1, channels, height, width)
-        for name, shape in {
-            "masked_N": (high * wide,),
-            "appearance_TCHW": tuple(self.clip_TCHW.shape),
-            "agreement_TN": (num_frames, high * wide),
-            "motion_TCHW": motion_shape,
-            "true_motion_TCHW": motion_shape,
-        }.items():
-            value = getattr(self, name)
-            if value is not None and tuple(value.shape) != shape:
-                raise UserError(
-                    f"Prediction.{name} has shape {tuple(value.shape)}; the clip and `grid` ask for {shape}."
-                )
-
-
 # --- pixels -------------------------------------------------------------------------------------------------
 
 
-def patch_mask(mask_N: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """A mask over patches, in row-major order, as a bool mask (H, W) over pixels; `size` is (H, W)."""
+def patch_mask(mask_TN: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Values over patches, in row-major order, as (T, 1, H, W) over pixels; `size` is (H, W)."""
     (high, wide), (height, width) = grid, size
-    return mask_N.reshape(grid).repeat_interleave(height // high, 0).repeat_interleave(width // wide, 1)
+    mask = mask_TN.reshape(-1, 1, high, wide)
+    return mask.repeat_interleave(height // high, 2).repeat_interleave(width // wide, 3)
 
 
-def keep_patches(frames_TCHW: Tensor, keep_N: Tensor, grid: tuple[int, int], *, fill: Tensor | float) -> Tensor:
-    """The frames on the patches of `keep_N`, `fill` (a number, or an image (H, W)) on all others."""
-    keep_HW = patch_mask(keep_N, grid, (frames_TCHW.shape[-2], frames_TCHW.shape[-1]))
-    return torch.where(keep_HW, frames_TCHW, torch.as_tensor(fill, dtype=frames_TCHW.dtype))
+def keep_patches(frames_TCHW: Tensor, keep_TN: Tensor, grid: tuple[int, int], *, fill: Tensor | float) -> Tensor:
+    """The frames on the patches of `keep_TN`, `fill` (a number, or an image (H, W)) on all others."""
+    keep_T1HW = patch_mask(keep_TN, grid, (frames_TCHW.shape[-2], frames_TCHW.shape[-1]))
+    return torch.where(keep_T1HW, frames_TCHW, torch.as_tensor(fill, dtype=frames_TCHW.dtype))
 
 
-def paint_mask(frames_TCHW: Tensor, masked_N: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The frames with masked patches in mid grey: what the encoder is given, and what it is not."""
-    return keep_patches(frames_TCHW, ~masked_N, grid, fill=0.5)
+def enlarge(frames_TCHW: Tensor, zoom: int) -> Tensor:
+    """Each pixel `zoom` times as high and wide: patches of a tiny frame stay sharp."""
+    return frames_TCHW.float().repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)
 
 
-def hatching(size: tuple[int, int]) -> Tensor:
-    """A dark striped image (H, W) that stands for `left out`, so that no one takes it for a prediction."""
-    height, width = size
-    stripe = (torch.arange(height)[:, None] + torch.arange(width)) % 8 < 2
-    return torch.where(stripe, 0.42, 0.12)
-
-
-def motion_scale(true_motion_TCHW: Tensor) -> float:
-    """The difference drawn in full colour: the 99th percentile of the pixels that move, at least 0.02.
-
-    The largest difference would let one hard edge fade the rest; the percentile of all pixels is zero where a
-    small object moves before a still background.
-    """
-    moving = true_motion_TCHW.abs().flatten()
-    moving = moving[moving > 1 / 255]
-    if len(moving) == 0:
-        return 0.02
-    return max(moving.kthvalue(math.ceil(0.99 * len(moving))).values.item(), 0.02)
-
-
-def motion_to_rgb(motion_TCHW: Tensor, scale: float) -> Tensor:
-    """RGB differences as colours in [0, 1]: -scale is 0, no motion is mid grey 0.5, +scale is 1."""
-    return (0.5 + motion_TCHW / (2 * scale)).clamp(0, 1)
-
-
-def agreement_to_rgb(agreement_TN: Tensor, masked_N: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """(T, 3, H, W): blue where the predicted code is right, orange where wrong, hatching where visible."""
-    hit, miss = (torch.tensor(to_rgb(colour))[:, None, None] for colour in (BLUE, ORANGE))
-    hits = [patch_mask(hit_N, grid, size) for hit_N in agreement_TN]
-    frames_TCHW = torch.stack([torch.where(hit_HW, hit, miss) for hit_HW in hits])
-    return keep_patches(frames_TCHW, masked_N, grid, fill=hatching(size))
+def zoom_to(clip_TCHW: Tensor, side: int) -> int:
+    """The smallest whole zoom that makes the shorter side of a frame at least `side` pixels."""
+    return max(1, math.ceil(side / min(clip_TCHW.shape[-2:])))
 
 
 def frames_shown(num_frames: int, max_frames: int) -> list[int]:
-    """At most `max_frames`, evenly spaced; where some are dropped, so is the last, which has no motion."""
-    if num_frames <= max_frames:
-        return list(range(num_frames))
-    return torch.linspace(0, max(num_frames - 2, 0), max_frames).round().int().tolist()
-
-
-# --- figures ------------------------------------------------------------------------------------------------
-
-
-def sheet_rows(prediction: Prediction, shown: list[int], zoom: int) -> list[tuple[str, str, Tensor]]:
-    """The rows of a contact sheet: a name, a description and the frames `shown`, (n, 3, H, W) in [0, 1].
-
-    Frames are enlarged `zoom` times, by whole pixels: patches of a tiny frame stay sharp. The motion rows
-    lack the clip's last frame, which has no next one.
-    """
-    p, masked_N, grid = prediction, prediction.masked_N, prediction.grid
-
-    def zoomed(frames_TCHW: Tensor) -> Tensor:
-        frames_TCHW = frames_TCHW[[t for t in shown if t < len(frames_TCHW)]]
-        return frames_TCHW.float().repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)
-
-    clip_TCHW = zoomed(p.clip_TCHW)
-    size = (clip_TCHW.shape[-2], clip_TCHW.shape[-1])
-    if p.appearance_TCHW is None:
-        name, description = "Predicted codes", "blue right, orange wrong;\nvisible patches left out"
-        third = agreement_to_rgb(p.agreement_TN[shown], masked_N, grid, size)
-    else:
-        name, description = "Predicted appearance", "masked patches only;\nvisible patches left out"
-        third = keep_patches(zoomed(p.appearance_TCHW), masked_N, grid, fill=hatching(size))
-    scale = motion_scale(p.true_motion_TCHW)
-    true_motion = motion_to_rgb(zoomed(p.true_motion_TCHW), scale)
-    motion = motion_to_rgb(keep_patches(zoomed(p.motion_TCHW), masked_N, grid, fill=0.0), scale)
-    share = f"{masked_N.float().mean():.0%} masked;\nmasked patches grey"
-    span = f"next frame minus this one;\ngrey: 0, full colour: ±{scale:.2f}"
-    rows = [
-        ("Input", f"a clip of {len(p.clip_TCHW)} frames", clip_TCHW),
-        ("Input with mask", share, paint_mask(clip_TCHW, masked_N, grid)),
-        (name, description, third),
-        ("True motion", span, true_motion),
-        ("Predicted motion", f"same scale, ±{scale:.2f};\nvisible patches left at 0", motion),
-    ]
-    return [(name, description, frames.clamp(0, 1)) for name, description, frames in rows]
-
-
-def contact_sheet(prediction: Prediction, path: Path | str, *, title: str = "", max_frames: int = 8) -> None:
-    """Draws a clip as a PNG: input, mask, predicted appearance, true and predicted motion; a column a frame.
-
-    Predictions stand on masked patches only. Visible patches are hatched (appearance) or left at zero
-    (motion), never filled in from the input. Where there is no appearance, its row shows which codes were
-    predicted rightly. True and predicted motion share one scale, taken from the true motion.
+    """At most `max_frames`, evenly spaced; where some are dropped, so is the last, which has no motion.
 
     Raises:
         UserError: `max_frames` below 1.
     """
     if max_frames < 1:
-        raise UserError(f"max_frames is {max_frames}; a contact sheet needs at least one frame.")
-    masked_N, num_frames = prediction.masked_N, len(prediction.clip_TCHW)
-    shown = frames_shown(num_frames, max_frames)
-    zoom = max(1, math.ceil(128 / min(prediction.clip_TCHW.shape[-2:])))
-    rows = sheet_rows(prediction, shown, zoom)
-    height, width = rows[0][2].shape[-2:]
+        raise UserError(f"max_frames is {max_frames}; a picture of a clip needs at least one frame. Give 1 or more.")
+    if num_frames <= max_frames:
+        return list(range(num_frames))
+    return torch.linspace(0, max(num_frames - 2, 0), max_frames).round().int().tolist()
 
-    text = min(max(height / 150, 1.0), 1.5)  # text grows with the panels
-    gap, label_width, line = 6, round(215 * text), round(19 * text)
-    total_width = label_width + len(shown) * (width + gap)
-    titles = textwrap.wrap(title, int(total_width / (11 * text)))
-    footer = textwrap.wrap(
-        "Predictions are the model's own, on masked patches; visible patches are left out, not filled in "
-        "from the input. Codes right: the share of masked patches whose code is predicted rightly.",
-        int(total_width / (6.5 * text)),
-    )
-    top = line * (len(titles) + 1) + 12
-    tops = [top + row * (height + gap) + (line if row > 2 else 0) for row in range(len(rows))]
-    total_height = tops[-1] + height + line * (len(footer) + 1)
-    canvas_CHW = torch.ones(3, total_height, total_width)
-    for y, (_, _, frames_TCHW) in zip(tops, rows, strict=True):
-        for column, frame_CHW in enumerate(frames_TCHW):
-            x = label_width + column * (width + gap)
-            canvas_CHW[:, y : y + height, x : x + width] = frame_CHW
 
-    dpi = 128  # a power of two divides exactly: a pixel of the canvas is a pixel of the PNG
-    figure = Figure(figsize=(total_width / dpi, total_height / dpi), dpi=dpi)
-    figure.figimage((canvas_CHW * 255).round().byte().permute(1, 2, 0).numpy())
+# --- pages of frames ----------------------------------------------------------------------------------------
 
-    def write(x: float, y: float, words: str, ha: str = "center", va: str = "center", bold: float = 0) -> None:
-        figure.text(
-            x / total_width,
-            1 - y / total_height,
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """One row of a page of frames.
+
+    Attributes:
+        name: what is seen.
+        description: a line or two on how to read it.
+        frames_TCHW: (T, 3, H, W) in [0, 1]; T-1 frames where the last has none, as for motion.
+        captions: one for each frame, or none.
+        legend_CHW: a small picture beside the name, or none.
+    """
+
+    name: str
+    description: str
+    frames_TCHW: Tensor
+    captions: tuple[str, ...] = ()
+    legend_CHW: Tensor | None = None
+
+
+class Page:
+    """A white canvas with pictures and texts on it. Places are pixels from the left and from the top.
+
+    Args:
+        width: pixels.
+        height: pixels.
+        text: how many times as large as usual texts are.
+    """
+
+    def __init__(self, width: int, height: int, *, text: float) -> None:
+        self.canvas_CHW = torch.ones(3, height, width)
+        self.text = text
+        dpi = 128  # a power of two divides exactly: a pixel of the canvas is a pixel of the picture
+        self.figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi)
+
+    def paste(self, x: int, y: int, picture_CHW: Tensor) -> None:
+        """Lays a picture (3, h, w) in [0, 1] with its top left corner at (x, y)."""
+        _, height, width = picture_CHW.shape
+        self.canvas_CHW[:, y : y + height, x : x + width] = picture_CHW.clamp(0, 1)
+
+    def write(self, x: float, y: float, words: str, *, ha: str = "left", va: str = "top", bold: float = 0) -> None:
+        """Writes in ink and `bold` points high, else small and muted; ha and va as matplotlib has them."""
+        _, height, width = self.canvas_CHW.shape
+        self.figure.text(
+            x / width,
+            1 - y / height,
             words,
             ha=ha,
             va=va,
-            size=(bold or 6.7) * text,
+            size=(bold or 6.7) * self.text,
             weight="bold" if bold else "normal",
             color=INK if bold else MUTED,
             parse_math=False,
         )
 
-    write(8, 8, "\n".join(titles), ha="left", va="top", bold=9.5)
-    write(8, total_height - 8, "\n".join(footer), ha="left", va="bottom")
-    for y, (name, description, _) in zip(tops, rows, strict=True):
-        write(8, y + height / 2 - 4, name, ha="left", va="bottom", bold=8.6)
-        write(8, y + height / 2 + 4, description, ha="left", va="top")
+    def pixels(self) -> Tensor:
+        """The page as uint8 (3, height, width)."""
+        self.figure.figimage((self.canvas_CHW * 255).round().byte().permute(1, 2, 0).numpy())
+        canvas = FigureCanvasAgg(self.figure)
+        canvas.draw()
+        return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1)
+
+    def save(self, path: Path | str) -> None:
+        """Writes the page as a PNG, and the folder it lies in."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(self.pixels().permute(1, 2, 0).contiguous().numpy()).save(path, format="PNG")
+
+
+def wrap(words: str, width: float, *, bold: float = 0) -> str:
+    """The words in lines of at most about `width` pixels, as `Page.write` writes them at text 1."""
+    return "\n".join(textwrap.wrap(words, max(1, int(width / (1.12 * bold if bold else 7)))))
+
+
+def page_of_rows(rows: list[Row], shown: list[int], *, title: str, footer: list[str]) -> Page:
+    """Rows of frames of one size below each other, a column for each frame of `shown`.
+
+    Their names stand on the left, their captions under them, the footer's paragraphs at the bottom.
+    """
+    height, width = rows[0].frames_TCHW.shape[-2:]
+    text = min(max(height / 150, 1.0), 1.5)  # text grows with the panels
+    gap, label_width, line = 6, round(215 * text), round(19 * text)
+    total_width = label_width + len(shown) * (width + gap)
+    title = wrap(title, (total_width - 16) / text, bold=9.5)
+    footer_text = "\n".join(wrap(words, (total_width - 16) / text) for words in footer)
+    tops = [line * (title.count("\n") + (2 if title else 1)) + 12]
+    for row in rows:
+        tops.append(tops[-1] + height + gap + (line if row.captions else 0))
+    total_height = tops.pop() + line * (footer_text.count("\n") + 1) + 2
+    page = Page(total_width, total_height, text=text)
+    page.write(8, 8, title, bold=9.5)
+    page.write(8, total_height - 8, footer_text, va="bottom")
+    for y, row in zip(tops, rows, strict=True):
+        room = label_width - 16
+        if row.legend_CHW is not None:
+            _, legend_height, legend_width = row.legend_CHW.shape
+            page.paste(label_width - 12 - legend_width, y + (height - legend_height) // 2, row.legend_CHW)
+            room -= legend_width + 12
+        page.write(8, y + height / 2 - 4, wrap(row.name, room / text, bold=8.6), va="bottom", bold=8.6)
+        page.write(8, y + height / 2 + 4, wrap(row.description, room / text))
+        for column, t in enumerate(shown):
+            x = label_width + column * (width + gap)
+            if t < len(row.frames_TCHW):
+                page.paste(x, y, row.frames_TCHW[t])
+            else:
+                page.write(x + width / 2, y + height / 2, "last frame:\nno next one", ha="center", va="center")
+            if row.captions:
+                page.write(x + width / 2, y + height + line / 2 + 1, row.captions[t], ha="center", va="center")
     for column, t in enumerate(shown):
         centre = label_width + column * (width + gap) + width / 2
-        write(centre, tops[0] - line / 2, f"frame {t + 1}")
-        if masked_N.any():
-            right = prediction.agreement_TN[t][masked_N].float().mean()
-            write(centre, tops[2] + height + line / 2 + 1, f"{right:.0%} of codes right")
-        if t == num_frames - 1:
-            for y in tops[3:]:
-                write(centre, y + height / 2, "last frame:\nno next one")
-    _save(figure, path)
+        page.write(centre, tops[0] - line / 2, f"frame {t + 1}", ha="center", va="center")
+    return page
+
+
+def mask_figure(
+    masks: list[tuple[str, Tensor]],
+    clip_TCHW: Tensor,
+    grid: tuple[int, int],
+    path: Path | str,
+    *,
+    max_frames: int = 4,
+) -> None:
+    """Draws masks over a clip as a PNG, a row each below the raw frames; masked patches are tinted red (Fig. 3).
+
+    Args:
+        masks: a name and a mask, bool (T, N), for each row.
+        clip_TCHW: float in [0, 1].
+        grid: patches high, patches wide; their product is N.
+        path: the file to write.
+        max_frames: as many frames at most, evenly spaced.
+
+    Raises:
+        UserError: a mask that does not fit the clip, or `max_frames` below 1.
+    """
+    shown, zoom = frames_shown(len(clip_TCHW), max_frames), zoom_to(clip_TCHW, 128)
+    frames_TCHW = enlarge(clip_TCHW, zoom)
+    red_3HW = torch.tensor(to_rgb(RED))[:, None, None]
+    rows = [Row(name="Input", description=f"a clip of {len(clip_TCHW)} frames", frames_TCHW=frames_TCHW)]
+    for name, masked_TN in masks:
+        if masked_TN.dtype != torch.bool or masked_TN.shape != (len(clip_TCHW), grid[0] * grid[1]):
+            raise UserError(
+                f"The mask {name!r} is {masked_TN.dtype}, of shape {tuple(masked_TN.shape)}; give a bool mask of "
+                f"shape {(len(clip_TCHW), grid[0] * grid[1])}: the clip's frames by the patches of `grid`."
+            )
+        masked_T1HW = patch_mask(masked_TN, grid, (frames_TCHW.shape[-2], frames_TCHW.shape[-1]))
+        tinted_TCHW = torch.where(masked_T1HW, 0.4 * frames_TCHW + 0.6 * red_3HW, frames_TCHW)
+        share = f"{masked_TN.float().mean():.0%} masked"
+        rows.append(Row(name=name, description=share, frames_TCHW=tinted_TCHW))
+    page_of_rows(rows, shown, title="", footer=["Masked patches are tinted red."]).save(path)
+
+
+# --- charts -------------------------------------------------------------------------------------------------
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:

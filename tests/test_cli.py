@@ -10,9 +10,11 @@ import pytest
 import torch
 from conftest import TINY, TINY_ENCODER
 from safetensors.torch import load_file
+from torchvision.models.optical_flow import raft_small
 
 import mam2
 from mam2.__main__ import main
+from mam2.data.synthetic import render, write_video
 
 PRETRAIN = ("pretrain", "mam2_tiny", *TINY, "--loop.duration", "2 steps")
 FINETUNE = ("finetune", "finetune_tiny", *TINY_ENCODER, "--loop.duration", "2 steps")
@@ -88,6 +90,88 @@ def test_recipes_are_listed_and_printed(run):
     assert json.loads(out)["encoder"]["width"] == 768
 
 
+def test_tables_of_the_paper_are_listed_with_commands_and_costs(run):
+    status, out, _ = run("recipes", "--table", "5")
+    assert status == 0
+    for part in ("UCF101, 1200 epochs", "91.5", "62.5", "GPU-hours", "mam2 pretrain mam2_b_hmdb51 --data.root"):
+        assert part in out
+    assert "mam2 finetune finetune_b_hmdb51 --init RUN" in out
+    status, out, _ = run("recipes", "--table", "8")
+    assert "mam2 finetune finetune_b_ssv2 --data.root DIR --out RUN --init PRETRAINED" in out
+    refused(run("recipes", "--table", "9"), "no table '9'", "1a, 1b")
+
+
+def test_targets_are_listed(run):
+    status, out, _ = run("targets")
+    assert status == 0
+    for part in ("vqgan_8192", "112²", "8192", "dalle", "optical_flow", "clip_order", "982"):
+        assert part in out
+
+
+def test_masks_are_drawn(run, videos, tmp_path):
+    video = tmp_path / "long.mp4"
+    write_video(video, render("left", seed=0, num_frames=64, size=64))
+    assert run("masks", video, "--out", tmp_path / "masks.png", "--ratio", 0.6)[0] == 0
+    assert (tmp_path / "masks.png").stat().st_size > 10_000
+
+
+VARIANTS = {
+    "coupled": ("--objective.decoders", "coupled"),
+    "appearance": ("--objective.decoders", "appearance"),
+    "motion": ("--objective.decoders", "motion"),
+    "no regressor": ("--objective.regressor-depth", 0),
+    "no alignment": ("--objective.alignment-weight", 0),
+    "teacher": ("--objective.teacher-momentum", 0.9),
+    "concat": ("--objective.context", "concat", "--objective.alignment-target", "layer_norm"),
+    "sum": ("--objective.loss-reduction", "sum", "--encoder.layer-scale", 0.1, "--encoder.drop-path", 0.1),
+    "clip order": ("--targets.motion", "clip_order"),
+    "pixels": ("--targets.appearance", "pixels", "--targets.motion-scale", "patch"),
+    "cube": ("--mask.kind", "cube", "--mask.ratio", 0.5),
+    "random": ("--mask.kind", "random", "--encoder.attention", "joint"),
+    "flow": ("--targets.motion", "optical_flow", "--targets.flow-model", "raft_small", "--targets.flow-file", "RAFT"),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_train_go_on_and_are_shown(run, videos, tmp_path, name):
+    raft = tmp_path / "raft.pth"
+    if name == "flow":
+        torch.manual_seed(0)
+        torch.save(raft_small(weights=None).state_dict(), raft)
+    options = [raft if option == "RAFT" else option for option in VARIANTS[name]]
+    command = (*PRETRAIN, *options, "--loop.save-every", "1 steps", "--data.root", videos, "--out")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(*command, whole)[0] == 0
+    row = json.loads((whole / "log.jsonl").read_text().splitlines()[-1])
+    assert ("motion" in row) == ("motion_of_none" in row) == (name != "appearance")
+    assert ("appearance" in row) == (name != "motion")
+    assert ("alignment" in row) == (name not in ("no regressor", "no alignment"))
+
+    # What the first step left behind, the second goes on from: a moving average too.
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "step_00000002")
+    assert run(*command, parts)[0] == 0
+    weights = [load_file(out / "checkpoints" / "step_00000002" / "model.safetensors") for out in (whole, parts)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+    pictures = {suffix: tmp_path / f"sheet.{suffix}" for suffix in ("png", "gif", "mp4")}
+    drawn = ("--out", pictures["png"], "--gif", pictures["gif"], "--mp4", pictures["mp4"])
+    assert run("show", whole, videos / "left" / "0.mp4", *drawn)[0] == 0
+    assert all(picture.stat().st_size > 1000 for picture in pictures.values())
+
+
+def test_tokenizer_train_draws_what_its_codes_keep(run, videos, tmp_path):
+    file = tmp_path / "vq.safetensors"
+    sizes = ("--patch-size", 8, "--size", 16, "--num-codes", 8, "--num-steps", 3)
+    status, out, _ = run("tokenizer", "train", videos, "--out", file, *sizes)
+    assert status == 0
+    report = json.loads(out)
+    assert report.keys() == {"mse", "mse_of_mean", "usage", "perplexity", "picture"}
+    assert (tmp_path / "vq.png").stat().st_size > 1000
+    refused(run("tokenizer", "train", videos, "--out", file, *sizes), "exists already")
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -101,6 +185,12 @@ def test_recipes_are_listed_and_printed(run):
         ((*PRETRAIN, "--out", "y", "--data.root", "a", "--optim.warmup", "3"), ("warmup", "500 steps")),
         ((*FINETUNE, "--out", "y", "--data.root", "absent", "--init", "scratch"), ("absent does not exist",)),
         (("show", "absent", "x.mp4"), ("absent is no run's folder",)),
+        ((*PRETRAIN, "--data.root", "x", "--out", "y", "--mask.kind", "tub"), ("mask.kind is 'tub'", "mean tube")),
+        ((*PRETRAIN, "--data.root", "x", "--out", "y", "--mask.kind", "random"), ("--encoder.attention joint",)),
+        (
+            (*PRETRAIN, "--data.root", "x", "--out", "y", "--targets.appearance", "vqgan"),
+            ("targets.appearance is 'vqgan'", "vqgan_16384"),
+        ),
     ],
 )
 def test_wrong_words(run, arguments, parts):

@@ -156,3 +156,29 @@ def test_a_duration_is_read_back_to_the_last_digit(duration):
 def test_durations_without_a_meaning_are_refused(text):
     with pytest.raises(UserError):
         Duration.parse(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circle:
+    size: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    size: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    shape: Circle | Square = Circle()
+
+
+def test_of_a_union_the_class_is_written_and_read_back():
+    for shape in (Circle(size=3), Square(size=3)):
+        written = to_json(Drawing(shape=shape))
+        assert written == {"shape": {"is": type(shape).__name__, "size": 3}}
+        assert from_json(Drawing, written) == Drawing(shape=shape)
+    # What was written when there was one class only is of the first.
+    assert from_json(Drawing, {"shape": {"size": 5}}) == Drawing(shape=Circle(size=5))
+    with pytest.raises(UserError, match="Did you mean Square"):
+        from_json(Drawing, {"shape": {"is": "Sqare", "size": 5}})

@@ -9,16 +9,33 @@ PARTS = ("loss", "appearance", "motion", "alignment", "grad_norm")
 
 
 def test_two_processes_equal_one_and_so_does_accumulation(videos, tmp_path):
+    compare_processes(videos, tmp_path, {"one": 1, "two": 2, "parts": 1}, PARTS)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        ("--objective.decoders", "coupled", "--objective.regressor-depth", 0),
+        ("--objective.teacher-momentum", 0.9, "--objective.context", "concat", "--targets.motion", "clip_order"),
+    ],
+    ids=["coupled, no regressor", "teacher, concat, clip order"],
+)
+def test_variants_need_no_search_for_unused_parameters(videos, tmp_path, variant):
+    parts = tuple(part for part in PARTS if part != "alignment")
+    compare_processes(videos, tmp_path, {"one": 1, "two": 2}, parts, *variant)
+
+
+def compare_processes(videos, tmp_path, runs, parts, *variant):
     rows = {}
-    for name, processes, more in (("one", 1, ()), ("two", 2, ()), ("parts", 1, ("--loop.accumulate", 2))):
-        out = tmp_path / name
+    for name, processes in runs.items():
+        out, more = tmp_path / name, (*variant, *(("--loop.accumulate", 2) if name == "parts" else ()))
         run = ("pretrain", "mam2_tiny", "--data.root", videos, "--out", out, *TINY, "--loop.duration", "4 steps", *more)
         done = mam2(*run, processes=processes)
         assert done.returncode == 0, done.stderr
         rows[name] = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    for name in ("two", "parts"):
+    for name in runs:
         for row, other in zip(rows["one"], rows[name], strict=True):
-            assert {p: row[p] for p in PARTS} == pytest.approx({p: other[p] for p in PARTS}, rel=1e-3), name
+            assert {p: row[p] for p in parts} == pytest.approx({p: other[p] for p in parts}, rel=1e-3), name
 
 
 def test_evaluation_counts_each_video_once(videos, tmp_path):

@@ -18,7 +18,7 @@ LEVELS = (
     {"model", "targets"},
     {"objectives", "evaluate"},
     {"train"},
-    {"probe", "visualize", "report", "show", "export"},
+    {"probe", "cost", "visualize", "sheet", "report", "show", "export"},
     {"recipes", "quickstart"},
     {"__main__", "__init__"},
 )

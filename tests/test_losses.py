@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mam2.losses import alignment_loss, appearance_loss, motion_loss
+from mam2.losses import alignment_loss, appearance_loss, motion_loss, motion_loss_of_none
 
 
 def test_alignment_is_the_mean_squared_difference() -> None:
@@ -49,3 +49,28 @@ def test_losses_are_computed_in_float32() -> None:
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(512**-2)
     assert appearance_loss(ones, torch.zeros(1, 2, 2, dtype=torch.int64)).dtype == torch.float32
+
+
+def test_the_sum_over_channels_is_the_mean_times_their_number() -> None:
+    predicted, target = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 3, 5)
+    expected = (predicted - target).square().sum(dim=-1).mean()  # Eq. 1 as it is printed
+    torch.testing.assert_close(alignment_loss(predicted, target, "sum"), expected)
+    torch.testing.assert_close(motion_loss(predicted, target[:, :3], "sum"), 5 * motion_loss(predicted, target[:, :3]))
+
+
+def test_appearance_in_pixels_is_the_squared_error() -> None:
+    predicted, target = torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[0.0, 1.0]]]])
+    assert appearance_loss(predicted, target).item() == (1 + 4) / 2
+    assert appearance_loss(predicted, target, "sum").item() == 1 + 4
+
+
+def test_clip_order_is_a_cross_entropy_of_two() -> None:
+    logits, swapped = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0]]]), torch.tensor([[1, 0]])
+    assert motion_loss(logits, swapped).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
+    assert motion_loss_of_none(swapped).item() == pytest.approx(math.log(2))
+
+
+def test_the_loss_of_no_motion_is_that_of_predicting_zero() -> None:
+    target = torch.randn(2, 3, 4, 5)
+    for reduction in ("mean", "sum"):
+        assert motion_loss_of_none(target, reduction) == motion_loss(torch.zeros(2, 4, 4, 5), target, reduction)

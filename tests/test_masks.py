@@ -1,93 +1,154 @@
-"""A tube mask splits the patches in two, exactly, and belongs to the sample, not to the batch it comes in."""
+"""A mask splits every frame's patches in two, exactly, and belongs to the sample, not to the batch it comes in."""
 
 import pytest
 import torch
+from torch import Tensor
 
 from mam2.config import UserError
-from mam2.masks import TubeMask, put, take
+from mam2.masks import MASKS, Masking, put, take
 
 
-def test_visible_and_masked_partition_the_patches() -> None:
-    mask = TubeMask()(196, sample_B=torch.arange(5), seed=0)
-    assert mask.visible_BV.shape == (5, 49)
-    assert mask.masked_BM.shape == (5, 147)
-    assert mask.visible_BV.dtype == mask.masked_BM.dtype == torch.int64
-    both = torch.cat([mask.visible_BV, mask.masked_BM], dim=1).sort(dim=1).values
-    assert torch.equal(both, torch.arange(196).expand(5, -1))
-    for positions in (mask.visible_BV, mask.masked_BM):
-        assert (positions.diff(dim=1) > 0).all()
+def as_image(positions_TM: Tensor, grid: tuple[int, int]) -> Tensor:
+    """bool (T, high, wide), True at the positions."""
+    image = torch.zeros(len(positions_TM), grid[0] * grid[1], dtype=torch.bool)
+    return image.scatter(1, positions_TM, True).unflatten(1, grid)
 
 
+@pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize(
-    ("ratio", "num_patches", "num_masked"), [(0.75, 16, 12), (0.9, 196, 176), (0.5, 9, 4), (0.6, 64, 38)]
+    ("ratio", "grid", "num_masked"),
+    [(0.75, (14, 14), 147), (0.4, (14, 14), 78), (0.9, (14, 14), 176), (0.5, (3, 3), 4), (0.6, (4, 16), 38)],
 )
-def test_counts_are_exact(ratio: float, num_patches: int, num_masked: int) -> None:
-    mask = TubeMask(ratio=ratio)(num_patches, sample_B=torch.arange(3), seed=1)
-    assert mask.masked_BM.shape == (3, num_masked)
-    assert mask.visible_BV.shape == (3, num_patches - num_masked)
+def test_visible_and_masked_partition_the_patches(
+    kind: str, ratio: float, grid: tuple[int, int], num_masked: int
+) -> None:
+    mask = Masking(kind=kind, ratio=ratio)(6, grid, sample_B=torch.arange(9), seed=0)
+    num_patches = grid[0] * grid[1]
+    assert mask.masked_BTM.shape == (9, 6, num_masked)
+    assert mask.visible_BTV.shape == (9, 6, num_patches - num_masked)
+    assert mask.visible_BTV.dtype == mask.masked_BTM.dtype == torch.int64
+    both = torch.cat([mask.visible_BTV, mask.masked_BTM], dim=2).sort(dim=2).values
+    assert torch.equal(both, torch.arange(num_patches).expand(9, 6, -1))
+    for positions in (mask.visible_BTV, mask.masked_BTM):
+        assert (positions.diff(dim=2) > 0).all()
 
 
-def test_a_sample_has_the_same_mask_in_every_batch() -> None:
-    make = TubeMask()
-    whole = make(64, sample_B=torch.arange(100, 108), seed=3)
+def test_tube_and_cube_are_the_same_in_all_frames_and_random_is_not() -> None:
+    for kind, same in (("tube", True), ("cube", True), ("random", False)):
+        mask = Masking(kind=kind)(4, (8, 8), sample_B=torch.arange(3), seed=0)
+        assert mask.same_in_all_frames() is same
+        assert torch.equal(mask.visible_BTV[:, 0], mask.visible_BTV[:, 3]) is same
+
+
+def test_a_cube_is_made_of_blocks() -> None:
+    """A masked patch has more masked neighbours than in a tube mask of the same ratio."""
+
+    def neighbours(kind: str) -> float:
+        mask = Masking(kind=kind, ratio=0.4)(1, (14, 14), sample_B=torch.arange(200), seed=0)
+        image = as_image(mask.masked_BTM[:, 0], (14, 14))
+        return (image[:, 1:] & image[:, :-1]).sum().item() / image[:, 1:].sum().item()
+
+    assert neighbours("tube") == pytest.approx(0.4, abs=0.02)
+    assert neighbours("cube") > 0.75
+
+
+def test_the_blocks_of_a_cube_are_as_beits() -> None:
+    """Of about 16 patches, with aspects from 0.3 to 1 / 0.3: with 14 to mask, the first block alone is enough."""
+    mask = Masking(kind="cube", ratio=14 / 196)(1, (14, 14), sample_B=torch.arange(300), seed=0)
+    images = as_image(mask.masked_BTM[:, 0], (14, 14))
+    sizes = {(image.any(1).sum().item(), image.any(0).sum().item()) for image in images}
+    assert sizes >= {(2, 7), (7, 2), (4, 4)}
+    assert min(min(size) for size in sizes) >= 2
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_a_sample_has_the_same_mask_in_every_batch(kind: str) -> None:
+    make = Masking(kind=kind)
+    whole = make(3, (8, 8), sample_B=torch.arange(100, 108), seed=3)
     for part in (torch.tensor([105]), torch.tensor([107, 100, 103])):
         rows = part - 100
-        mask = make(64, sample_B=part, seed=3)
-        assert torch.equal(mask.masked_BM, whole.masked_BM[rows])
-        assert torch.equal(mask.visible_BV, whole.visible_BV[rows])
+        mask = make(3, (8, 8), sample_B=part, seed=3)
+        assert torch.equal(mask.masked_BTM, whole.masked_BTM[rows])
+        assert torch.equal(mask.visible_BTV, whole.visible_BTV[rows])
 
 
-def test_masks_leave_the_global_random_numbers_alone() -> None:
+@pytest.mark.parametrize("kind", MASKS)
+def test_masks_leave_the_global_random_numbers_alone(kind: str) -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    TubeMask()(64, sample_B=torch.arange(4), seed=0)
+    Masking(kind=kind)(3, (8, 8), sample_B=torch.arange(4), seed=0)
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_masks_differ_between_samples_and_seeds() -> None:
-    make, samples = TubeMask(), torch.arange(8)
-    first, second = make(64, sample_B=samples, seed=0), make(64, sample_B=samples, seed=1)
-    rows = {tuple(row) for mask in (first, second) for row in mask.masked_BM.tolist()}
+@pytest.mark.parametrize("kind", MASKS)
+def test_masks_differ_between_samples_and_seeds(kind: str) -> None:
+    make, samples = Masking(kind=kind), torch.arange(8)
+    first, second = (make(1, (8, 8), sample_B=samples, seed=seed) for seed in (0, 1))
+    rows = {tuple(row) for mask in (first, second) for row in mask.masked_BTM[:, 0].tolist()}
     assert len(rows) == 16
 
 
-def test_every_position_is_masked_equally_often() -> None:
-    num_samples, num_patches = 2000, 16
-    mask = TubeMask()(num_patches, sample_B=torch.arange(num_samples), seed=0)
-    share = torch.bincount(mask.masked_BM.flatten(), minlength=num_patches) / num_samples
+@pytest.mark.parametrize("kind", ["tube", "random"])
+def test_every_position_is_masked_equally_often(kind: str) -> None:
+    mask = Masking(kind=kind)(1, (4, 4), sample_B=torch.arange(2000), seed=0)
+    share = torch.bincount(mask.masked_BTM.flatten(), minlength=16) / 2000
     # Five standard deviations of a share of 0.75 over 2000 draws.
-    torch.testing.assert_close(share, torch.full((num_patches,), 0.75), atol=0.05, rtol=0)
+    torch.testing.assert_close(share, torch.full((16,), 0.75), atol=0.05, rtol=0)
+
+
+def test_cubes_lie_anywhere() -> None:
+    """No position is left out, no side of the frame preferred."""
+    mask = Masking(kind="cube", ratio=0.4)(1, (14, 14), sample_B=torch.arange(2000), seed=0)
+    share = (torch.bincount(mask.masked_BTM.flatten(), minlength=196) / 2000).view(14, 14)
+    assert share.min() > 0.02  # corners lie in few blocks
+    torch.testing.assert_close(share, share.flip(1), atol=0.08, rtol=0)
+    torch.testing.assert_close(share, share.T, atol=0.08, rtol=0)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 75.0])
 def test_impossible_ratios_are_refused(ratio: float) -> None:
     with pytest.raises(UserError, match="between 0 and 1"):
-        TubeMask(ratio=ratio)
+        Masking(ratio=ratio)
 
 
-@pytest.mark.parametrize(("ratio", "num_patches"), [(0.75, 1), (0.95, 4), (0.1, 4)])
-def test_frames_with_too_few_patches_are_refused(ratio: float, num_patches: int) -> None:
+def test_a_misspelt_kind_is_refused() -> None:
+    with pytest.raises(UserError, match="Did you mean tube"):
+        Masking(kind="tub")
+
+
+@pytest.mark.parametrize(("ratio", "grid"), [(0.75, (1, 1)), (0.95, (2, 2)), (0.1, (2, 2))])
+def test_frames_with_too_few_patches_are_refused(ratio: float, grid: tuple[int, int]) -> None:
     with pytest.raises(UserError, match="both are needed"):
-        TubeMask(ratio=ratio)(num_patches, sample_B=torch.tensor([0]), seed=0)
+        Masking(ratio=ratio)(2, grid, sample_B=torch.tensor([0]), seed=0)
 
 
-def test_take_picks_the_same_positions_in_every_frame() -> None:
+def test_a_mask_of_ones_own_must_mask_as_many_in_every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MASKS, "mine", lambda frames, grid, num, generator: torch.ones(frames, 16, dtype=torch.bool))
+    with pytest.raises(UserError, match="exactly 12"):
+        Masking(kind="mine")(2, (4, 4), sample_B=torch.tensor([0]), seed=0)
+
+
+def test_take_picks_each_frames_positions() -> None:
     tokens_BTND = torch.arange(2 * 3 * 4).view(2, 3, 4, 1)
-    taken = take(tokens_BTND, torch.tensor([[0, 3], [1, 2]]))
-    assert taken[..., 0].tolist() == [[[0, 3], [4, 7], [8, 11]], [[13, 14], [17, 18], [21, 22]]]
+    same = torch.tensor([[0, 3], [1, 2]])[:, None].expand(2, 3, 2)
+    expected = [[[0, 3], [4, 7], [8, 11]], [[13, 14], [17, 18], [21, 22]]]
+    assert take(tokens_BTND, same)[..., 0].tolist() == expected
+    other = torch.tensor([[[0], [1], [2]]])
+    assert take(tokens_BTND[:1], other)[..., 0].tolist() == [[[0], [5], [10]]]
 
 
-def test_put_is_the_inverse_of_take() -> None:
+@pytest.mark.parametrize("kind", MASKS)
+def test_put_is_the_inverse_of_take(kind: str) -> None:
     tokens_BTND = torch.randn(3, 4, 16, 5)
-    mask = TubeMask()(16, sample_B=torch.arange(3), seed=0)
-    halves = [put(take(tokens_BTND, p), p, 16) for p in (mask.visible_BV, mask.masked_BM)]
+    mask = Masking(kind=kind)(4, (4, 4), sample_B=torch.arange(3), seed=0)
+    halves = [put(take(tokens_BTND, p), p, 16) for p in (mask.visible_BTV, mask.masked_BTM)]
     assert torch.equal(halves[0] + halves[1], tokens_BTND)
-    assert torch.equal(take(halves[0], mask.visible_BV), take(tokens_BTND, mask.visible_BV))
-    assert not take(halves[0], mask.masked_BM).any()
+    assert torch.equal(take(halves[0], mask.visible_BTV), take(tokens_BTND, mask.visible_BTV))
+    assert not take(halves[0], mask.masked_BTM).any()
 
 
 def test_mask_moves_to_a_device() -> None:
-    mask = TubeMask()(16, sample_B=torch.arange(2), seed=0).to(torch.device("meta"))
-    assert mask.visible_BV.is_meta
-    assert mask.masked_BM.is_meta
+    mask = Masking()(2, (4, 4), sample_B=torch.arange(2), seed=0).to(torch.device("meta"))
+    assert mask.visible_BTV.is_meta
+    assert mask.masked_BTM.is_meta

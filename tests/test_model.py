@@ -3,25 +3,28 @@
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mam2.config import UserError
-from mam2.masks import TubeMask, take
-from mam2.model.decoders import Decoder
+from mam2.masks import Masking, take
+from mam2.model.decoders import Decoder, OrderDecoder
 from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder, layer_id, vit_b, vit_l
 from mam2.model.layers import (
+    AttentionKind,
     CrossAttention,
     CrossBlock,
+    JointBlock,
     Positions,
     SelfAttention,
     SpaceTimeBlock,
     init_weights,
     sine_cosine,
 )
-from mam2.model.regressor import Regressor
+from mam2.model.regressor import Context, Regressor
 
 WIDTH, HEADS = 24, 3
 TINY = EncoderConfig(width=WIDTH, depth=2, num_heads=HEADS, frames=4, size=32, patch_size=8)
@@ -219,13 +222,13 @@ def test_clips_are_normalised_with_imagenets_figures() -> None:
 def test_encoder_runs_on_any_subset_of_patches() -> None:
     encoder = scrambled(VideoEncoder(TINY)).eval()
     tokens = encoder.embed(torch.rand(2, 4, 3, 32, 32))
-    mask = TubeMask(ratio=0.5)(16, sample_B=torch.arange(2), seed=0)
-    expected = take(tokens, mask.visible_BV)
+    mask = Masking(ratio=0.5)(4, TINY.grid, sample_B=torch.arange(2), seed=0)
+    expected = take(tokens, mask.visible_BTV)
     for block in encoder.blocks:
         expected = block(expected)
-    actual = encoder.encode(take(tokens, mask.visible_BV), norm=False)
+    actual = encoder.encode(take(tokens, mask.visible_BTV), norm=False)
     assert torch.equal(actual, expected)
-    assert torch.equal(encoder.encode(take(tokens, mask.visible_BV)), encoder.norm(expected))
+    assert torch.equal(encoder.encode(take(tokens, mask.visible_BTV)), encoder.norm(expected))
 
 
 def test_another_shape_is_interpolated_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -258,7 +261,7 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
 
 def test_drop_path_rises_linearly_to_the_last_block() -> None:
     config = EncoderConfig(width=8, depth=5, num_heads=2, frames=2, size=16, patch_size=8, drop_path=0.2)
-    rates = [block.drop_path.p for block in VideoEncoder(config).blocks]
+    rates = [block.add_mlp.drop_path.p for block in VideoEncoder(config).blocks]
     assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
 
 
@@ -321,17 +324,22 @@ def test_layer_ids_run_from_the_patches_to_the_head() -> None:
 # Regressor and decoders
 
 
+def regressor_of(context: Context = "visible") -> Regressor:
+    return scrambled(Regressor(width=WIDTH, depth=2, num_heads=HEADS, context=context))
+
+
 def regressor_inputs(num_visible: int, num_masked: int) -> dict[str, Tensor]:
     return {
+        "query_BSD": torch.randn(WIDTH).expand(2, num_masked, WIDTH),
         "context_position_BSD": torch.randn(2, num_visible, WIDTH),
         "query_position_BSD": torch.randn(2, num_masked, WIDTH),
     }
 
 
-def test_regressor_is_its_blocks_on_one_mask_query() -> None:
-    regressor = scrambled(Regressor(width=WIDTH, depth=2, num_heads=HEADS))
+def test_regressor_is_its_blocks_on_the_mask_queries() -> None:
+    regressor = regressor_of()
     context, inputs = torch.randn(2, 5, WIDTH), regressor_inputs(5, 7)
-    expected = regressor.mask_query.expand(2, 7, WIDTH)
+    expected = inputs["query_BSD"]
     for block in regressor.blocks:
         expected = block(
             expected,
@@ -339,41 +347,55 @@ def test_regressor_is_its_blocks_on_one_mask_query() -> None:
             query_position=inputs["query_position_BSD"],
             context_position=inputs["context_position_BSD"],
         )
-    assert torch.equal(regressor(context, **inputs), regressor.norm(expected))
+    assert torch.equal(regressor(context_BSD=context, **inputs), regressor.norm(expected))
 
 
 def test_regressor_sees_the_visible_tokens_only() -> None:
     """Masked queries do not see each other: what one gets depends on the context and its own place."""
-    regressor = scrambled(Regressor(width=WIDTH, depth=2, num_heads=HEADS))
+    regressor = regressor_of()
     context, inputs = torch.randn(2, 5, WIDTH), regressor_inputs(5, 7)
-    whole = regressor(context, **inputs)
-    alone = regressor(context, **{**inputs, "query_position_BSD": inputs["query_position_BSD"][:, 2:3]})
+    whole = regressor(context_BSD=context, **inputs)
+    third = {name: inputs[name][:, 2:3] for name in ("query_BSD", "query_position_BSD")}
+    alone = regressor(context_BSD=context, **(inputs | third))
     torch.testing.assert_close(alone, whole[:, 2:3])
     changed = context.clone()
     changed[0, 3] += 1
-    assert (regressor(changed, **inputs)[0] != whole[0]).any(dim=-1).all()
-    torch.testing.assert_close(regressor(changed, **inputs)[1], whole[1])
+    assert (regressor(context_BSD=changed, **inputs)[0] != whole[0]).any(dim=-1).all()
+    torch.testing.assert_close(regressor(context_BSD=changed, **inputs)[1], whole[1])
 
 
 def test_positions_of_the_context_do_not_enter_the_values() -> None:
     """Where all visible tokens are alike, attention to any of them gives the same."""
-    regressor = scrambled(Regressor(width=WIDTH, depth=2, num_heads=HEADS))
+    regressor = regressor_of()
     context = torch.randn(2, 1, WIDTH).expand(2, 5, WIDTH)
     inputs = regressor_inputs(5, 7)
-    first = regressor(context, **inputs)
-    second = regressor(context, **{**inputs, "context_position_BSD": torch.randn(2, 5, WIDTH)})
+    first = regressor(context_BSD=context, **inputs)
+    second = regressor(context_BSD=context, **{**inputs, "context_position_BSD": torch.randn(2, 5, WIDTH)})
     torch.testing.assert_close(first, second)
 
 
 def test_regressor_does_not_mind_the_order_of_the_visible_tokens() -> None:
-    regressor = scrambled(Regressor(width=WIDTH, depth=2, num_heads=HEADS))
+    regressor = regressor_of()
     context, inputs, order = torch.randn(2, 5, WIDTH), regressor_inputs(5, 7), torch.tensor([4, 2, 0, 1, 3])
     shuffled = {**inputs, "context_position_BSD": inputs["context_position_BSD"][:, order]}
-    torch.testing.assert_close(regressor(context[:, order], **shuffled), regressor(context, **inputs))
+    torch.testing.assert_close(
+        regressor(context_BSD=context[:, order], **shuffled), regressor(context_BSD=context, **inputs)
+    )
+
+
+def test_regressor_with_concatenated_context_sees_the_current_queries_too() -> None:
+    regressor = regressor_of("concat")
+    context, inputs = torch.randn(2, 5, WIDTH), regressor_inputs(5, 7)
+    positions = torch.cat([inputs["context_position_BSD"], inputs["query_position_BSD"]], dim=1)
+    expected = inputs["query_BSD"]
+    for block in regressor.blocks:
+        keys = torch.cat([context, expected], dim=1)  # as CAE: what the block before made of the queries
+        expected = block(expected, keys, query_position=inputs["query_position_BSD"], context_position=positions)
+    assert torch.equal(regressor(context_BSD=context, **inputs), regressor.norm(expected))
 
 
 def test_decoder_is_positions_blocks_norm_and_projection() -> None:
-    decoder = scrambled(Decoder(width=WIDTH, depth=2, num_heads=HEADS, num_outputs=11))
+    decoder = scrambled(Decoder(width=WIDTH, depth=2, num_heads=HEADS, attention="factorised", num_outputs=11))
     x, position = torch.randn(2, 4, 6, WIDTH), torch.randn(2, 4, 6, WIDTH)
     expected = x + position
     for block in decoder.blocks:
@@ -381,6 +403,104 @@ def test_decoder_is_positions_blocks_norm_and_projection() -> None:
     expected = decoder.project(decoder.norm(expected))
     assert expected.shape == (2, 4, 6, 11)
     assert torch.equal(decoder(x, position_BTMD=position), expected)
+
+
+def order_decoder(attention: AttentionKind = "factorised") -> OrderDecoder:
+    inner = Decoder(width=WIDTH, depth=2, num_heads=HEADS, attention=attention, num_outputs=2)
+    return scrambled(OrderDecoder(inner, WIDTH))
+
+
+@pytest.mark.parametrize("num_frames", [4, 5])
+def test_order_decoder_swaps_the_halves_of_the_tubes_it_is_told_to(num_frames: int) -> None:
+    decoder = order_decoder()
+    x, position = torch.randn(2, num_frames, 6, WIDTH), torch.randn(2, num_frames, 6, WIDTH)
+    swapped = torch.tensor([[0, 1, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0]])
+    half = num_frames // 2
+    by_hand = x.clone()
+    for b, tube in swapped.nonzero().tolist():
+        by_hand[b, :, tube] = x[b, :, tube].roll(-half, dims=0)
+    logits = decoder(x, position_BTMD=position, swapped_BM=swapped)
+    assert logits.shape == (2, 6, 2)
+    assert torch.equal(logits, decoder(by_hand, position_BTMD=position, swapped_BM=torch.zeros_like(swapped)))
+    assert not torch.allclose(logits, decoder(x, position_BTMD=position, swapped_BM=torch.zeros_like(swapped)))
+
+
+def test_order_decoder_reads_each_tubes_cls_token() -> None:
+    """With temporal attention and MLP alone, a tube's logits depend on that tube only."""
+    decoder = order_decoder()
+    for block in decoder.decoder.blocks:
+        for weight in block.space.out.parameters():
+            nn.init.zeros_(weight)
+    x, position = torch.randn(1, 4, 3, WIDTH), torch.randn(1, 4, 3, WIDTH)
+    swapped = torch.zeros(1, 3)
+    before = decoder(x, position_BTMD=position, swapped_BM=swapped)
+    x[:, :, 1] += 1
+    after = decoder(x, position_BTMD=position, swapped_BM=swapped)
+    assert ((before != after).any(dim=-1)).tolist() == [[False, True, False]]
+
+
+# Joint blocks and layer scale
+
+
+def test_factorised_is_joint_where_there_is_one_frame() -> None:
+    """With its time branch silent, and the same weights, space attention over one frame is joint attention."""
+    factorised, joint = scrambled(SpaceTimeBlock(WIDTH, HEADS)), scrambled(JointBlock(WIDTH, HEADS))
+    names = {"joint": "space", "norm_joint": "norm_space"}
+    state = factorised.state_dict()
+    joint.load_state_dict(
+        {name: state[".".join([names.get(name.split(".")[0], name.split(".")[0]), *name.split(".")[1:]])]
+         for name in joint.state_dict()}
+    )  # fmt: skip
+    for weight in factorised.time.out.parameters():
+        nn.init.zeros_(weight)
+    x = torch.randn(2, 1, 5, WIDTH)
+    torch.testing.assert_close(factorised(x), joint(x))
+    many = torch.randn(2, 3, 5, WIDTH)
+    assert not torch.allclose(factorised(many), joint(many))
+
+
+def test_joint_block_lets_every_token_see_every_other() -> None:
+    block = scrambled(JointBlock(WIDTH, HEADS))
+    x = torch.randn(1, 3, 5, WIDTH)
+    before = block(x)
+    x[0, 2, 4] += 1
+    assert (block(x) != before).any(dim=-1).all()
+    order = torch.randperm(15)
+    shuffled = x.flatten(1, 2)[:, order].view(1, 3, 5, WIDTH)
+    torch.testing.assert_close(block(shuffled).flatten(1, 2), block(x).flatten(1, 2)[:, order])
+
+
+@pytest.mark.parametrize("attention", ["factorised", "joint"])
+def test_layer_scale_multiplies_every_branch(attention: AttentionKind) -> None:
+    plain = VideoEncoder(replace(TINY, attention=attention))
+    scaled = VideoEncoder(replace(TINY, attention=attention, layer_scale=0.5))
+    missing, unexpected = scaled.load_state_dict(plain.state_dict(), strict=False)
+    assert unexpected == []
+    assert {name.split(".")[-1] for name in missing} == {"scale_D"}
+    assert len(missing) == TINY.depth * (3 if attention == "factorised" else 2)
+    assert all((scaled.get_parameter(name) == 0.5).all() for name in missing)
+    clip = torch.rand(1, 4, 3, 32, 32)
+    assert not torch.allclose(scaled(clip), plain(clip))
+    for block in plain.blocks:  # a branch ends in a linear layer, so half of that is the same
+        for name, part in block.named_modules():
+            if name.split(".")[-1] == "out" or name == "mlp.2":
+                part.weight.data *= 0.5
+    torch.testing.assert_close(scaled(clip), plain(clip), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["factorised", "joint"])
+def test_attention_received_sums_to_one_over_a_frame(attention: AttentionKind) -> None:
+    encoder = scrambled(VideoEncoder(replace(TINY, attention=attention))).eval()
+    clip = torch.rand(2, 4, 3, 32, 32)
+    received_BTN = encoder.attention_received(clip)
+    assert received_BTN.shape == (2, 4, 16)
+    torch.testing.assert_close(received_BTN.sum(-1), torch.ones(2, 4))
+    assert received_BTN.std(dim=-1).min() > 1e-4
+    # The keys that fetch the attention: with none, every patch gets the same.
+    last = encoder.blocks[-1].space if attention == "factorised" else encoder.blocks[-1].joint
+    with torch.no_grad():
+        last.qkv.weight[WIDTH : 2 * WIDTH] = 0
+    torch.testing.assert_close(encoder.attention_received(clip), torch.full((2, 4, 16), 1 / 16))
 
 
 # Weights at the start

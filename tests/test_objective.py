@@ -7,18 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mam2.config import Duration, Epochs, Steps
+from mam2.config import Duration, Epochs, Steps, UserError
 from mam2.losses import alignment_loss, appearance_loss, motion_loss
-from mam2.masks import Mask, TubeMask, take
+from mam2.masks import Mask, Masking, take
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2, MAM2Config, Predictions
-from mam2.targets import Targets
+from mam2.targets import Targets, TargetSizes
 from mam2.targets.pixels import patchify, unpatchify
 
 ENCODER = EncoderConfig(width=24, depth=2, num_heads=3, frames=4, size=32, patch_size=8)
 CONFIG = MAM2Config(width=24, num_heads=3, regressor_depth=2, appearance_depth=2, motion_depth=1)
 NARROW = replace(CONFIG, width=12)
 NUM_CODES = 11
+SIZES = TargetSizes(NUM_CODES, 192)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def empty_is_nan() -> Iterator[None]:
 
 
 def model_of(config: MAM2Config) -> MAM2:
-    return MAM2(config, ENCODER, num_codes=NUM_CODES)
+    return MAM2(config, ENCODER, SIZES)
 
 
 def make_clip() -> Tensor:
@@ -43,18 +44,18 @@ def make_clip() -> Tensor:
 
 
 def make_mask() -> Mask:
-    return TubeMask()(16, sample_B=torch.tensor([5, 9]), seed=0)
+    return Masking()(4, ENCODER.grid, sample_B=torch.tensor([5, 9]), seed=0)
 
 
 def make_targets() -> Targets:
     return Targets(torch.randint(NUM_CODES, (2, 4, 16)), torch.randn(2, 3, 16, 192))
 
 
-def with_noise_at(clip_BTCHW: Tensor, positions_BM: Tensor) -> Tensor:
+def with_noise_at(clip_BTCHW: Tensor, positions_BTM: Tensor) -> Tensor:
     """The clip with other pixels in the patches at these positions, in all frames."""
     patches_BTND = patchify(clip_BTCHW, 8)
-    index = positions_BM[:, None, :, None].expand(-1, 4, -1, patches_BTND.shape[-1])
-    noise = torch.rand(2, 4, positions_BM.shape[1], patches_BTND.shape[-1])
+    noise = torch.rand(*positions_BTM.shape, patches_BTND.shape[-1])
+    index = positions_BTM[..., None].expand_as(noise)
     return unpatchify(patches_BTND.scatter(2, index, noise), 8, ENCODER.grid)
 
 
@@ -75,16 +76,16 @@ def is_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("config", [CONFIG, NARROW])
 def test_nothing_of_masked_patches_is_seen(config: MAM2Config) -> None:
     model, clip, mask = model_of(config), make_clip(), make_mask()
-    before, after = model.predict(clip, mask), model.predict(with_noise_at(clip, mask.masked_BM), mask)
-    for name in ("visible_BTVD", "regressed_BTMD", "logits_BTMK", "motion_BTMP"):
+    before, after = model.predict(clip, mask), model.predict(with_noise_at(clip, mask.masked_BTM), mask)
+    for name in ("visible_BTVD", "regressed_BTMD", "appearance_BTMK", "motion"):
         assert torch.equal(getattr(before, name), getattr(after, name)), name
     assert (before.target_BTMD != after.target_BTMD).any(dim=-1).all()
 
 
 def test_visible_patches_are_seen_and_are_no_part_of_the_target() -> None:
     model, clip, mask = model_of(CONFIG), make_clip(), make_mask()
-    before, after = model.predict(clip, mask), model.predict(with_noise_at(clip, mask.visible_BV), mask)
-    for name in ("visible_BTVD", "regressed_BTMD", "logits_BTMK", "motion_BTMP"):
+    before, after = model.predict(clip, mask), model.predict(with_noise_at(clip, mask.visible_BTV), mask)
+    for name in ("visible_BTVD", "regressed_BTMD", "appearance_BTMK", "motion"):
         assert not torch.equal(getattr(before, name), getattr(after, name)), name
     assert torch.equal(before.target_BTMD, after.target_BTMD)
 
@@ -95,15 +96,15 @@ def test_shapes_follow_the_mask() -> None:
         "visible_BTVD": (2, 4, 4, 24),
         "regressed_BTMD": (2, 4, 12, 12),
         "target_BTMD": (2, 4, 12, 12),
-        "logits_BTMK": (2, 4, 12, NUM_CODES),
-        "motion_BTMP": (2, 4, 12, 192),
+        "appearance_BTMK": (2, 4, 12, NUM_CODES),
+        "motion": (2, 4, 12, 192),
     }
 
 
 def test_clips_do_not_see_each_other() -> None:
     model, clip, mask = model_of(CONFIG), make_clip(), make_mask()
     whole = model.predict(clip, mask)
-    alone = model.predict(clip[1:], Mask(mask.visible_BV[1:], mask.masked_BM[1:]))
+    alone = model.predict(clip[1:], Mask(mask.visible_BTV[1:], mask.masked_BTM[1:]))
     for name, tensor in vars(whole).items():
         torch.testing.assert_close(getattr(alone, name), tensor[1:], atol=1e-5, rtol=1e-5)
 
@@ -116,20 +117,20 @@ def test_decoders_get_nothing_but_the_regressors_output_and_positions(
     monkeypatch.setattr(model.regressor, "forward", lambda *args, **kwargs: fixed_BSD)
     first, second = model.predict(clip, mask), model.predict(make_clip(), mask)
     assert not torch.equal(first.visible_BTVD, second.visible_BTVD)
-    assert torch.equal(first.logits_BTMK, second.logits_BTMK)
-    assert torch.equal(first.motion_BTMP, second.motion_BTMP)
-    position_BTMD = take(model.encoder.position(clip).expand(2, -1, -1, -1), mask.masked_BM)
+    assert torch.equal(first.appearance_BTMK, second.appearance_BTMK)
+    assert torch.equal(first.motion, second.motion)
+    position_BTMD = take(model.encoder.position(clip).expand(2, -1, -1, -1), mask.masked_BTM)
     expected = model.appearance(fixed_BSD.unflatten(1, (4, 12)), position_BTMD=position_BTMD)
-    assert torch.equal(first.logits_BTMK, expected)
+    assert torch.equal(first.appearance_BTMK, expected)
 
 
 def test_the_two_decoders_do_not_share_anything() -> None:
     model = model_of(CONFIG)
     predicted = model.predict(make_clip(), make_mask())
-    of_appearance = gradients(model, predicted.logits_BTMK.square().sum())
+    of_appearance = gradients(model, predicted.appearance_BTMK.square().sum())
     assert not any(name.startswith("motion.") for name in of_appearance)
     predicted = model.predict(make_clip(), make_mask())
-    of_motion = gradients(model, predicted.motion_BTMP.square().sum())
+    of_motion = gradients(model, predicted.motion.square().sum())
     assert not any(name.startswith("appearance.") for name in of_motion)
     assert any(name.startswith("encoder.") for name in of_motion)
 
@@ -141,16 +142,16 @@ def test_regressor_gets_the_visible_tokens_of_all_frames_with_their_positions(
     seen: dict[str, Tensor] = {}
     forward = model.regressor.forward
 
-    def watch(context_BSD: Tensor, **positions: Tensor) -> Tensor:
-        seen.update(context=context_BSD, **positions)
-        return forward(context_BSD, **positions)
+    def watch(query_BSD: Tensor, context_BSD: Tensor, **positions: Tensor) -> Tensor:
+        seen.update(query=query_BSD, context=context_BSD, **positions)
+        return forward(query_BSD, context_BSD, **positions)
 
     monkeypatch.setattr(model.regressor, "forward", watch)
     predicted = model.predict(clip, mask)
     position_TND = model.encoder.position(clip)
     assert torch.equal(seen["context"].unflatten(1, (4, 4)), predicted.visible_BTVD)
     for b, t in ((0, 0), (1, 3)):
-        visible, masked = mask.visible_BV[b], mask.masked_BM[b]
+        visible, masked = mask.visible_BTV[b, t], mask.masked_BTM[b, t]
         assert torch.equal(seen["context_position_BSD"][b, 4 * t : 4 * t + 4], position_TND[t, visible])
         assert torch.equal(seen["query_position_BSD"][b, 12 * t : 12 * t + 12], position_TND[t, masked])
 
@@ -164,13 +165,13 @@ def test_no_gradient_through_the_alignment_target(config: MAM2Config) -> None:
     predicted = model.predict(clip, mask)
     constant = predicted.target_BTMD.clone()
     assert not predicted.target_BTMD.requires_grad
-    actual = gradients(model, alignment_loss(predicted.regressed_BTMD, predicted.target_BTMD))
-    expected = gradients(model, alignment_loss(model.predict(clip, mask).regressed_BTMD, constant))
+    actual = gradients(model, alignment_loss(predicted.regressed_BTMD, predicted.target_BTMD, "mean"))
+    expected = gradients(model, alignment_loss(model.predict(clip, mask).regressed_BTMD, constant, "mean"))
     assert is_equal(actual, expected)
     # With the gradient let through, the encoder's would differ: this test can fail.
-    let_through = model.project(model.encoder.encode(take(model.encoder.embed(clip), mask.masked_BM)))
+    let_through = model.project(model.encoder.encode(take(model.encoder.embed(clip), mask.masked_BTM)))
     torch.testing.assert_close(let_through, constant)
-    other = gradients(model, alignment_loss(model.predict(clip, mask).regressed_BTMD, let_through))
+    other = gradients(model, alignment_loss(model.predict(clip, mask).regressed_BTMD, let_through, "mean"))
     assert not torch.allclose(other["encoder.patch_embed.weight"], actual["encoder.patch_embed.weight"])
 
 
@@ -180,7 +181,7 @@ def test_every_parameter_gets_a_gradient(config: MAM2Config, precision: str) -> 
     """DDP refuses unused ones. In bf16, a weight first used without gradient must still get one later."""
     model, clip, mask = model_of(config), make_clip(), make_mask()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        losses = model(clip, mask, make_targets(), 2.0)
+        losses = model(clip, mask, make_targets(), 0)
     found = gradients(model, losses.total)
     assert set(found) == {name for name, _ in model.named_parameters()}
     # What is added to all keys alike changes no softmax: these two have no gradient but for rounding.
@@ -190,9 +191,9 @@ def test_every_parameter_gets_a_gradient(config: MAM2Config, precision: str) -> 
 
 def test_bfloat16_is_close_to_float32() -> None:
     model, clip, mask, targets = model_of(NARROW), make_clip(), make_mask(), make_targets()
-    exact = model(clip, mask, targets, 2.0)
+    exact = model(clip, mask, targets, 0)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = model(clip, mask, targets, 2.0)
+        rounded = model(clip, mask, targets, 0)
     assert rounded.total.dtype == torch.float32
     torch.testing.assert_close(rounded.total, exact.total, rtol=0.02, atol=0)
 
@@ -203,16 +204,17 @@ def test_bfloat16_is_close_to_float32() -> None:
 def test_total_is_equation_4() -> None:
     model, clip, mask, targets = model_of(CONFIG), make_clip(), make_mask(), make_targets()
     predicted = model.predict(clip, mask)
-    codes = torch.stack([targets.codes_BTN[b][:, mask.masked_BM[b]] for b in range(2)])
-    motion = torch.stack([targets.motion_BTND[b][:, mask.masked_BM[b]] for b in range(2)])
+    codes = torch.stack([targets.appearance[b][:, mask.masked_BTM[b, 0]] for b in range(2)])
+    motion = torch.stack([targets.motion[b][:, mask.masked_BTM[b, 0]] for b in range(2)])
     expected = {
-        "appearance": appearance_loss(predicted.logits_BTMK, codes),
-        "motion": motion_loss(predicted.motion_BTMP, motion),
-        "alignment": alignment_loss(predicted.regressed_BTMD, predicted.target_BTMD),
+        "appearance": appearance_loss(predicted.appearance_BTMK, codes, "mean"),
+        "motion": motion_loss(predicted.motion, motion, "mean"),
+        "alignment": alignment_loss(predicted.regressed_BTMD, predicted.target_BTMD, "mean"),
     }
-    for alpha in (0.0, 0.5, 2.0):
-        losses = model(clip, mask, targets, alpha)
-        assert losses.parts == expected
+    model.config = replace(CONFIG, alignment_ramp=Steps(4))
+    for step, alpha in ((0, 0.5), (1, 1.0), (9, 2.0)):
+        losses = model(clip, mask, targets, step)
+        assert losses.parts == expected | {"motion_of_none": motion.square().mean()}
         total = expected["appearance"] + expected["motion"] + alpha * expected["alignment"]
         torch.testing.assert_close(losses.total, total)
         assert losses.total.requires_grad
@@ -221,16 +223,16 @@ def test_total_is_equation_4() -> None:
 
 def test_targets_at_visible_positions_do_not_count() -> None:
     model, clip, mask, targets = model_of(CONFIG), make_clip(), make_mask(), make_targets()
-    codes, motion = targets.codes_BTN.clone(), targets.motion_BTND.clone()
+    codes, motion = targets.appearance.clone(), targets.motion.clone()
     for b in range(2):
-        codes[b][:, mask.visible_BV[b]] = 0
-        motion[b][:, mask.visible_BV[b]] = 100.0
-    assert model(clip, mask, Targets(codes, motion), 2.0).parts == model(clip, mask, targets, 2.0).parts
+        codes[b][:, mask.visible_BTV[b, 0]] = 0
+        motion[b][:, mask.visible_BTV[b, 0]] = 100.0
+    assert model(clip, mask, Targets(codes, motion), 0).parts == model(clip, mask, targets, 0).parts
 
 
 def test_features_for_health_are_the_visible_ones() -> None:
     model, clip, mask = model_of(CONFIG), make_clip(), make_mask()
-    losses = model(clip, mask, make_targets(), 2.0)
+    losses = model(clip, mask, make_targets(), 0)
     assert losses.features_BTD is not None
     torch.testing.assert_close(losses.features_BTD, model.predict(clip, mask).visible_BTVD.mean(dim=2))
     assert not losses.features_BTD.requires_grad
@@ -259,10 +261,189 @@ def test_batch_target_is_standardised_by_channel() -> None:
 def test_batch_target_enters_the_alignment() -> None:
     model, clip, mask = model_of(replace(CONFIG, alignment_target="batch")), make_clip(), make_mask()
     predicted: Predictions = model.predict(clip, mask)
-    losses = model(clip, mask, make_targets(), 2.0)
-    expected = alignment_loss(predicted.regressed_BTMD, model.standardise(predicted.target_BTMD))
+    losses = model(clip, mask, make_targets(), 0)
+    expected = alignment_loss(predicted.regressed_BTMD, model.standardise(predicted.target_BTMD), "mean")
     assert losses.parts["alignment"] == expected
-    assert losses.parts["alignment"] != alignment_loss(predicted.regressed_BTMD, predicted.target_BTMD)
+    assert losses.parts["alignment"] != alignment_loss(predicted.regressed_BTMD, predicted.target_BTMD, "mean")
+
+
+# Table 2's rows, and the switches
+
+VARIANTS = {
+    "coupled": replace(CONFIG, decoders="coupled"),
+    "w/o appearance": replace(CONFIG, decoders="motion"),
+    "w/o motion": replace(CONFIG, decoders="appearance"),
+    "w/o regressor": replace(CONFIG, regressor_depth=0),
+    "w/o alignment": replace(CONFIG, alignment_weight=0.0),
+    "coupled, w/o regressor": replace(CONFIG, decoders="coupled", regressor_depth=0),
+    "concat": replace(CONFIG, context="concat"),
+    "sum": replace(CONFIG, loss_reduction="sum"),
+    "layer_norm": replace(CONFIG, alignment_target="layer_norm"),
+    "teacher": replace(CONFIG, teacher_momentum=0.9),
+    "narrow": NARROW,
+    "narrow, w/o regressor": replace(NARROW, regressor_depth=0),
+}
+PARTS = {
+    "w/o appearance": {"motion", "alignment"},
+    "w/o motion": {"appearance", "alignment"},
+    "w/o regressor": {"appearance", "motion"},
+    "narrow, w/o regressor": {"appearance", "motion"},
+    "coupled, w/o regressor": {"appearance", "motion"},
+    "w/o alignment": {"appearance", "motion"},
+}
+
+
+def targets_for(config: MAM2Config) -> Targets:
+    targets = make_targets()
+    return Targets(
+        targets.appearance if config.needs_appearance else None, targets.motion if config.needs_motion else None
+    )
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_build_only_what_they_use(name: str) -> None:
+    """Every parameter that learns gets a gradient, as DDP without find_unused_parameters needs."""
+    config = VARIANTS[name]
+    model = model_of(config)
+    losses = model(make_clip(), make_mask(), targets_for(config), 0)
+    assert losses.parts.keys() - {"motion_of_none"} == PARTS.get(name, {"appearance", "motion", "alignment"})
+    found = gradients(model, losses.total)
+    assert set(found) == {n for n, parameter in model.named_parameters() if parameter.requires_grad}
+    without = (".norm_key.bias", ".cross.k.bias")  # what is added to all keys alike changes no softmax
+    assert [n for n, g in found.items() if not n.endswith(without) and g.abs().max() < 1e-7] == []
+    weights = {"alignment": 2.0}
+    expected = sum(weights.get(n, 1.0) * part for n, part in losses.parts.items() if n != "motion_of_none")
+    torch.testing.assert_close(losses.total.detach(), expected)
+
+
+def test_parts_of_the_variants() -> None:
+    whole = {"encoder", "mask_query_D", "regressor", "appearance", "motion"}
+    for name, expected in {
+        "coupled": whole - {"motion"} | {"motion_head"},
+        "w/o appearance": whole - {"appearance"},
+        "w/o motion": whole - {"motion"},
+        "w/o regressor": whole - {"regressor"},
+        "w/o alignment": whole,
+        "teacher": whole | {"teacher"},
+    }.items():
+        assert {n.split(".")[0] for n, _ in model_of(VARIANTS[name]).named_parameters()} == expected, name
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_variant_sees_anything_of_masked_patches(name: str) -> None:
+    model, clip, mask = model_of(VARIANTS[name]), make_clip(), make_mask()
+    before, after = model.predict(clip, mask), model.predict(with_noise_at(clip, mask.masked_BTM), mask)
+    for field in ("visible_BTVD", "regressed_BTMD", "appearance_BTMK", "motion"):
+        if getattr(before, field) is not None:
+            assert torch.equal(getattr(before, field), getattr(after, field)), field
+
+
+def test_coupled_heads_share_one_decoder() -> None:
+    model, clip, mask = model_of(VARIANTS["coupled"]), make_clip(), make_mask()
+    predicted = model.predict(clip, mask)
+    position_BTMD = take(model.encoder.position(clip).expand(2, -1, -1, -1), mask.masked_BTM)
+    hidden = model.appearance.decode(predicted.regressed_BTMD, position_BTMD=position_BTMD)
+    assert torch.equal(predicted.appearance_BTMK, model.appearance.project(hidden))
+    assert torch.equal(predicted.motion, model.motion_head(hidden))
+
+
+def test_without_a_regressor_decoders_see_visible_features_and_mask_queries() -> None:
+    model, clip, mask = model_of(VARIANTS["w/o regressor"]), make_clip(), make_mask()
+    predicted = model.predict(clip, mask)
+    assert predicted.regressed_BTMD is None
+    assert predicted.target_BTMD is None
+    # The decoder's input put back in the order of the image: the same output, so order does not matter.
+    tokens = model.mask_query_D.expand(2, 4, 16, -1).clone()
+    index = mask.visible_BTV[..., None].expand(-1, -1, -1, 24)
+    tokens = tokens.scatter(2, index, predicted.visible_BTVD)
+    whole = model.motion(tokens, position_BTMD=model.encoder.position(clip).expand(2, -1, -1, -1))
+    torch.testing.assert_close(predicted.motion, take(whole, mask.masked_BTM), atol=1e-5, rtol=1e-5)
+
+
+def test_layer_norm_target_is_normalised_token_by_token() -> None:
+    target = model_of(VARIANTS["layer_norm"]).standardise(5 + 3 * torch.randn(2, 4, 12, 24))
+    torch.testing.assert_close(target.mean(-1), torch.zeros(2, 4, 12), atol=1e-5, rtol=0)
+    torch.testing.assert_close(target.std(-1, unbiased=False), torch.ones(2, 4, 12), atol=1e-4, rtol=0)
+
+
+def test_sum_reduction_multiplies_by_the_channels() -> None:
+    clip, mask, targets = make_clip(), make_mask(), make_targets()
+    models = []
+    for config in (CONFIG, VARIANTS["sum"]):
+        torch.manual_seed(3)
+        models.append(model_of(config)(clip, mask, targets, 0).parts)
+    mean, total = models
+    torch.testing.assert_close(total["alignment"], 24 * mean["alignment"])  # D
+    torch.testing.assert_close(total["motion"], 192 * mean["motion"])  # C·P·P
+    assert total["appearance"] == mean["appearance"]
+
+
+def test_the_teacher_is_a_moving_average_of_the_encoder() -> None:
+    model, clip, mask = model_of(VARIANTS["teacher"]), make_clip(), make_mask()
+    without = model_of(CONFIG)
+    without.load_state_dict({n: t for n, t in model.state_dict().items() if not n.startswith("teacher.")})
+    assert torch.equal(model.predict(clip, mask).target_BTMD, without.predict(clip, mask).target_BTMD)
+    before = {n: t.clone() for n, t in model.teacher.state_dict().items()}
+    assert not any(parameter.requires_grad for parameter in model.teacher.parameters())
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter += torch.randn_like(parameter)
+    moved = model.encoder.state_dict()
+    model.after_step()
+    for name, tensor in model.teacher.state_dict().items():
+        torch.testing.assert_close(tensor, 0.9 * before[name] + 0.1 * moved[name])
+    # Its own features of the masked patches are the target now, not the encoder's.
+    target = model.predict(clip, mask).target_BTMD
+    expected = model.teacher.encode(take(model.teacher.embed(clip), mask.masked_BTM))
+    assert torch.equal(target, expected)
+    assert not torch.allclose(target, model.encoder.encode(take(model.encoder.embed(clip), mask.masked_BTM)))
+
+
+def test_clip_order_reaches_the_motion_decoder() -> None:
+    torch.manual_seed(0)
+    model, clip, mask = MAM2(CONFIG, ENCODER, TargetSizes(NUM_CODES, 2, True)), make_clip(), make_mask()
+    order_BN = torch.randint(2, (2, 16))
+    targets = Targets(make_targets().appearance, order_BN)
+    losses = model(clip, mask, targets, 0)
+    assert losses.parts["motion_of_none"].item() == pytest.approx(0.6931, abs=1e-4)
+    swapped_BM = order_BN.gather(1, mask.masked_BTM[:, 0])
+    predicted = model.predict(clip, mask, swapped_BM=swapped_BM)
+    assert predicted.motion.shape == (2, 12, 2)
+    assert losses.parts["motion"] == torch.nn.functional.cross_entropy(
+        predicted.motion.flatten(0, 1), swapped_BM.flatten()
+    )
+    other = model.predict(clip, mask, swapped_BM=1 - swapped_BM)
+    assert torch.equal(other.appearance_BTMK, predicted.appearance_BTMK)  # the appearance decoder sees the true order
+    assert not torch.equal(other.motion, predicted.motion)
+    found = gradients(model, losses.total)
+    assert set(found) == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("config", [VARIANTS["coupled"], VARIANTS["w/o regressor"]])
+def test_clip_order_needs_a_regressor_and_a_decoder_of_its_own(config: MAM2Config) -> None:
+    with pytest.raises(UserError, match="decoder of its own"):
+        MAM2(config, ENCODER, TargetSizes(NUM_CODES, 2, True))
+
+
+def test_pixels_in_the_place_of_codes() -> None:
+    model, clip, mask = MAM2(CONFIG, ENCODER, TargetSizes(192, 192)), make_clip(), make_mask()
+    targets = Targets(torch.randn(2, 4, 16, 192), make_targets().motion)
+    expected = (model.predict(clip, mask).appearance_BTMK - take(targets.appearance, mask.masked_BTM)).square().mean()
+    torch.testing.assert_close(model(clip, mask, targets, 0).parts["appearance"], expected.detach())
+
+
+def test_random_masks_with_joint_attention() -> None:
+    model = MAM2(CONFIG, replace(ENCODER, attention="joint"), SIZES)
+    clip, mask = make_clip(), Masking(kind="random")(4, ENCODER.grid, sample_B=torch.tensor([5, 9]), seed=0)
+    before, after = model.predict(clip, mask), model.predict(with_noise_at(clip, mask.masked_BTM), mask)
+    assert torch.equal(before.motion, after.motion)
+    assert set(gradients(model, model(clip, mask, make_targets(), 0).total)) == {n for n, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0])
+def test_impossible_momenta_are_refused(momentum: float) -> None:
+    with pytest.raises(UserError, match="teacher_momentum"):
+        MAM2Config(teacher_momentum=momentum)
 
 
 # Weights at the start, and learning
@@ -276,24 +457,24 @@ def test_every_parameter_is_set(config: MAM2Config, monkeypatch: pytest.MonkeyPa
     assert nn.Linear(4, 4).weight.isnan().all()  # the trap is armed
     model = model_of(config)
     assert [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()] == []
-    assert 0.01 < model.regressor.mask_query.std() < 0.03
+    assert 0.01 < model.mask_query_D.std() < 0.03
 
 
 def test_a_projection_is_there_only_where_widths_differ() -> None:
     names = {name.split(".")[0] for name, _ in model_of(CONFIG).named_parameters()}
-    assert names == {"encoder", "regressor", "appearance", "motion"}
+    assert names == {"encoder", "mask_query_D", "regressor", "appearance", "motion"}
     names = {name.split(".")[0] for name, _ in model_of(NARROW).named_parameters()}
-    assert names == {"encoder", "project", "project_position", "regressor", "appearance", "motion"}
+    assert names == {"encoder", "project", "project_position", "mask_query_D", "regressor", "appearance", "motion"}
 
 
 def test_it_learns_one_batch_by_heart() -> None:
     model, clip, mask, targets = model_of(CONFIG), make_clip(), make_mask(), make_targets()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    first = model(clip, mask, targets, 0.1).parts
+    first = model(clip, mask, targets, 0).parts
     for _ in range(60):
         optimizer.zero_grad()
-        model(clip, mask, targets, 0.1).total.backward()
+        model(clip, mask, targets, 0).total.backward()
         optimizer.step()
-    last = model(clip, mask, targets, 0.1).parts
+    last = model(clip, mask, targets, 0).parts
     assert last["appearance"] < 0.5 * first["appearance"]
     assert last["motion"] < 0.95 * first["motion"]

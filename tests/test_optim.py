@@ -9,6 +9,7 @@ from torch import nn
 from mam2.config import Epochs, UserError
 from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder, layer_id
 from mam2.objectives.mam2 import MAM2, MAM2Config
+from mam2.targets import TargetSizes
 from mam2.train.optim import Optim, learning_rate, make_optimizer, set_learning_rate
 
 ENCODER = EncoderConfig(width=8, depth=3, num_heads=2, frames=2, size=16, patch_size=8)
@@ -16,7 +17,7 @@ ENCODER = EncoderConfig(width=8, depth=3, num_heads=2, frames=2, size=16, patch_
 
 def pretraining_model() -> MAM2:
     objective = MAM2Config(width=12, num_heads=2, regressor_depth=1, appearance_depth=1, motion_depth=1)
-    return MAM2(objective, ENCODER, num_codes=5)
+    return MAM2(objective, ENCODER, TargetSizes(5, 192))
 
 
 def settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
@@ -55,7 +56,7 @@ def test_matrices_decay_and_nothing_else() -> None:
         assert found[name][0] == (0.05 if is_matrix else 0.0), name
     assert found["encoder.patch_embed.weight"][0] == 0.05
     assert found["project_position.weight"][0] == 0.05  # a matrix, for all that it is about positions
-    assert found["regressor.mask_query"][0] == 0.0
+    assert found["mask_query_D"][0] == 0.0
     assert found["encoder.blocks.0.norm_time.weight"][0] == 0.0
     assert found["appearance.project.bias"][0] == 0.0
 

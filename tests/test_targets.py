@@ -1,16 +1,28 @@
 """Patches come back as they went, the motion target is the next frame less this one, and targets have no gradient."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mam2.config import UserError
 from mam2.data.synthetic import render
-from mam2.targets import TargetMaker, TargetsConfig, load_tokenizer
-from mam2.targets.motion import constant_predictor_loss, motion_scale, rgb_difference
+from mam2.losses import motion_loss_of_none
+from mam2.masks import Masking
+from mam2.targets import (
+    APPEARANCES,
+    MOTIONS,
+    TargetMaker,
+    Targets,
+    TargetsConfig,
+    TargetSizes,
+    target_sizes,
+)
+from mam2.targets.motion import clip_order, rgb_difference
 from mam2.targets.pixels import patchify, to_float, unpatchify
-from mam2.targets.vq import VQ, VQConfig, save_vq
+from mam2.targets.vq import VQ, RandomProjection, VQConfig, save_vq
 
 RANDOM = TargetsConfig(appearance="random_projection", num_codes=64)
 CPU = torch.device("cpu")
@@ -55,70 +67,142 @@ def test_to_float() -> None:
     assert to_float(torch.tensor([0.25])).item() == 0.25
 
 
+def targets_of(clip: torch.Tensor, **fields: Any) -> Targets:
+    config = TargetsConfig(**{"appearance": "random_projection", "num_codes": 64} | fields)
+    return TargetMaker(config, patch_size=8, device=CPU)(clip, sample_B=torch.arange(len(clip)), seed=0)
+
+
 def test_motion_is_the_next_frame_less_this_one() -> None:
-    clip = torch.rand(2, 4, 3, 8, 8)
-    motion = rgb_difference(clip, 4, unit_scale=False)
-    assert motion.shape == (2, 3, 4, 48)
-    for t in range(3):
-        assert torch.equal(motion[:, t], patchify(clip[:, t + 1] - clip[:, t], 4))
+    clip = moving_clips()
+    motion = targets_of(clip).motion
+    assert motion.shape == (2, 5, 16, 192)
+    for t in range(5):
+        assert torch.equal(motion[:, t], patchify(to_float(clip[:, t + 1]) - to_float(clip[:, t]), 8))
 
 
-def test_predicting_no_motion_costs_one_at_unit_scale() -> None:
+def test_predicting_no_motion_costs_one_at_clip_scale() -> None:
     clip = to_float(moving_clips())
-    motion = rgb_difference(clip, 8, unit_scale=True)
-    for each in motion:  # each clip by itself, whatever its speed
-        assert constant_predictor_loss(each).item() == pytest.approx(1, abs=1e-5)
-    raw = rgb_difference(clip, 8, unit_scale=False)
-    torch.testing.assert_close(motion * motion_scale(clip)[:, None, None, None], raw)
+    motion, raw = targets_of(clip, motion_scale="clip").motion, targets_of(clip).motion
+    for scaled, plain in zip(motion, raw, strict=True):  # each clip by itself, whatever its speed
+        assert motion_loss_of_none(scaled).item() == pytest.approx(1, abs=1e-5)
+        torch.testing.assert_close(scaled * plain.square().mean().sqrt(), plain)
     # A tenth of the contrast costs the same, until motion is smaller than a grey level.
-    faint = rgb_difference(0.5 + clip / 10, 8, unit_scale=True)
-    assert constant_predictor_loss(faint).item() == pytest.approx(1, abs=1e-3)
+    faint = targets_of(0.5 + clip / 10, motion_scale="clip").motion
+    assert motion_loss_of_none(faint).item() == pytest.approx(1, abs=1e-3)
 
 
 def test_a_still_clip_has_no_motion() -> None:
     still = torch.rand(1, 1, 3, 8, 8).expand(1, 4, 3, 8, 8)
-    assert motion_scale(still).item() == pytest.approx(1 / 255)
-    assert not rgb_difference(still, 4, unit_scale=True).any()
+    for scale in ("raw", "clip", "patch"):
+        assert not targets_of(still, motion_scale=scale).motion.any()
     noise = still + torch.randn(1, 4, 3, 8, 8) / 2550  # a tenth of a grey level
-    assert constant_predictor_loss(rgb_difference(noise, 4, unit_scale=True)).item() < 0.05
+    assert motion_loss_of_none(targets_of(noise, motion_scale="clip").motion).item() < 0.05
+
+
+@pytest.mark.parametrize("field", ["motion", "appearance"])
+def test_patches_are_normalised_one_by_one(field: str) -> None:
+    clip = torch.rand(2, 4, 3, 16, 16)
+    patches = getattr(targets_of(clip, appearance="pixels", motion_scale="patch"), field)
+    assert patches.shape == (2, 3 if field == "motion" else 4, 4, 192)
+    torch.testing.assert_close(patches.mean(-1), torch.zeros(patches.shape[:-1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(patches.std(-1), torch.ones(patches.shape[:-1]), atol=1e-3, rtol=0)
+    raw = patchify(rgb_difference(clip) if field == "motion" else clip, 8)
+    expected = (raw[1, 2, 3] - raw[1, 2, 3].mean()) / raw[1, 2, 3].std()
+    torch.testing.assert_close(patches[1, 2, 3], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_targets_of_clips() -> None:
     maker = TargetMaker(RANDOM, patch_size=8, device=CPU)
     clip = moving_clips()
-    targets = maker(clip)
-    assert targets.codes_BTN.shape == (2, 6, 16)
-    assert targets.codes_BTN.dtype == torch.int64
-    assert 0 <= targets.codes_BTN.min() < targets.codes_BTN.max() < 64
-    assert targets.motion_BTND.shape == (2, 5, 16, 192)
-    assert torch.equal(targets.codes_BTN[1, 2], maker.tokenizer(to_float(clip[1, 2:3]))[0])
-    assert torch.equal(targets.motion_BTND, rgb_difference(to_float(clip), 8, unit_scale=False))
+    codes = maker(clip, sample_B=torch.arange(2), seed=0).appearance
+    assert codes.shape == (2, 6, 16)
+    assert codes.dtype == torch.int64
+    assert 0 <= codes.min() < codes.max() < 64
+    assert torch.equal(codes[1, 2], maker.tokenizer(to_float(clip[1, 2:3]))[0])
 
 
 def test_targets_are_the_same_for_uint8_and_floats() -> None:
-    maker = TargetMaker(RANDOM, patch_size=8, device=CPU)
     clip = moving_clips()
-    first, second = maker(clip), maker(clip.float() / 255)
-    assert torch.equal(first.codes_BTN, second.codes_BTN)
-    assert torch.equal(first.motion_BTND, second.motion_BTND)
+    first, second = targets_of(clip), targets_of(clip.float() / 255)
+    assert torch.equal(first.appearance, second.appearance)
+    assert torch.equal(first.motion, second.motion)
 
 
-def test_motion_scale_clip_divides_by_each_clips_deviation() -> None:
+def test_only_what_is_asked_for_is_made(tmp_path: Path) -> None:
     clip = moving_clips()
-    scaled = TargetMaker(TargetsConfig(appearance="random_projection", motion_scale="clip"), patch_size=8, device=CPU)
-    assert torch.equal(scaled(clip).motion_BTND, rgb_difference(to_float(clip), 8, unit_scale=True))
+    config = TargetsConfig(file=str(tmp_path / "absent"), flow_file=str(tmp_path / "absent"), motion="optical_flow")
+    neither = TargetMaker(config, patch_size=8, device=CPU, appearance=False, motion=False)
+    assert neither(clip, sample_B=torch.arange(2), seed=0) == Targets(None, None)
+
+
+def test_a_tokenizer_with_smaller_patches_sees_a_smaller_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the f8 tokenizers: 112² for a 224² clip, one code for every patch of 16²."""
+    half = RandomProjection(patch_size=4, num_codes=64)
+    row = replace(APPEARANCES["random_projection"], load=lambda config, patch_size, device: half)
+    monkeypatch.setitem(APPEARANCES, "half", row)
+    clip = to_float(moving_clips())
+    codes = targets_of(clip, appearance="half").appearance
+    assert codes.shape == (2, 6, 16)
+    small = torch.nn.functional.avg_pool2d(clip[1], 2)
+    # Antialiased bilinear halving weighs a little wider than 2 × 2 pixels, so a few codes differ.
+    assert (codes[1] == half(small)).float().mean() > 0.7
+
+
+def test_clip_order_swaps_half_of_the_tubes_by_sample_and_seed() -> None:
+    first = clip_order(100, sample_B=torch.arange(50), seed=0)
+    assert first.shape == (50, 100)
+    assert set(first.unique().tolist()) == {0, 1}
+    assert first.float().mean().item() == pytest.approx(0.5, abs=0.04)
+    assert torch.equal(clip_order(100, sample_B=torch.tensor([7]), seed=0)[0], first[7])
+    assert not torch.equal(clip_order(100, sample_B=torch.tensor([7]), seed=1)[0], first[7])
+    targets = targets_of(moving_clips(), motion="clip_order")
+    assert targets.clip_order
+    assert torch.equal(targets.motion, clip_order(16, sample_B=torch.arange(2), seed=0))
+
+
+@pytest.mark.parametrize("kind", ["tube", "random"])
+@pytest.mark.parametrize("motion", ["rgb_difference", "clip_order"])
+@pytest.mark.parametrize("appearance", ["random_projection", "pixels"])
+def test_targets_at_a_mask_are_those_of_the_masked_patches(kind: str, motion: str, appearance: str) -> None:
+    mask = Masking(kind=kind)(6, (4, 4), sample_B=torch.arange(2), seed=0)
+    targets = targets_of(moving_clips(), motion=motion, appearance=appearance)
+    masked = targets.at(mask)
+    where = mask.masked_BTM
+    for b, t in ((0, 0), (1, 4)):
+        assert torch.equal(masked.appearance[b, t], targets.appearance[b, t][where[b, t]])
+        if motion == "clip_order":
+            assert torch.equal(masked.motion[b], targets.motion[b][where[b, 0]])
+        else:
+            assert torch.equal(masked.motion[b, t], targets.motion[b, t][where[b, t]])
+    assert masked.clip_order == targets.clip_order
+
+
+@pytest.mark.parametrize("appearance", ["vqgan_16384", "vqgan_8192", "dalle", "random_projection", "pixels"])
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_sizes_say_what_the_decoders_must_put_out(appearance: str, motion: str) -> None:
+    config = TargetsConfig(appearance=appearance, motion=motion, num_codes=64)
+    expected = {"vqgan_16384": 16384, "vqgan_8192": 8192, "dalle": 8192, "random_projection": 64, "pixels": 768}
+    numbers = {"rgb_difference": 768, "optical_flow": 512, "clip_order": 2}
+    sizes = target_sizes(config, patch_size=16)
+    assert sizes == TargetSizes(expected[appearance], numbers[motion], motion == "clip_order")
+
+
+@pytest.mark.parametrize("field", ["appearance", "motion"])
+def test_a_misspelt_target_is_refused(field: str) -> None:
+    with pytest.raises(UserError, match="mam2 targets"):
+        TargetsConfig(**{field: "vqgann"})
 
 
 def test_targets_have_no_gradient() -> None:
     maker = TargetMaker(RANDOM, patch_size=8, device=CPU)
-    targets = maker(to_float(moving_clips()).requires_grad_())
-    assert not targets.motion_BTND.requires_grad
+    targets = maker(to_float(moving_clips()).requires_grad_(), sample_B=torch.arange(2), seed=0)
+    assert not targets.motion.requires_grad
     assert not any(parameter.requires_grad for parameter in maker.tokenizer.parameters())
     assert not maker.tokenizer.training
 
 
 def test_a_missing_tokenizer_is_a_users_error(tmp_path: Path) -> None:
-    for appearance in ("vqgan", "vq"):
+    for appearance in ("vqgan_16384", "vqgan_8192", "dalle", "vq"):
         config = TargetsConfig(appearance=appearance, file=str(tmp_path / "absent.safetensors"))
         with pytest.raises(UserError, match=r"absent\.safetensors"):
             TargetMaker(config, patch_size=16, device=CPU)
@@ -130,6 +214,6 @@ def test_a_tokenizer_of_another_patch_size_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "vq.safetensors"
     save_vq(VQ(VQConfig(patch_size=8, num_codes=16, code_dim=4, width=16)), file)
     config = TargetsConfig(appearance="vq", file=str(file))
-    assert load_tokenizer(config, patch_size=8).patch_size == 8
-    with pytest.raises(UserError, match="patches of 8 pixels, the encoder of 16"):
-        load_tokenizer(config, patch_size=16)
+    assert TargetMaker(config, patch_size=8, device=CPU).sizes.appearance == 16
+    with pytest.raises(UserError, match="patches of 8 pixels, the encoder has 16"):
+        TargetMaker(config, patch_size=16, device=CPU)

@@ -1,105 +1,76 @@
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from mam2.config import UserError
 from mam2.visualize import (
-    Prediction,
-    agreement_to_rgb,
+    RED,
+    Page,
+    Row,
     confusion_picture,
-    contact_sheet,
+    enlarge,
     frames_shown,
-    hatching,
     keep_patches,
     loss_curves,
-    motion_scale,
-    motion_to_rgb,
-    paint_mask,
+    mask_figure,
+    page_of_rows,
     patch_mask,
-    sheet_rows,
     smooth,
+    wrap,
+    zoom_to,
 )
 
 GRID = (2, 4)
-LABEL_WIDTH, TOP, GAP = 215, 2 * 19 + 12, 6  # of a sheet with a one-line title and panels up to 150 high
-
-
-def fake(*, num_frames: int = 4, patch: int = 8, decoder: bool = True, seed: int = 0) -> Prediction:
-    generator = torch.Generator().manual_seed(seed)
-    high, wide = GRID
-    clip = torch.rand(num_frames, 3, high * patch, wide * patch, generator=generator)
-    return Prediction(
-        clip_TCHW=clip,
-        masked_N=torch.tensor([1, 1, 0, 1, 1, 0, 1, 1]).bool(),
-        grid=GRID,
-        appearance_TCHW=torch.rand(clip.shape, generator=generator) if decoder else None,
-        agreement_TN=torch.rand(num_frames, high * wide, generator=generator) < 0.5,
-        motion_TCHW=torch.rand(clip[1:].shape, generator=generator) - 0.5,
-        true_motion_TCHW=clip[1:] - clip[:-1],
-    )
+LABEL_WIDTH, TOP, GAP, LINE = 215, 19 + 12, 6, 19  # of a page without a title, its panels up to 150 high
 
 
 def png(path: Path) -> np.ndarray:
     return (imread(path)[..., :3] * 255).round().astype(int)
 
 
+def as_bytes(picture_CHW: torch.Tensor) -> np.ndarray:
+    """(3, h, w) in [0, 1] as a picture's file holds it: (h, w, 3) of 0 to 255."""
+    return (picture_CHW * 255).round().int().permute(1, 2, 0).numpy()
+
+
 # --- pixels
 
 
-def test_patches_lie_in_row_major_order():
-    mask = patch_mask(torch.arange(8) == 6, GRID, (16, 32))
-    assert mask[8:16, 16:24].all()
-    assert mask.sum() == 64
-
-
-def test_masked_patches_are_grey_and_visible_ones_untouched():
-    p = fake()
-    painted = paint_mask(p.clip_TCHW, p.masked_N, GRID)
-    masked = patch_mask(p.masked_N, GRID, (16, 32)).expand_as(painted)
-    assert (painted[masked] == 0.5).all()
-    assert torch.equal(painted[~masked], p.clip_TCHW[~masked])
+def test_patches_lie_in_row_major_order_in_their_own_frame():
+    mask = torch.zeros(3, 8).bool()
+    mask[1, 6] = True
+    pixels = patch_mask(mask, GRID, (16, 32))
+    assert pixels.shape == (3, 1, 16, 32)
+    assert pixels[1, 0, 8:16, 16:24].all()
+    assert pixels.sum() == 64
 
 
 def test_kept_and_filled_pixels_are_a_partition():
-    p, fill = fake(), hatching((16, 32))
-    kept = keep_patches(p.clip_TCHW, p.masked_N, GRID, fill=fill)
-    other = keep_patches(fill.expand_as(p.clip_TCHW), p.masked_N, GRID, fill=0.0)
-    masked = patch_mask(p.masked_N, GRID, (16, 32)).expand_as(kept)
-    assert torch.equal(kept[masked], p.clip_TCHW[masked])
-    assert torch.equal(kept[~masked], fill.expand_as(kept)[~masked])
-    assert (other[~masked] == 0).all()
+    generator = torch.Generator().manual_seed(0)
+    clip, keep = torch.rand(3, 3, 16, 32, generator=generator), torch.rand(3, 8, generator=generator) < 0.5
+    fill = torch.rand(16, 32, generator=generator)
+    kept, kept_pixels = (
+        keep_patches(clip, keep, GRID, fill=fill),
+        patch_mask(keep, GRID, (16, 32)).expand_as(clip),
+    )
+    assert torch.equal(kept[kept_pixels], clip[kept_pixels])
+    assert torch.equal(kept[~kept_pixels], fill.expand_as(clip)[~kept_pixels])
+    assert (keep_patches(clip, keep, GRID, fill=0.5)[~kept_pixels] == 0.5).all()
 
 
-def test_motion_colours_are_symmetrical_about_grey():
-    motion = torch.tensor([-9.0, -0.2, -0.1, 0.0, 0.1, 0.2, 9.0])
-    expected = torch.tensor([0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0])
-    assert torch.allclose(motion_to_rgb(motion, 0.2), expected)
-
-
-def test_the_motion_scale_looks_at_moving_pixels_only():
-    motion = torch.zeros(3, 3, 64, 64)
-    assert motion_scale(motion) == 0.02
-    assert motion_scale(motion[:0]) == 0.02  # a clip of one frame
-    motion[0, :, 3, 3:6] = torch.tensor([0.4, -0.4, 0.4])
-    assert motion_scale(motion) == pytest.approx(0.4)
-    motion = torch.full((1, 1, 20, 20), 0.1)
-    motion[0, 0, 0, 0] = -1.0  # one wild pixel does not fade the rest
-    assert motion_scale(motion) == pytest.approx(0.1)
-
-
-def test_agreement_has_three_colours():
-    masked = torch.tensor([1, 1, 0, 1, 1, 1, 1, 1]).bool()
-    hit = torch.tensor([[1, 0, 1, 0, 0, 0, 0, 0]]).bool()
-    picture = agreement_to_rgb(hit, masked, GRID, (16, 32))[0]
-    red, blue = picture[0], picture[2]
-    assert (blue[:8, :8] > red[:8, :8]).all()  # right
-    assert (blue[:8, 8:16] < red[:8, 8:16]).all()  # wrong
-    assert torch.equal(picture[:, :8, 16:24], hatching((16, 32))[:8, 16:24].expand(3, 8, 8))  # visible
+@pytest.mark.parametrize(("size", "side", "zoom"), [((16, 32), 128, 8), ((224, 224), 128, 1), ((24, 20), 128, 7)])
+def test_small_frames_grow_by_whole_pixels(size, side, zoom):
+    clip = torch.rand(1, 3, *size)
+    assert zoom_to(clip, side) == zoom
+    large = enlarge(clip, zoom)
+    assert min(large.shape[-2:]) >= side
+    for offset in (0, zoom - 1):
+        assert torch.equal(large[..., offset::zoom, offset::zoom], clip)
 
 
 @pytest.mark.parametrize(
@@ -110,64 +81,81 @@ def test_frames_shown(num_frames, max_frames, expected):
     assert frames_shown(num_frames, max_frames) == expected
 
 
-# --- contact sheets
-
-
-@pytest.mark.parametrize("decoder", [True, False])
-def test_prediction_rows_never_hold_the_visible_input(decoder):
-    p = fake(decoder=decoder)
-    visible = ~patch_mask(p.masked_N, GRID, (16, 32))
-    clip = torch.where(visible, 1 - p.clip_TCHW, p.clip_TCHW)
-    leaky_motion = torch.where(visible, p.motion_TCHW + 0.3, p.motion_TCHW)
-    leaky_appearance = None if p.appearance_TCHW is None else torch.where(visible, clip, p.appearance_TCHW)
-    other = replace(p, clip_TCHW=clip, appearance_TCHW=leaky_appearance, motion_TCHW=leaky_motion)
-    rows, others = sheet_rows(p, [0, 1, 2, 3], 2), sheet_rows(other, [0, 1, 2, 3], 2)
-    same = [torch.equal(a[2], b[2]) for a, b in zip(rows, others, strict=True)]
-    assert same == [False, False, True, True, True]
-    assert [row[0] for row in rows[2:3]] == ["Predicted appearance" if decoder else "Predicted codes"]
-
-
-def test_rows_show_the_frames_asked_for_with_their_own_motion():
-    p = fake(num_frames=6)
-    rows = sheet_rows(p, [1, 5], 1)
-    scale = motion_scale(p.true_motion_TCHW)
-    assert torch.equal(rows[0][2], p.clip_TCHW[[1, 5]])
-    assert torch.equal(rows[3][2], motion_to_rgb(p.true_motion_TCHW[[1]], scale))  # frame 5 has no next one
-    assert f"±{scale:.2f}" in rows[3][1]
-    assert f"±{scale:.2f}" in rows[4][1]
-
-
-def test_the_png_holds_the_rows_pixel_for_pixel(tmp_path):
-    p = fake(num_frames=3)
-    contact_sheet(p, tmp_path / "new" / "sheet.png", title="A title")
-    picture = png(tmp_path / "new" / "sheet.png")
-    height, width = 16 * 8, 32 * 8  # 16 x 32 enlarged eight times
-    for row, (_, _, frames) in enumerate(sheet_rows(p, [0, 1, 2], 8)):
-        y = TOP + row * (height + GAP) + (19 if row > 2 else 0)
-        for column, frame in enumerate(frames):
-            x = LABEL_WIDTH + column * (width + GAP)
-            shown = picture[y : y + height, x : x + width]
-            assert (shown == (frame * 255).round().int().permute(1, 2, 0).numpy()).all(), (row, column)
-    masked = picture[TOP + height + GAP :][:64, LABEL_WIDTH : LABEL_WIDTH + 128]  # patches 0 and 1
-    assert (masked == 128).all()
-
-
-@pytest.mark.parametrize("num_frames", [1, 2, 20])
-def test_sheets_of_any_length_keep_whole_pixels(tmp_path, num_frames):
-    contact_sheet(fake(num_frames=num_frames, decoder=False), tmp_path / "sheet.png", max_frames=5)
-    assert png(tmp_path / "sheet.png").shape[1] == LABEL_WIDTH + min(num_frames, 5) * (256 + GAP)
-
-
-def test_a_contact_sheet_needs_a_frame(tmp_path):
+def test_a_picture_of_a_clip_needs_a_frame():
     with pytest.raises(UserError, match="max_frames is 0"):
-        contact_sheet(fake(), tmp_path / "sheet.png", max_frames=0)
+        frames_shown(4, 0)
 
 
-def test_predictions_whose_shapes_do_not_fit_are_refused():
-    with pytest.raises(UserError, match=r"agreement_TN has shape \(4, 7\).*\(4, 8\)"):
-        replace(fake(), agreement_TN=torch.ones(4, 7).bool())
-    with pytest.raises(UserError, match="16x32 cannot be cut into 3x4"):
-        replace(fake(), grid=(3, 4))
+# --- pages
+
+
+def test_a_page_holds_pictures_pixel_for_pixel_and_texts_where_asked(tmp_path):
+    page, picture = Page(120, 80, text=1), torch.rand(3, 20, 30)
+    page.paste(70, 10, picture)
+    page.write(4, 50, "$words", bold=9)
+    page.save(tmp_path / "new" / "page.png")
+    shown = png(tmp_path / "new" / "page.png")
+    assert shown.shape == (80, 120, 3)
+    assert (shown[10:30, 70:100] == as_bytes(picture)).all()
+    assert (shown == page.pixels().permute(1, 2, 0).numpy()).all()
+    shown[10:30, 70:100] = 255
+    dark_y, dark_x = (shown.min(axis=2) < 128).nonzero()
+    assert 50 <= dark_y.min() < dark_y.max() < 70
+    assert 4 <= dark_x.min() < dark_x.max() < 70
+
+
+@pytest.mark.parametrize("words", ["Predicted pixels, normalised per patch", "same scale, 5.3 pixels; visible WWWW"])
+@pytest.mark.parametrize("bold", [0, 8.6])
+def test_wrapped_words_stay_within_their_width(words, bold):
+    page = Page(400, 200, text=1)
+    page.write(0, 0, wrap(words, 200, bold=bold), bold=bold)
+    dark_x = (page.pixels().amin(dim=0) < 128).nonzero()[:, 1]
+    assert 100 < dark_x.max() <= 200
+
+
+def test_rows_stand_in_order_with_captions_below_and_the_legend_beside(tmp_path):
+    first, second, legend = torch.rand(3, 3, 130, 140), torch.rand(2, 3, 130, 140), torch.rand(3, 40, 40)
+    rows = [
+        Row(name="First", description="a description", frames_TCHW=first, captions=("one", "two", "three")),
+        Row(name="Second", description="another", frames_TCHW=second, legend_CHW=legend),
+    ]
+    page_of_rows(rows, [0, 2], title="", footer=[]).save(tmp_path / "page.png")
+    shown, second_y = png(tmp_path / "page.png"), TOP + 130 + GAP + LINE
+    assert shown.shape[1] == LABEL_WIDTH + 2 * (140 + GAP)
+    captions = []
+    for column, t in enumerate((0, 2)):
+        x = LABEL_WIDTH + column * (140 + GAP)
+        assert (shown[TOP : TOP + 130, x : x + 140] == as_bytes(first[t])).all()
+        captions.append(shown[TOP + 130 : second_y, x : x + 140])
+        assert captions[-1].min() < 160
+    assert (captions[0] != captions[1]).any()  # "one" and "three"
+    assert (shown[second_y : second_y + 130, LABEL_WIDTH : LABEL_WIDTH + 140] == as_bytes(second[0])).all()
+    absent = shown[second_y : second_y + 130, LABEL_WIDTH + 140 + GAP : -GAP]
+    assert (absent == 255).mean() > 0.9  # no frame there, but two lines that say why
+    assert absent.min() < 160
+    x, y = LABEL_WIDTH - 12 - 40, second_y + 45
+    assert (shown[y : y + 40, x : x + 40] == as_bytes(legend)).all()
+
+
+def test_the_mask_figure_tints_what_each_mask_masks_in_each_frame(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.rand(4, 3, 16, 32, generator=generator)
+    masks = [(name, torch.rand(4, 8, generator=generator) < 0.6) for name in ("cube", "random")]
+    mask_figure(masks, clip, GRID, tmp_path / "masks.png", max_frames=4)
+    shown, clip = png(tmp_path / "masks.png"), enlarge(clip, 8)
+    tinted = 0.4 * clip + 0.6 * torch.tensor(to_rgb(RED))[:, None, None]
+    for row, mask in enumerate([torch.zeros(4, 8).bool(), masks[0][1], masks[1][1]]):
+        expected = torch.where(patch_mask(mask, GRID, (128, 256)), tinted, clip)
+        for t in range(4):
+            y, x = TOP + row * (128 + GAP), LABEL_WIDTH + t * (256 + GAP)
+            assert (shown[y : y + 128, x : x + 256] == as_bytes(expected[t])).all(), (row, t)
+
+
+def test_masks_that_do_not_fit_the_clip_are_refused(tmp_path):
+    clip = torch.rand(4, 3, 16, 32)
+    for mask in (torch.ones(3, 8).bool(), torch.ones(4, 8)):
+        with pytest.raises(UserError, match=r"mask 'tube' is .* bool mask of shape \(4, 8\)"):
+            mask_figure([("tube", mask)], clip, GRID, tmp_path / "masks.png")
 
 
 # --- curves and confusion

@@ -1,4 +1,4 @@
-"""The encoder: factorised space-time attention over visible patches (Sec. 2.1, Table 9), and a classifier on top.
+"""The encoder: space-time attention over visible patches (Sec. 2.1, Table 9), and a classifier on top.
 
 B clips, T frames, C channels, H W pixels, N patches a frame, V visible patches, D width.
 """
@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from mam2.config import UserError
-from mam2.model.layers import Positions, SpaceTimeBlock, init_weights, layer_norm
+from mam2.model.layers import (
+    BLOCKS,
+    AttentionKind,
+    JointBlock,
+    Positions,
+    SpaceTimeBlock,
+    init_weights,
+    layer_norm,
+)
 from mam2.targets.pixels import to_float
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -31,6 +39,9 @@ class EncoderConfig:
         frames: T, frames of a clip.
         size: height and width of a clip, pixels.
         patch_size: P, pixels; a patch spans one frame (1×16×16).
+        attention: "factorised" over time and then space, the paper's, or "joint" over all tokens, as in VideoMAE.
+            The decoders follow it.
+        layer_scale: start of a learned scale on every branch of a block (CAE: 0.1); 0 is none, the paper's.
         drop_path: stochastic depth, rising linearly from 0 to this in the last block; 0 in pre-training.
     """
 
@@ -40,6 +51,8 @@ class EncoderConfig:
     frames: int = 16
     size: int = 224
     patch_size: int = 16
+    attention: AttentionKind = "factorised"
+    layer_scale: float = 0.0
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
@@ -80,7 +93,12 @@ class VideoEncoder(nn.Module):
         self.patch_embed = nn.Conv2d(3, config.width, kernel_size=size, stride=size)
         self.positions = Positions(config.frames, config.grid, config.width)
         self.blocks = nn.ModuleList(
-            SpaceTimeBlock(config.width, config.num_heads, drop_path=config.drop_path * i / max(depth - 1, 1))
+            BLOCKS[config.attention](
+                config.width,
+                config.num_heads,
+                layer_scale=config.layer_scale,
+                drop_path=config.drop_path * i / max(depth - 1, 1),
+            )
             for i in range(depth)
         )
         self.norm = layer_norm(config.width)
@@ -129,6 +147,16 @@ class VideoEncoder(nn.Module):
         for block in self.blocks:
             x_BTVD = block(x_BTVD)
         return self.norm(x_BTVD) if norm else x_BTVD
+
+    @torch.no_grad()
+    def attention_received(self, clip_BTCHW: Tensor) -> Tensor:
+        """How much attention each patch of a frame gets in the last block: (B, T, N), 1 in sum over N."""
+        x_BTND = self.embed(clip_BTCHW)
+        for block in self.blocks[:-1]:
+            x_BTND = block(x_BTND)
+        last = self.blocks[-1]
+        assert isinstance(last, SpaceTimeBlock | JointBlock)
+        return last.received(x_BTND)
 
 
 class Classifier(nn.Module):

@@ -1,4 +1,4 @@
-"""Attention, MLP, positions, and the two kinds of block (Sec. 2.1, Table 9).
+"""Attention, MLP, positions, and the three kinds of block (Sec. 2.1, Table 9).
 
 B clips, T frames, V patches a frame (visible or masked ones), D width, S any sequence length.
 """
@@ -6,6 +6,7 @@ B clips, T frames, V patches a frame (visible or masked ones), D width, S any se
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 NORM_EPS = 1e-6
+AttentionKind = Literal["factorised", "joint"]
+"""Self-attention over time and then over space, or over all tokens of a clip at once."""
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
@@ -30,9 +33,20 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # ..., S, 3, heads, D/heads
-        q, k, v = (part.transpose(-3, -2).flatten(0, -4) for part in qkv.unbind(-3))  # batch, heads, S, D/heads
+        q, k, v = self.heads(x)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (batch, heads, S, D/heads)."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # ..., S, 3, heads, D/heads
+        q, k, v = (part.transpose(-3, -2).flatten(0, -4) for part in qkv.unbind(-3))
+        return q, k, v
+
+    def received(self, x: Tensor) -> Tensor:
+        """How much attention each token gets, (..., S): the mean over heads and queries; 1 in sum over S."""
+        q, k, _ = self.heads(x)
+        weights = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+        return weights.mean(dim=(1, 2)).view(x.shape[:-1])
 
 
 class CrossAttention(nn.Module):
@@ -54,10 +68,27 @@ class CrossAttention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-def mlp(width: int, mlp_ratio: float) -> nn.Sequential:
-    """Linear, GELU, Linear."""
-    hidden = int(width * mlp_ratio)
-    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+def mlp(width: int) -> nn.Sequential:
+    """Linear, GELU, Linear, four times as wide inside (Table 9)."""
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+
+class Residual(nn.Module):
+    """What becomes of a branch before it is added to the stream: layer scale, then drop path, where asked for."""
+
+    def __init__(self, width: int, *, layer_scale: float, drop_path: float) -> None:
+        super().__init__()
+        self.start = layer_scale
+        self.scale_D = nn.Parameter(torch.empty(width)) if layer_scale else None
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+
+    def reset(self) -> None:
+        """Sets the scale to where it starts."""
+        if self.scale_D is not None:
+            nn.init.constant_(self.scale_D, self.start)
+
+    def forward(self, branch: Tensor) -> Tensor:
+        return self.drop_path(branch if self.scale_D is None else branch * self.scale_D)
 
 
 class SpaceTimeBlock(nn.Module):
@@ -67,21 +98,58 @@ class SpaceTimeBlock(nn.Module):
     gives Table 3's sizes (docs/decisions.md, 2).
     """
 
-    def __init__(self, width: int, num_heads: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+    def __init__(self, width: int, num_heads: int, *, layer_scale: float = 0.0, drop_path: float = 0.0) -> None:
         super().__init__()
         self.norm_time = layer_norm(width)
         self.time = SelfAttention(width, num_heads)
         self.norm_space = layer_norm(width)
         self.space = SelfAttention(width, num_heads)
         self.norm_mlp = layer_norm(width)
-        self.mlp = mlp(width, mlp_ratio)
-        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.mlp = mlp(width)
+        self.add_time, self.add_space, self.add_mlp = (
+            Residual(width, layer_scale=layer_scale, drop_path=drop_path) for _ in range(3)
+        )
 
     def forward(self, x_BTVD: Tensor) -> Tensor:
+        x_BTVD = self.through_time(x_BTVD)
+        x_BTVD = x_BTVD + self.add_space(self.space(self.norm_space(x_BTVD)))
+        return x_BTVD + self.add_mlp(self.mlp(self.norm_mlp(x_BTVD)))
+
+    def through_time(self, x_BTVD: Tensor) -> Tensor:
         x_BVTD = self.norm_time(x_BTVD).transpose(1, 2)
-        x_BTVD = x_BTVD + self.drop_path(self.time(x_BVTD).transpose(1, 2))
-        x_BTVD = x_BTVD + self.drop_path(self.space(self.norm_space(x_BTVD)))
-        return x_BTVD + self.drop_path(self.mlp(self.norm_mlp(x_BTVD)))
+        return x_BTVD + self.add_time(self.time(x_BVTD).transpose(1, 2))
+
+    def received(self, x_BTVD: Tensor) -> Tensor:
+        """How much spatial attention each patch gets in its frame, (B, T, V)."""
+        return self.space.received(self.norm_space(self.through_time(x_BTVD)))
+
+
+class JointBlock(nn.Module):
+    """Joint space-time block: attention among all tokens of a clip, MLP; as in ViT, VideoMAE and ST-MAE."""
+
+    def __init__(self, width: int, num_heads: int, *, layer_scale: float = 0.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm_joint = layer_norm(width)
+        self.joint = SelfAttention(width, num_heads)
+        self.norm_mlp = layer_norm(width)
+        self.mlp = mlp(width)
+        self.add_joint, self.add_mlp = (Residual(width, layer_scale=layer_scale, drop_path=drop_path) for _ in range(2))
+
+    def forward(self, x_BTVD: Tensor) -> Tensor:
+        x_BSD = self.norm_joint(x_BTVD).flatten(1, 2)
+        x_BTVD = x_BTVD + self.add_joint(self.joint(x_BSD).view(x_BTVD.shape))
+        return x_BTVD + self.add_mlp(self.mlp(self.norm_mlp(x_BTVD)))
+
+    def received(self, x_BTVD: Tensor) -> Tensor:
+        """How much attention each patch gets within what its frame gets, (B, T, V)."""
+        received_BTV = self.joint.received(self.norm_joint(x_BTVD).flatten(1, 2)).view(x_BTVD.shape[:3])
+        return received_BTV / received_BTV.sum(dim=2, keepdim=True)
+
+
+BLOCKS: dict[AttentionKind, type[SpaceTimeBlock] | type[JointBlock]] = {
+    "factorised": SpaceTimeBlock,
+    "joint": JointBlock,
+}
 
 
 class CrossBlock(nn.Module):
@@ -90,14 +158,14 @@ class CrossBlock(nn.Module):
     Positions are added to queries and keys, not to values, and anew in every block.
     """
 
-    def __init__(self, width: int, num_heads: int, *, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.norm_query = layer_norm(width)
         self.norm_key = layer_norm(width)
         self.norm_value = layer_norm(width)
         self.cross = CrossAttention(width, num_heads)
         self.norm_mlp = layer_norm(width)
-        self.mlp = mlp(width, mlp_ratio)
+        self.mlp = mlp(width)
 
     def forward(self, query: Tensor, context: Tensor, *, query_position: Tensor, context_position: Tensor) -> Tensor:
         gathered = self.cross(
@@ -169,5 +237,5 @@ def init_weights(module: nn.Module) -> None:
         elif isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
-        elif isinstance(part, Positions):
+        elif isinstance(part, Positions | Residual):
             part.reset()

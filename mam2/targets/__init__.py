@@ -1,88 +1,315 @@
-"""What is predicted; nothing here has a gradient (Sec. 2.2).
+"""What is predicted; nothing here has a gradient (Sec. 2.2, Tables 1e and 1f).
 
-A TargetMaker is not part of the trained model: it is never wrapped for distributed training nor saved with it.
+A TargetMaker is not part of the trained model: it is never wrapped for distributed training nor saved with it. To add
+a target: one function or class, and one line in APPEARANCES or MOTIONS (docs/add_a_target.md).
+
+B clips, T frames, N patches a frame, M masked ones, D numbers of a patch, K codes, P patch side.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mam2.config import UserError
-from mam2.targets.motion import rgb_difference
-from mam2.targets.pixels import to_float
-from mam2.targets.vq import VQ, RandomProjection, load_vq
-from mam2.targets.vqgan import VQGAN, load_vqgan
+from mam2.config import UserError, did_you_mean
+from mam2.masks import Mask, take
+from mam2.targets.dalle import load_dalle
+from mam2.targets.flow import OpticalFlow
+from mam2.targets.motion import clip_order, clip_scale, rgb_difference
+from mam2.targets.pixels import normalise_patches, patchify, to_float
+from mam2.targets.vq import RandomProjection, load_vq
+from mam2.targets.vqgan import load_vqgan
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of a batch.
+    """Targets of a batch; None where none is asked for.
 
     Attributes:
-        codes_BTN: int64 (B, T, N), the tokenizer's code of every patch.
-        motion_BTND: (B, T-1, N, C·P·P), the motion target of every patch of all frames but the last.
+        appearance: int64 (B, T, N), the tokenizer's code of every patch; or normalised pixels (B, T, N, C·P·P).
+        motion: (B, T-1, N, D), the motion target of every patch of all frames but the last; or, for clip order,
+            int64 (B, N), whether a tube is shown with its halves swapped.
     """
 
-    codes_BTN: Tensor
-    motion_BTND: Tensor
+    appearance: Tensor | None
+    motion: Tensor | None
+
+    @property
+    def clip_order(self) -> bool:
+        """Whether the motion target is clip order."""
+        return self.motion is not None and not self.motion.is_floating_point()
+
+    def at(self, mask: Mask) -> Targets:
+        """The targets of masked patches only: M in the place of N."""
+        appearance, motion = self.appearance, self.motion
+        if appearance is not None:
+            codes = appearance.ndim == 3
+            appearance = take(appearance[..., None] if codes else appearance, mask.masked_BTM)
+            appearance = appearance[..., 0] if codes else appearance
+        if motion is not None:
+            motion = (
+                motion.gather(1, mask.masked_BTM[:, 0])
+                if self.clip_order
+                else take(motion, mask.masked_BTM[:, : motion.shape[1]])
+            )
+        return Targets(appearance, motion)
+
+
+@dataclass(frozen=True)
+class TargetSizes:
+    """What the targets ask of the decoders.
+
+    Attributes:
+        appearance: numbers predicted for a patch: K logits, or C·P·P pixels.
+        motion: numbers predicted for a patch and frame, or 2 for a tube's order.
+        clip_order: whether the motion target is clip order.
+    """
+
+    appearance: int
+    motion: int
+    clip_order: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetsConfig:
-    """The defaults are the paper's.
+    """The defaults are the paper's. `mam2 targets` lists all names.
 
     Attributes:
-        appearance: "vqgan", the ImageNet VQGAN f16 with 16384 codes (needs `file`); "vq", a small VQ model of
-            one's own frames, from `file` (see `mam2 tokenizer train`) or, without one, trained at the start of the
-            run; "random_projection", which needs nothing.
+        appearance: what the appearance decoder predicts: a name of APPEARANCES.
         file: the tokenizer's weights (.safetensors) where it has any.
         num_codes: K of the random projection or of the VQ model to train; files state their own.
         vq_steps: steps of 32 frames for which that VQ model is trained.
-        motion_scale: "raw", RGB differences as they are; "clip", divided by each clip's standard deviation.
+        motion: what the motion decoder predicts: a name of MOTIONS.
+        motion_scale: "raw", the motion as it is, the paper's; "clip", divided by its root mean square over the clip,
+            so that predicting none costs 1; "patch", each patch to mean 0 and variance 1.
+        flow_model: the network for optical flow.
+        flow_file: torchvision's official weights (.pth) for it; empty takes torchvision's own download.
     """
 
-    appearance: Literal["vqgan", "vq", "random_projection"] = "vqgan"
+    appearance: str = "vqgan_16384"
     file: str = ""
     num_codes: int = 8192
     vq_steps: int = 400
-    motion_scale: Literal["raw", "clip"] = "raw"
+    motion: str = "rgb_difference"
+    motion_scale: Literal["raw", "clip", "patch"] = "raw"
+    flow_model: Literal["raft_large", "raft_small"] = "raft_large"
+    flow_file: str = ""
+
+    def __post_init__(self) -> None:
+        for field, names in (("appearance", APPEARANCES), ("motion", MOTIONS)):
+            if (name := getattr(self, field)) not in names:
+                raise UserError(f"targets.{field} is {name!r}. {did_you_mean(name, names)} `mam2 targets` lists them.")
 
 
-def load_tokenizer(config: TargetsConfig, *, patch_size: int) -> RandomProjection | VQ | VQGAN:
-    """The frozen appearance tokenizer: `tokenizer(frames_FCHW in [0, 1]) -> codes (F, N)`, with `num_codes`.
+Field = Callable[[Tensor], Tensor]
+"""Clips (B, T, 3, H, W) in [0, 1] to motion (B, T-1, channels, H, W)."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """On what targets are computed: the device, and the type for what is safe in it (None: float32)."""
+
+    device: torch.device
+    dtype: torch.dtype | None
+
+
+class Tokenizer(Protocol):
+    """A frozen module: frames (F, 3, H, W) in [0, 1] to codes int64 (F, N), one for every patch of `patch_size`."""
+
+    patch_size: int
+    num_codes: int
+
+    def __call__(self, frames_FCHW: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """A row of Table 1e, or one of ours.
+
+    Attributes:
+        title: what it is.
+        size: side of a frame that it is fed for a 224² clip with patches of 16², pixels.
+        range: values its network sees.
+        num_outputs: K; 0 where the configuration says, or the patch side.
+        gflop: forward, for a clip of 16 frames.
+        weights: where its weights come from.
+        load: the tokenizer for a configuration and patch side, on a device; None for pixels.
+    """
+
+    title: str
+    size: int
+    range: str
+    num_outputs: int
+    gflop: int
+    weights: str
+    load: Callable[[TargetsConfig, int, Where], Tokenizer] | None
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A row of Table 1f, or one of ours.
+
+    Attributes:
+        title: what it is.
+        units: of its raw values.
+        channels: of the motion field; 0 for clip order, which is none.
+        still: root mean square below which a clip counts as still, for `motion_scale clip`.
+        gflop: for a clip of 16 frames of 224².
+        load: the motion field for a configuration and patch side, on a device; None for clip order.
+    """
+
+    title: str
+    units: str
+    channels: int
+    still: float
+    gflop: int
+    load: Callable[[TargetsConfig, int, Where], Field] | None
+
+
+def _vqgan_16384(config: TargetsConfig, patch_size: int, on: Where) -> Tokenizer:
+    return load_vqgan(config.file).to(on.device)
+
+
+def _vqgan_8192(config: TargetsConfig, patch_size: int, on: Where) -> Tokenizer:
+    return load_vqgan(config.file, quantizer="gumbel").to(on.device)
+
+
+def _dalle(config: TargetsConfig, patch_size: int, on: Where) -> Tokenizer:
+    return load_dalle(config.file).to(on.device)
+
+
+def _vq(config: TargetsConfig, patch_size: int, on: Where) -> Tokenizer:
+    tokenizer = load_vq(config.file)
+    if tokenizer.patch_size != patch_size:
+        raise UserError(
+            f"The tokenizer {config.file} was trained on patches of {tokenizer.patch_size} pixels, the encoder has "
+            f"{patch_size}. Train one of that size, or set --encoder.patch-size {tokenizer.patch_size}."
+        )
+    return tokenizer.to(on.device)
+
+
+def _random_projection(config: TargetsConfig, patch_size: int, on: Where) -> Tokenizer:
+    return RandomProjection(patch_size=patch_size, num_codes=config.num_codes).to(on.device)
+
+
+APPEARANCES: dict[str, Appearance] = {
+    "vqgan_16384": Appearance(
+        "VQGAN f16, ImageNet", 224, "[-1, 1]", 16384, 1721, "CompVis/taming-transformers", _vqgan_16384
+    ),
+    "vqgan_8192": Appearance(
+        "VQGAN f8 Gumbel, OpenImages", 112, "[-1, 1]", 8192, 528, "CompVis/taming-transformers", _vqgan_8192
+    ),
+    "dalle": Appearance("DALL-E dVAE", 112, "[0.1, 0.9]", 8192, 834, "openai/DALL-E", _dalle),
+    "vq": Appearance("small VQ of one's own video", 224, "[-2, 2]", 0, 2, "mam2 tokenizer train", _vq),
+    "random_projection": Appearance("BEST-RQ random projection", 112, "[-1, 1]", 0, 1, "none", _random_projection),
+    "pixels": Appearance("pixels, normalised per patch", 224, "mean 0, variance 1", 0, 0, "none", None),
+}
+
+
+def _rgb_difference(config: TargetsConfig, patch_size: int, on: Where) -> Field:
+    return rgb_difference
+
+
+def _optical_flow(config: TargetsConfig, patch_size: int, on: Where) -> Field:
+    raft = OpticalFlow(model=config.flow_model, file=config.flow_file, device=on.device, dtype=on.dtype)
+    return lambda clip_BTCHW: raft.flow(clip_BTCHW) / patch_size
+
+
+MOTIONS: dict[str, Motion] = {
+    "rgb_difference": Motion("next frame less this one", "RGB in [0, 1]", 3, 1 / 255, 0, _rgb_difference),
+    "optical_flow": Motion("RAFT, 12 updates, frame t to t+1", "patch sides a frame", 2, 0.005, 982, _optical_flow),
+    "clip_order": Motion("are a tube's halves swapped", "2 classes", 0, 0.0, 0, None),
+}
+
+
+def target_sizes(config: TargetsConfig, *, patch_size: int) -> TargetSizes:
+    """What targets ask of the decoders, without loading anything."""
+    appearance, motion = APPEARANCES[config.appearance], MOTIONS[config.motion]
+    pixels = 3 * patch_size**2
+    num_codes = appearance.num_outputs or config.num_codes
+    return TargetSizes(
+        appearance=num_codes if appearance.load else pixels,
+        motion=motion.channels * patch_size**2 if motion.load else 2,
+        clip_order=motion.load is None,
+    )
+
+
+class TargetMaker:
+    """Clips to targets: `maker(clip_BTCHW, sample_B=..., seed=...) -> Targets`.
+
+    Args:
+        config: what to predict.
+        patch_size: the encoder's P, pixels.
+        device: where to compute.
+        dtype: bfloat16 where the hardware is fast at it, for the part of RAFT that allows it; None: all in float32.
+        appearance: whether an appearance target is wanted.
+        motion: whether a motion target is wanted.
 
     Raises:
         UserError: a missing or wrong file, or one made for another patch size.
     """
-    if config.appearance == "random_projection":
-        return RandomProjection(patch_size=patch_size, num_codes=config.num_codes)
-    tokenizer: VQ | VQGAN = load_vqgan(config.file) if config.appearance == "vqgan" else load_vq(config.file)
-    if tokenizer.patch_size != patch_size:
-        raise UserError(
-            f"The tokenizer {config.file} has patches of {tokenizer.patch_size} pixels, the encoder of {patch_size}. "
-            f"Use a tokenizer of the encoder's patch size, or set --encoder.patch-size {tokenizer.patch_size}."
-        )
-    return tokenizer
 
-
-class TargetMaker:
-    """Clips to targets: `maker(clip_BTCHW) -> Targets`."""
-
-    def __init__(self, config: TargetsConfig, *, patch_size: int, device: torch.device) -> None:
-        self.config = config
-        self.patch_size = patch_size
-        tokenizer = load_tokenizer(config, patch_size=patch_size)
-        self.num_codes = tokenizer.num_codes
-        self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
+    def __init__(
+        self,
+        config: TargetsConfig,
+        *,
+        patch_size: int,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        appearance: bool = True,
+        motion: bool = True,
+    ) -> None:
+        self.config, self.patch_size = config, patch_size
+        self.sizes = target_sizes(config, patch_size=patch_size)
+        self.has_appearance, self.has_motion = appearance, motion
+        load_tokenizer, load_motion = APPEARANCES[config.appearance].load, MOTIONS[config.motion].load
+        on = Where(device, dtype)
+        self.tokenizer = load_tokenizer(config, patch_size, on) if appearance and load_tokenizer else None
+        if self.tokenizer:
+            self.sizes = replace(self.sizes, appearance=self.tokenizer.num_codes)  # a file states its own
+        self.motion = load_motion(config, patch_size, on) if motion and load_motion else None
 
     @torch.no_grad()
-    def __call__(self, clip_BTCHW: Tensor) -> Targets:
-        """Targets of clips that are uint8 or floats in [0, 1], computed in float32."""
-        clip = to_float(clip_BTCHW)
-        codes_FN = self.tokenizer(clip.flatten(0, 1))
-        motion = rgb_difference(clip, self.patch_size, unit_scale=self.config.motion_scale == "clip")
-        return Targets(codes_FN.unflatten(0, clip.shape[:2]), motion)
+    def __call__(self, clip_BTCHW: Tensor, *, sample_B: Tensor, seed: int) -> Targets:
+        """Targets of clips that are uint8 or floats in [0, 1], computed in float32.
+
+        Args:
+            clip_BTCHW: the clips.
+            sample_B: int64 (B,), each clip's number in the whole run; the clip order follows from it.
+            seed: the run's seed.
+        """
+        with torch.autocast(clip_BTCHW.device.type, enabled=False):  # argmin over codes is not stable in bf16
+            clip = to_float(clip_BTCHW)
+            appearance = self._appearance(clip) if self.has_appearance else None
+            motion = None
+            if self.motion is not None:
+                motion = self._motion_patches(self.motion(clip))
+            elif self.has_motion:
+                num_patches = clip.shape[3] * clip.shape[4] // self.patch_size**2
+                motion = clip_order(num_patches, sample_B=sample_B, seed=seed).to(clip.device)
+            return Targets(appearance, motion)
+
+    def _appearance(self, clip_BTCHW: Tensor) -> Tensor:
+        if self.tokenizer is None:
+            return normalise_patches(patchify(clip_BTCHW, self.patch_size))
+        frames_FCHW = clip_BTCHW.flatten(0, 1)
+        if self.tokenizer.patch_size != self.patch_size:  # the same picture, at the size that gives a code a patch
+            scale = self.tokenizer.patch_size / self.patch_size
+            size = [round(side * scale) for side in frames_FCHW.shape[2:]]
+            frames_FCHW = F.interpolate(frames_FCHW, size, mode="bilinear", antialias=True)
+        return self.tokenizer(frames_FCHW).unflatten(0, clip_BTCHW.shape[:2])
+
+    def _motion_patches(self, motion_BTCHW: Tensor) -> Tensor:
+        match self.config.motion_scale:
+            case "raw":
+                return patchify(motion_BTCHW, self.patch_size)
+            case "clip":
+                still = MOTIONS[self.config.motion].still
+                return patchify(motion_BTCHW / clip_scale(motion_BTCHW, least=still), self.patch_size)
+            case "patch":
+                return normalise_patches(patchify(motion_BTCHW, self.patch_size))

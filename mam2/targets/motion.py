@@ -1,41 +1,37 @@
-"""The motion target: RGB difference (Sec. 2.2, Eq. 3)."""
+"""Motion targets: RGB difference, optical flow and clip order (Sec. 2.2, Eq. 3, Table 1f)."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from mam2.targets.pixels import patchify
+from mam2.config import seed_of
 
 
-def rgb_difference(clip_BTCHW: Tensor, patch_size: int, *, unit_scale: bool) -> Tensor:
-    """Differences of neighbouring frames, as patches.
+def rgb_difference(clip_BTCHW: Tensor) -> Tensor:
+    """Differences of neighbouring frames: (B, T-1, 3, H, W), in [-1, 1] for RGB in [0, 1].
 
     Paper: the difference of frame t and t-1, and a loss over all but the last frame; here: the token of frame t
     predicts X[t+1] - X[t], and the last frame has no target (docs/decisions.md, 4).
+    """
+    return clip_BTCHW[:, 1:] - clip_BTCHW[:, :-1]
+
+
+def clip_scale(motion_BTCHW: Tensor, *, least: float) -> Tensor:
+    """Root mean square (B, 1, 1, 1, 1) of each clip's motion, but at least `least`: noise is not blown up."""
+    return motion_BTCHW.square().mean(dim=(1, 2, 3, 4), keepdim=True).sqrt().clamp(min=least)
+
+
+def clip_order(num_patches: int, *, sample_B: Tensor, seed: int) -> Tensor:
+    """Which tubes of a clip are to be shown with their halves in time swapped: int64 (B, N), 0 or 1, half of them.
 
     Args:
-        clip_BTCHW: RGB in [0, 1].
-        patch_size: P, pixels.
-        unit_scale: divide by the clip's own standard deviation, so that predicting zero costs a loss of 1 whatever
-            the video's contrast and speed; else raw differences in [-1, 1], the paper's plain target.
-
-    Returns:
-        (B, T-1, N, C·P·P).
+        num_patches: N.
+        sample_B: int64 (B,), each clip's number in the whole run.
+        seed: the run's seed.
     """
-    difference = clip_BTCHW[:, 1:] - clip_BTCHW[:, :-1]
-    if unit_scale:
-        # One grey level is the floor: a still clip's noise is not blown up to the size of motion.
-        difference = difference / motion_scale(clip_BTCHW)[:, None, None, None, None]
-    return patchify(difference, patch_size)
-
-
-def motion_scale(clip_BTCHW: Tensor) -> Tensor:
-    """Standard deviation (B,) of a clip's RGB differences about zero, at least one grey level."""
-    difference = clip_BTCHW[:, 1:] - clip_BTCHW[:, :-1]
-    return difference.square().mean(dim=(1, 2, 3, 4)).sqrt().clamp(min=1 / 255)
-
-
-def constant_predictor_loss(motion_BTND: Tensor) -> Tensor:
-    """The loss of predicting zero motion everywhere: what a model that has learned anything must beat."""
-    return motion_BTND.square().mean(dtype=torch.float32)
+    rows = []
+    for sample in sample_B.tolist():
+        generator = Generator().manual_seed(seed_of(seed, sample, 0x0DE2))
+        rows.append(torch.randint(2, (num_patches,), generator=generator))
+    return torch.stack(rows)

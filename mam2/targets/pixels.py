@@ -28,3 +28,9 @@ def unpatchify(patches_FND: Tensor, patch_size: int, grid: tuple[int, int]) -> T
     x = patches_FND.reshape(*lead, rows, columns, channels, patch_size, patch_size)
     x = x.movedim((-5, -4), (-4, -2))  # ..., C, rows, P, columns, P
     return x.reshape(*lead, channels, rows * patch_size, columns * patch_size)
+
+
+def normalise_patches(patches_ND: Tensor) -> Tensor:
+    """Each patch (..., D) less its mean, divided by its standard deviation, as MAE's target; flat patches go to 0."""
+    var, mean = torch.var_mean(patches_ND, dim=-1, keepdim=True)
+    return (patches_ND - mean) / (var + 1e-6).sqrt()

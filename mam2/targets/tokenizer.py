@@ -9,13 +9,17 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mam2.config import UserError
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def check_frames(frames_FCHW: Tensor, *, patch_size: int) -> None:
@@ -43,6 +47,17 @@ def nearest_code(z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
         codebook_KD = codebook_KD.float()
         norms_K = codebook_KD.square().sum(-1)
         return (norms_K - 2 * z_ND.float() @ codebook_KD.T).argmin(-1)
+
+
+def likeliest_code(z_FCHW: Tensor, weight_KD11: Tensor, bias_K: Tensor) -> Tensor:
+    """The index of the greatest of K logits, a 1×1 convolution of the features, at each place; in fp32.
+
+    Returns:
+        int64 (F, H·W), row by row.
+    """
+    with torch.autocast(z_FCHW.device.type, enabled=False):
+        logits_FKHW = F.conv2d(z_FCHW.float(), weight_KD11.float(), bias_K.float())
+        return logits_FKHW.argmax(1).flatten(1)
 
 
 def check_tensors(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], *, where: str) -> None:
@@ -77,6 +92,30 @@ def save_tokenizer(tensors: Mapping[str, Tensor], file: Path | str, *, metadata:
         os.replace(draft, file)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def check_converted(file: Path | str) -> None:
+    """Raises UserError if a file is a checkpoint as it was published, which `mam2 tokenizer convert` must read."""
+    file = Path(file)
+    with file.open("rb") as handle:
+        start = handle.read(2)
+    if start in (b"PK", b"\x80\x02") or file.suffix in (".ckpt", ".pkl"):
+        raise UserError(
+            f"{file} is a checkpoint as it was published. Convert it once: "
+            f"`mam2 tokenizer convert {file.name} --out {file.stem}.safetensors`, and name the result."
+        )
+
+
+def assign_tensors(model: ModuleT, tensors: Mapping[str, Tensor], *, where: str) -> ModuleT:
+    """Gives a model built on the meta device its tensors; it comes back frozen, in eval mode.
+
+    Raises:
+        UserError: names or shapes do not fit.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected, where=where)
+    model.load_state_dict(tensors, assign=True)
+    return model.eval().requires_grad_(False)
 
 
 def read_tokenizer(file: Path | str, *, format: str) -> tuple[dict[str, Tensor], dict[str, object]]:

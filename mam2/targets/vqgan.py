@@ -1,4 +1,4 @@
-"""VQGAN f16 with 16384 codes: the paper's appearance tokenizer (Sec. 2.2, App. D), with the official weights.
+"""The official VQGANs: ImageNet f16 with 16384 codes (Sec. 2.2, App. D), OpenImages f8 with 8192 (Table 1e).
 
 A tokenizer is a frozen module: frames in [0, 1] go in, one code for each patch comes out, and `decode` draws
 codes as a picture again. Modules are named as in the official checkpoint, so that its tensors load unrenamed.
@@ -13,15 +13,31 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mam2.config import UserError, from_json, to_json
-from mam2.targets.tokenizer import check_frames, check_tensors, nearest_code, read_tokenizer, save_tokenizer
+from mam2.targets.tokenizer import (
+    assign_tensors,
+    check_converted,
+    check_frames,
+    likeliest_code,
+    nearest_code,
+    read_tokenizer,
+    save_tokenizer,
+)
 
 FORMAT = "mam2.vqgan"
+Quantizer = Literal["nearest", "gumbel"]
+NAMES: dict[Quantizer, str] = {
+    "nearest": "VQGAN ImageNet (f=16), 16384",
+    "gumbel": "VQGAN OpenImages (f=8), 8192, GumbelQuantization",
+}
+APPEARANCES: dict[Quantizer, str] = {"nearest": "vqgan_16384", "gumbel": "vqgan_8192"}
+FILES: dict[Quantizer, str] = {"nearest": "vqgan_f16_16384.safetensors", "gumbel": "vqgan_gumbel_f8.safetensors"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +45,10 @@ class VQGANConfig:
     """The sizes of a VQGAN; the defaults are the ImageNet f16 model with 16384 codes.
 
     The patch side is 2^(levels - 1). Every width must be a multiple of 32, because of the group norm.
+
+    Attributes:
+        quantizer: how a code is chosen: "nearest", the codebook's nearest vector; "gumbel", the greatest of K
+            logits that a 1×1 convolution gives.
     """
 
     ch: int = 128
@@ -37,10 +57,16 @@ class VQGANConfig:
     z_channels: int = 256
     embed_dim: int = 256
     num_codes: int = 16384
+    quantizer: Quantizer = "nearest"
 
     @property
     def patch_size(self) -> int:
         return 2 ** (len(self.ch_mult) - 1)
+
+
+def gumbel_f8() -> VQGANConfig:
+    """The sizes of the OpenImages f8 model with 8192 codes; frames of 112² give it 14×14 patches (Table 1e)."""
+    return VQGANConfig(ch_mult=(1, 1, 2, 4), num_codes=8192, quantizer="gumbel")
 
 
 def group_norm(width: int) -> nn.GroupNorm:
@@ -116,11 +142,7 @@ class Level(nn.Module):
 class Middle(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.block_1, self.attn_1, self.block_2 = (
-            ResBlock(width, width),
-            Attention(width),
-            ResBlock(width, width),
-        )
+        self.block_1, self.attn_1, self.block_2 = ResBlock(width, width), Attention(width), ResBlock(width, width)
 
     def forward(self, h_FCHW: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(h_FCHW)))
@@ -197,7 +219,12 @@ class VQGAN(nn.Module):
         self.num_codes, self.patch_size = config.num_codes, config.patch_size
         self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
-        self.quantize = nn.ModuleDict({"embedding": nn.Embedding(config.num_codes, config.embed_dim)})
+        codebook = nn.Embedding(config.num_codes, config.embed_dim)
+        if config.quantizer == "gumbel":
+            logits = nn.Conv2d(config.embed_dim, config.num_codes, 1)
+            self.quantize = nn.ModuleDict({"proj": logits, "embed": codebook})
+        else:
+            self.quantize = nn.ModuleDict({"embedding": codebook})
         self.decoder = Decoder(config) if with_decoder else None
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1) if with_decoder else None
         self.eval().requires_grad_(False)
@@ -233,10 +260,15 @@ class VQGAN(nn.Module):
 
     @property
     def _codebook_KD(self) -> Tensor:
-        return self.quantize.get_parameter("embedding.weight")
+        gumbel = self.config.quantizer == "gumbel"
+        return self.quantize.get_parameter("embed.weight" if gumbel else "embedding.weight")
 
     def _encode(self, frames_FCHW: Tensor) -> Tensor:
         z_FCHW = self.quant_conv(self.encoder(frames_FCHW * 2 - 1))
+        if self.config.quantizer == "gumbel":
+            # The original samples with Gumbel noise even in eval mode; a target must be the same every time.
+            proj = self.quantize["proj"]
+            return likeliest_code(z_FCHW, proj.get_parameter("weight"), proj.get_parameter("bias"))
         return nearest_code(z_FCHW.flatten(2).transpose(1, 2), self._codebook_KD)
 
 
@@ -252,37 +284,35 @@ def save_vqgan(tensors: Mapping[str, Tensor], file: Path | str, *, config: VQGAN
     save_tokenizer(tensors, file, metadata={"format": FORMAT, "config": json.dumps(to_json(config))})
 
 
-def load_vqgan(file: Path | str, *, chunk: int = 8) -> VQGAN:
+def load_vqgan(file: Path | str, *, quantizer: Quantizer = "nearest", chunk: int = 8) -> VQGAN:
     """Loads a converted VQGAN, with its decoder where the file holds one.
 
     Args:
         file: safetensors, as `mam2 tokenizer convert` writes it.
+        quantizer: which of the two kinds the file must hold.
         chunk: how many frames are encoded at a time.
 
     Raises:
-        UserError: no such file, a checkpoint that is not converted yet, or tensors that do not fit.
+        UserError: no such file, a checkpoint that is not converted yet, the other kind, or tensors that do not fit.
     """
+    name = NAMES[quantizer]
     if not Path(file).is_file():
         raise UserError(
-            f"There is no VQGAN file {str(file)!r}. Download last.ckpt of 'VQGAN ImageNet (f=16), 16384' "
+            f"There is no VQGAN file {str(file)!r}. Download last.ckpt of '{name}' "
             "from https://github.com/CompVis/taming-transformers (model zoo), run "
-            "`mam2 tokenizer convert last.ckpt --out vqgan_f16_16384.safetensors`, and name the result with "
+            f"`mam2 tokenizer convert last.ckpt --out {FILES[quantizer]}`, and name the result with "
             "`--targets.file`. The recipes mam2_tiny and mam2_b_k400_rp need no file."
         )
-    file = Path(file)
-    with file.open("rb") as handle:
-        start = handle.read(2)
-    if start in (b"PK", b"\x80\x02") or file.suffix == ".ckpt":
-        raise UserError(
-            f"{file} is a checkpoint as it was published. Convert it once: "
-            f"`mam2 tokenizer convert {file.name} --out {file.stem}.safetensors`, and name the result."
-        )
+    check_converted(file)
     tensors, config_json = read_tokenizer(file, format=FORMAT)
     config = from_json(VQGANConfig, config_json)
+    if config.quantizer != quantizer:
+        raise UserError(
+            f"{file} holds a VQGAN of {config.num_codes} codes with the quantizer {config.quantizer!r}, but "
+            f"{quantizer!r} is asked for. Name a file of '{name}', or set `--targets.appearance` to "
+            f"{APPEARANCES[config.quantizer]}."
+        )
     with_decoder = any(name.startswith("decoder.") for name in tensors)
-    expected = vqgan_shapes(config, with_decoder=with_decoder)
-    check_tensors({name: tuple(t.shape) for name, t in tensors.items()}, expected, where=str(file))
     with torch.device("meta"):  # nothing to initialise: every tensor comes from the file
         model = VQGAN(config, with_decoder=with_decoder, chunk=chunk)
-    model.load_state_dict(tensors, assign=True)
-    return model.eval().requires_grad_(False)
+    return assign_tensors(model, tensors, where=str(file))

@@ -22,8 +22,10 @@ from torch import nn
 
 from mam2 import distributed
 from mam2.config import Duration, Epochs, UserError, seed_of
-from mam2.data.loader import Batch, TrainLoader
+from mam2.data.catalog import Catalog
+from mam2.data.loader import Batch, Data, TrainLoader, steps_per_epoch
 from mam2.losses import Losses
+from mam2.model.encoder import EncoderConfig
 from mam2.train import checkpoint
 from mam2.train.logs import RunLog, Stopwatch, health, memory_gib
 from mam2.train.optim import Optim, learning_rate, set_learning_rate
@@ -93,6 +95,22 @@ def autocast_dtype(precision: str, device: torch.device, *, width: int) -> torch
     return torch.bfloat16 if width >= 512 and torch.cpu._is_avx512_bf16_supported() else None
 
 
+def train_loader(catalog: Catalog, data: Data, encoder: EncoderConfig, loop: Loop, *, start_step: int) -> TrainLoader:
+    """The batches of a run for this process, from `start_step` to the run's end."""
+    return TrainLoader(
+        catalog,
+        data,
+        num_frames=encoder.frames,
+        size=encoder.size,
+        batch_size=loop.batch_size,
+        num_steps=loop.duration.steps(steps_per_epoch(len(catalog.items), loop.batch_size)),
+        seed=loop.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        start_step=start_step,
+    )
+
+
 def fit(
     model: nn.Module,
     loss_of: Callable[[nn.Module, Batch, int], Losses],
@@ -106,6 +124,7 @@ def fit(
     title: str,
     dtype: torch.dtype | None,
     on_save: Callable[[], None],
+    on_step: Callable[[], None] = lambda: None,
 ) -> bool:
     """Trains from `start_step` to the end of the run.
 
@@ -117,6 +136,7 @@ def fit(
         title: what the progress bar says.
         dtype: of `autocast_dtype`.
         on_save: called on rank 0 after each checkpoint, to export what users load.
+        on_step: called after each step of the optimiser, on every rank.
 
     Returns:
         True at the end of the run; False where SIGTERM ended it early, with everything saved.
@@ -125,9 +145,8 @@ def fit(
         UserError: a loss that is not finite, before it reached the weights; its part is named.
     """
     device, micro = distributed.device(), loop.micro_batch_size()
-    steps_per_epoch, num_steps = loader.steps_per_epoch, loader.num_steps
-    warmup_steps = optim.warmup.steps(steps_per_epoch)
-    save_steps = max(1, loop.save_every.steps(steps_per_epoch))
+    per_epoch, num_steps = loader.steps_per_epoch, loader.num_steps
+    warmup_steps, save_steps = optim.warmup.steps(per_epoch), max(1, loop.save_every.steps(per_epoch))
     parameters = [p for p in model.parameters() if p.requires_grad]
     wrapped = distributed.wrap(model).train()
     main = distributed.rank() == 0
@@ -166,6 +185,7 @@ def fit(
                 if not math.isfinite(norm.item()):  # the same on all ranks: gradients are averaged
                     raise UserError(_not_finite(results, step))
                 optimizer.step()
+                on_step()
 
                 done, row = step + 1, None
                 if done % loop.log_every == 0 or done == num_steps:
@@ -173,7 +193,7 @@ def fit(
                     shown |= {k: torch.stack([r.parts[k] for r in results]).mean() for k in results[0].parts}
                     figures = distributed.mean(shown)
                     seconds = clock.lap() + data_seconds
-                    row = {"step": done, "epoch": done / steps_per_epoch, **figures, "lr": rate}
+                    row = {"step": done, "epoch": done / per_epoch, **figures, "lr": rate}
                     row |= {"grad_norm": norm.item(), "clips_per_second": loop.batch_size / seconds}
                     row |= {
                         "data_seconds": data_seconds,

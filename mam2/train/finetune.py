@@ -15,12 +15,12 @@ from torch import nn
 from mam2 import distributed
 from mam2.config import Epochs, UserError, from_json
 from mam2.data.catalog import read_catalog
-from mam2.data.loader import Batch, Data, TrainLoader, ViewLoader, steps_per_epoch
+from mam2.data.loader import Batch, Data, ViewLoader
 from mam2.evaluate import Evaluation, evaluate
 from mam2.losses import Losses
 from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder, layer_id
 from mam2.train import checkpoint
-from mam2.train.engine import Loop, autocast_dtype, fit
+from mam2.train.engine import Loop, autocast_dtype, fit, train_loader
 from mam2.train.optim import Optim, make_optimizer
 
 log = logging.getLogger("mam2")
@@ -75,19 +75,7 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
         )
     distributed.barrier()
     start = checkpoint.load(folder, classifier, optimizer).step
-    epoch = steps_per_epoch(len(catalog.items), config.loop.batch_size)
-    loader = TrainLoader(
-        catalog,
-        config.data,
-        num_frames=config.encoder.frames,
-        size=config.encoder.size,
-        batch_size=config.loop.batch_size,
-        num_steps=config.loop.duration.steps(epoch),
-        seed=config.loop.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        start_step=start,
-    )
+    loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
     if distributed.rank() == 0:
         log.info(
             f"Fine-tuning from {config.init}, steps {start} to {loader.num_steps}: {len(catalog.items)} videos of "

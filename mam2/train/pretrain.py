@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,15 +13,16 @@ from torch import nn
 from mam2 import distributed
 from mam2.config import UserError, from_json
 from mam2.data.catalog import read_catalog
-from mam2.data.loader import Batch, Data, TrainLoader, steps_per_epoch
+from mam2.data.loader import Batch, Data, steps_per_epoch
 from mam2.losses import Losses
-from mam2.masks import TubeMask
+from mam2.masks import Masking
 from mam2.model.encoder import EncoderConfig
-from mam2.objectives.mam2 import MAM2, MAM2Config
-from mam2.targets import TargetMaker, TargetsConfig
+from mam2.objectives import OBJECTIVES, ObjectiveConfig
+from mam2.objectives.mam2 import MAM2Config
+from mam2.targets import TargetMaker, TargetsConfig, TargetSizes
 from mam2.targets.vq import VQConfig
 from mam2.train import checkpoint
-from mam2.train.engine import Loop, autocast_dtype, fit
+from mam2.train.engine import Loop, autocast_dtype, fit, train_loader
 from mam2.train.optim import Optim, make_optimizer
 from mam2.train.tokenizer import train_tokenizer
 
@@ -33,15 +35,23 @@ class Pretrain:
 
     data: Data = field(default_factory=Data)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    objective: MAM2Config = field(default_factory=MAM2Config)
-    mask: TubeMask = field(default_factory=TubeMask)
+    objective: ObjectiveConfig = field(default_factory=MAM2Config)
+    mask: Masking = field(default_factory=Masking)
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     optim: Optim = field(default_factory=Optim)
     loop: Loop = field(default_factory=Loop)
 
     def __post_init__(self) -> None:
-        if self.encoder.frames < 2:
-            raise UserError(f"encoder.frames is {self.encoder.frames}; motion needs clips of at least 2 frames.")
+        encoder = self.encoder
+        if encoder.frames < 2:
+            raise UserError(f"encoder.frames is {encoder.frames}; motion needs clips of at least 2 frames.")
+        mask = self.mask(encoder.frames, encoder.grid, sample_B=torch.tensor([0]), seed=0)
+        if not mask.same_in_all_frames() and (encoder.attention == "factorised" or self.targets.motion == "clip_order"):
+            raise UserError(
+                f"The mask {self.mask.kind!r} differs from frame to frame, but factorised attention follows a patch "
+                "through time, and clip order a tube. Use --encoder.attention joint and another --targets.motion, or "
+                "--mask.kind tube."
+            )
 
 
 def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
@@ -59,45 +69,35 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     catalog = read_catalog(config.data.root, labelled=False)
     device = distributed.device()
     config.loop.micro_batch_size()
-    epoch = steps_per_epoch(len(catalog.items), config.loop.batch_size)
     if distributed.rank() == 0:
         checkpoint.open_run(folder, "pretrain", config, resume=resume, num_videos=len(catalog.items))
         own = folder / "tokenizer.safetensors"
-        if config.targets.appearance == "vq" and not config.targets.file and not own.exists():
+        trains_vq = config.objective.needs_appearance and config.targets.appearance == "vq" and not config.targets.file
+        if trains_vq and not own.exists():
             vq = VQConfig(patch_size=config.encoder.patch_size, num_codes=config.targets.num_codes)
-            size, steps, seed = config.encoder.size, config.targets.vq_steps, config.loop.seed
-            train_tokenizer(catalog, config.data, vq, own, size=size, num_steps=steps, seed=seed)
+            size, steps = config.encoder.size, config.targets.vq_steps
+            train_tokenizer(catalog, config.data, vq, own, size=size, num_steps=steps, seed=config.loop.seed)
     distributed.barrier()
 
     targets = make_targets(config, folder, device)
-    model = build(config, targets).to(device)
+    model = build(
+        config, targets.sizes, steps_per_epoch=steps_per_epoch(len(catalog.items), config.loop.batch_size)
+    ).to(device)
     optimizer = make_optimizer(model, config.optim)
     start = checkpoint.load(folder, model, optimizer).step
-    loader = TrainLoader(
-        catalog,
-        config.data,
-        num_frames=config.encoder.frames,
-        size=config.encoder.size,
-        batch_size=config.loop.batch_size,
-        num_steps=config.loop.duration.steps(epoch),
-        seed=config.loop.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        start_step=start,
-    )
+    loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
     if distributed.rank() == 0:
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         log.info(
             f"Pre-training, steps {start} to {loader.num_steps}: {len(catalog.items)} videos, "
-            f"{millions:.1f} M parameters, {targets.num_codes} codes, on {device}."
+            f"{millions:.1f} M parameters, on {device}."
         )
-    num_patches = config.encoder.grid[0] * config.encoder.grid[1]
+    frames, grid, seed = config.encoder.frames, config.encoder.grid, config.loop.seed
 
     def loss_of(wrapped: nn.Module, batch: Batch, step: int) -> Losses:
-        mask = config.mask(num_patches, sample_B=batch.sample_B, seed=config.loop.seed).to(device)
-        with torch.autocast(device.type, enabled=False):  # argmin over codes is not stable in bf16
-            target = targets(batch.clip_BTCHW)
-        return wrapped(batch.clip_BTCHW, mask, target, config.objective.alpha(step, loader.steps_per_epoch))
+        mask = config.mask(frames, grid, sample_B=batch.sample_B, seed=seed).to(device)
+        target = targets(batch.clip_BTCHW, sample_B=batch.sample_B, seed=seed)
+        return wrapped(batch.clip_BTCHW, mask, target, step)
 
     return fit(
         model,
@@ -110,6 +110,7 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
         folder=folder,
         title="pre-training",
         dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
+        on_step=model.after_step,
         on_save=lambda: checkpoint.save_encoder(folder / "encoder.safetensors", model.encoder),
     )
 
@@ -119,16 +120,27 @@ def make_targets(config: Pretrain, folder: Path, device: torch.device) -> Target
     targets = config.targets
     if targets.appearance == "vq" and not targets.file:
         targets = replace(targets, file=str(folder / "tokenizer.safetensors"))
-    return TargetMaker(targets, patch_size=config.encoder.patch_size, device=device)
+    return TargetMaker(
+        targets,
+        patch_size=config.encoder.patch_size,
+        device=device,
+        dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
+        appearance=config.objective.needs_appearance,
+        motion=config.objective.needs_motion,
+    )
 
 
-def build(config: Pretrain, targets: TargetMaker) -> MAM2:
-    """The objective with the run's initial weights, which depend on its seed only."""
+def build(config: Pretrain, sizes: TargetSizes, *, steps_per_epoch: int = 1) -> Any:
+    """The objective with the run's initial weights, which depend on its seed only.
+
+    It has an `encoder`, `forward(clip, mask, targets, step) -> Losses` and `after_step()`.
+    """
     torch.manual_seed(config.loop.seed)
-    return MAM2(config.objective, config.encoder, num_codes=targets.num_codes)
+    make = OBJECTIVES[type(config.objective)]
+    return make(config.objective, config.encoder, sizes, steps_per_epoch=steps_per_epoch)
 
 
-def load_run(folder: str | Path) -> tuple[MAM2, TargetMaker, Pretrain]:
+def load_run(folder: str | Path) -> tuple[Any, TargetMaker, Pretrain]:
     """The whole pre-trained model of a run, in eval mode, with its targets: for pictures of what it predicts.
 
     Raises:
@@ -144,6 +156,6 @@ def load_run(folder: str | Path) -> tuple[MAM2, TargetMaker, Pretrain]:
     config = from_json(Pretrain, record["config"])
     device = distributed.device()
     targets = make_targets(config, folder, device)
-    model = build(config, targets).to(device)
+    model = build(config, targets.sizes).to(device)
     checkpoint.load_model(checkpoint.checkpoints(folder)[-1] / "model.safetensors", model)
     return model.eval(), targets, config

@@ -1,0 +1,110 @@
+"""What pre-training costs, before anyone starts it: operations and memory of a step, counted on empty tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from mam2.data.loader import steps_per_epoch
+from mam2.masks import Mask
+from mam2.targets import APPEARANCES, MOTIONS, Targets, target_sizes
+from mam2.train.pretrain import Pretrain, build
+
+A100_TFLOPS = 312  # dense bf16, the data sheet's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Estimates; what is counted is exact, what hardware makes of it is not.
+
+    Attributes:
+        train_tflop: of a clip's step: forward, backward and the alignment target; 2 for a multiplication and addition.
+        targets_tflop: of a clip's targets: tokenizer, RAFT.
+        clip_gib: kept for the backward pass of a clip, in bf16 autocast; the peak of a step grows by about this a clip.
+        state_gib: weights, gradients and AdamW's two moments in fp32, whatever the batch.
+    """
+
+    train_tflop: float
+    targets_tflop: float
+    clip_gib: float
+    state_gib: float
+
+    @property
+    def tflop(self) -> float:
+        """Of a clip's whole step."""
+        return self.train_tflop + self.targets_tflop
+
+
+def estimate(config: Pretrain) -> Cost:
+    """What a step costs for each clip, counted by running one on fake tensors: no weights, no data, a few seconds."""
+    encoder = config.encoder
+    sizes = target_sizes(config.targets, patch_size=encoder.patch_size)
+    real = config.mask(encoder.frames, encoder.grid, sample_B=torch.tensor([0]), seed=0)
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    with torch.device("meta"):
+        model = build(config, sizes)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = model.to_empty(device=torch.device("cpu"))
+        shapes = real.visible_BTV.shape, real.masked_BTM.shape
+        mask = Mask(*(torch.zeros(shape, dtype=torch.int64) for shape in shapes))
+        clip = torch.empty(1, encoder.frames, 3, encoder.size, encoder.size, dtype=torch.uint8)
+        targets = _empty_targets(config)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            with torch.autocast("cpu", torch.bfloat16), saved_tensors_hooks(keep, lambda tensor: tensor):
+                total = model(clip, mask, targets, 0).total
+            total.backward()
+        learned = [p for p in model.parameters() if p.requires_grad]
+        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        clip_bytes = sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
+        state_bytes = 4 * sum(p.numel() for p in model.parameters()) + 12 * sum(p.numel() for p in learned)
+    return Cost(
+        train_tflop=counter.get_total_flops() / 1e12,
+        targets_tflop=_targets_gflop(config) / 1e3,
+        clip_gib=clip_bytes / 2**30,
+        state_gib=state_bytes / 2**30,
+    )
+
+
+def gpu_hours(config: Pretrain, cost: Cost, *, num_videos: int, tflops: float) -> float:
+    """Hours of one GPU for the whole run, at `tflops` achieved; repeated epochs and all."""
+    per_epoch = steps_per_epoch(num_videos, config.loop.batch_size)
+    num_clips = config.loop.duration.steps(per_epoch) * config.loop.batch_size
+    return num_clips * cost.tflop / tflops / 3600
+
+
+def _empty_targets(config: Pretrain) -> Targets:
+    """Targets of the right shapes and types for one clip."""
+    encoder, objective = config.encoder, config.objective
+    frames, num_patches = encoder.frames, encoder.grid[0] * encoder.grid[1]
+    sizes = target_sizes(config.targets, patch_size=encoder.patch_size)
+    appearance = motion = None
+    if objective.needs_appearance and APPEARANCES[config.targets.appearance].load:
+        appearance = torch.zeros(1, frames, num_patches, dtype=torch.int64)
+    elif objective.needs_appearance:
+        appearance = torch.zeros(1, frames, num_patches, sizes.appearance)
+    if objective.needs_motion and sizes.clip_order:
+        motion = torch.zeros(1, num_patches, dtype=torch.int64)
+    elif objective.needs_motion:
+        motion = torch.zeros(1, frames - 1, num_patches, sizes.motion)
+    return Targets(appearance, motion)
+
+
+def _targets_gflop(config: Pretrain) -> float:
+    """GFLOP of a clip's targets: the figures of 16 × 224², by the number of patches (tokenizers) or pixels (flow)."""
+    encoder, targets, objective = config.encoder, config.targets, config.objective
+    patches = encoder.frames * encoder.grid[0] * encoder.grid[1] / (16 * 196)
+    pixels = encoder.frames * encoder.size**2 / (16 * 224**2)
+    appearance = patches * APPEARANCES[targets.appearance].gflop if objective.needs_appearance else 0.0
+    return appearance + (pixels * MOTIONS[targets.motion].gflop if objective.needs_motion else 0.0)

@@ -1,0 +1,109 @@
+"""The cost of a step: counted operations against figures worked out by hand, and what each choice adds to them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mam2.config import Epochs
+from mam2.cost import estimate, gpu_hours
+from mam2.model.encoder import EncoderConfig
+from mam2.objectives.mam2 import MAM2Config
+from mam2.recipes import get_recipe
+from mam2.targets import APPEARANCES, TargetsConfig
+from mam2.targets.dalle import DALLE, DALLEConfig
+from mam2.targets.vqgan import VQGAN, VQGANConfig, gumbel_f8
+from mam2.train.engine import Loop
+from mam2.train.pretrain import Pretrain
+
+D, T, V, M, P = 16, 4, 4, 12, 4  # 16 patches a frame, 12 of them masked
+SMALL = Pretrain(
+    encoder=EncoderConfig(width=D, depth=2, num_heads=2, frames=T, size=16, patch_size=P),
+    objective=MAM2Config(width=D, num_heads=2, regressor_depth=1, appearance_depth=1, motion_depth=1),
+    targets=TargetsConfig(appearance="random_projection", num_codes=32),
+)
+
+
+def block_flop(tokens: int, frames: int) -> int:
+    """Forward, of a factorised block: two attentions with their four linear layers each, and an MLP of 8 D²."""
+    per_frame = tokens // frames
+    return 2 * tokens * D * (4 * D + 4 * D + 8 * D + 2 * frames + 2 * per_frame)
+
+
+def test_operations_are_those_counted_by_hand() -> None:
+    visible, masked = T * V, T * M
+    patch_embed = 2 * T * 16 * D * 3 * P * P
+    encoder = 2 * block_flop(visible, T)
+    target = 2 * block_flop(masked, T)
+    cross = 2 * D * (2 * masked * D + 2 * visible * D + 8 * masked * D + 2 * masked * visible)
+    decoders = 2 * block_flop(masked, T) + 2 * masked * D * (32 + 3 * P * P)
+    # Backward costs twice the forward, but nothing for the target and for the gradient of the pixels.
+    expected = 2 * patch_embed + 3 * (encoder + cross + decoders) + target
+    # Attention's own backward re-computes the scores: five products for the two of the forward.
+    attention = sum(2 * n * D * 2 * (T + n // T) for n in (visible, visible, masked, masked))
+    attention += 2 * D * 2 * masked * visible
+    assert estimate(SMALL).train_tflop * 1e12 == pytest.approx(expected + attention / 2, rel=0.002)
+
+
+def test_vit_b_is_what_the_step_benchmark_counts() -> None:
+    cost = estimate(get_recipe("mam2_b_k400", Pretrain))
+    assert cost.train_tflop == pytest.approx(2.538, abs=0.002)  # benchmarks/results/step_vit_b_cpu.json
+    assert cost.tflop == pytest.approx(4.26, abs=0.01)
+    assert cost.state_gib == pytest.approx(16 * 198.6e6 / 2**30, rel=0.1)
+    assert 1 < cost.clip_gib < 3
+
+
+def test_what_is_left_out_costs_nothing() -> None:
+    def tflop(**fields: object) -> float:
+        return estimate(replace(SMALL, objective=replace(SMALL.objective, **fields))).train_tflop
+
+    whole = estimate(SMALL).train_tflop
+    assert whole - tflop(alignment_weight=0.0) == pytest.approx(2 * block_flop(T * M, T) / 1e12, rel=0.002)
+    assert tflop(decoders="motion") < tflop(decoders="coupled") < whole
+    assert tflop(regressor_depth=0) < whole
+    teacher = estimate(replace(SMALL, objective=replace(SMALL.objective, teacher_momentum=0.9)))
+    assert teacher.state_gib > estimate(SMALL).state_gib
+
+
+def test_targets_that_are_not_wanted_cost_nothing() -> None:
+    paper = replace(SMALL, targets=TargetsConfig(motion="optical_flow"))
+    both = estimate(paper).targets_tflop
+    appearance = estimate(replace(paper, objective=replace(SMALL.objective, decoders="appearance"))).targets_tflop
+    motion = estimate(replace(paper, objective=replace(SMALL.objective, decoders="motion"))).targets_tflop
+    assert both == pytest.approx(appearance + motion)
+    assert appearance == pytest.approx(1.721 * T * 16 / (16 * 196))
+    assert motion == pytest.approx(0.982 * T * 16**2 / (16 * 224**2))
+
+
+@pytest.mark.parametrize("fields", [{"motion": "clip_order"}, {"appearance": "pixels"}, {"motion": "optical_flow"}])
+def test_every_kind_of_target_can_be_estimated(fields: dict[str, str]) -> None:
+    assert estimate(replace(SMALL, targets=replace(SMALL.targets, **fields))).train_tflop > 0
+
+
+def test_hours_are_clips_times_operations() -> None:
+    run = replace(SMALL, loop=Loop(batch_size=10, duration=Epochs(3)))
+    cost = estimate(run)
+    # 105 videos make 10 full batches of 10: 300 clips in 3 epochs.
+    assert gpu_hours(run, cost, num_videos=105, tflops=2.0) == pytest.approx(300 * cost.tflop / 2 / 3600)
+
+
+@pytest.mark.parametrize("name", ["vqgan_16384", "vqgan_8192", "dalle"])
+def test_the_tokenizers_cost_what_the_table_says(name: str) -> None:
+    row = APPEARANCES[name]
+    with torch.device("meta"):
+        config = {"vqgan_16384": VQGANConfig(), "vqgan_8192": gumbel_f8(), "dalle": DALLEConfig()}[name]
+        net = DALLE(config, with_decoder=False) if name == "dalle" else VQGAN(config, with_decoder=False)
+        frame = torch.empty(1, 3, row.size, row.size)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            if name == "dalle":
+                blocks = net.encoder.blocks
+                blocks.get_submodule("output.conv")(net.encoder(blocks["input"](frame)))
+            else:
+                hidden = net.quant_conv(net.encoder(frame))
+                if name == "vqgan_16384":
+                    hidden.flatten(2).transpose(1, 2) @ torch.empty(256, 16384)
+                else:
+                    net.quantize["proj"](hidden)
+    assert 16 * counter.get_total_flops() / 1e9 == pytest.approx(row.gflop, abs=1)

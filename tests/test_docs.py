@@ -1,0 +1,65 @@
+"""The pages on how to add something are followed to the letter, on a copy of the package."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY_ENCODER
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path.name for path in (ROOT / "docs").glob("add_*.md"))
+BLOCK = re.compile(r"^```(python|diff|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def apply(diff: str, root: Path) -> None:
+    """Replaces the lines marked ' ' and '-' by those marked ' ' and '+', once, where they stand in the file."""
+    name, *lines = diff.splitlines()
+    file = root / name.removeprefix("--- ")
+    old, new = ("\n".join(line[1:] for line in lines if line[:1] in marks) for marks in (" -", " +"))
+    text = file.read_text()
+    assert text.count(old) == 1, f"{file.name} must hold once: {old}"
+    file.write_text(text.replace(old, new))
+
+
+def test_there_are_three_pages() -> None:
+    assert PAGES == ["add_a_mask.md", "add_a_target.md", "add_an_objective.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_page_works_as_it_stands(page: str, videos: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "mam2", tmp_path / "mam2", ignore=shutil.ignore_patterns("__pycache__"))
+    commands = []
+    for kind, text in BLOCK.findall((ROOT / "docs" / page).read_text("utf-8")):
+        if kind == "diff":
+            apply(text, tmp_path)
+        elif kind == "sh":
+            commands += text.splitlines()
+        else:
+            name = text.splitlines()[0].removeprefix("# ")
+            (tmp_path / name).write_text(text.split("\n", 1)[1])
+    assert len(commands) >= 2
+    names = {"VIDEOS": videos, "VIDEO": videos / "left" / "0.mp4", "RUN": tmp_path / "run", "RUN2": tmp_path / "run2"}
+    names |= {"TUNED": tmp_path / "tuned"}
+    for command in commands:
+        program, verb, *words = command.split()
+        assert program == "mam2"
+        arguments = [str(names.get(word, word)) for word in words]
+        if verb in ("pretrain", "finetune"):
+            arguments += [*TINY_ENCODER, "--loop.duration", "2 steps"]
+        if verb == "pretrain" and "pixels" not in words[0]:
+            arguments += ["--objective.width", "16", "--objective.num-heads", "2", "--targets.num-codes", "8"]
+            arguments += ["--targets.vq-steps", "2"]
+        done = subprocess.run(
+            [sys.executable, "-m", "mam2", verb, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            timeout=280,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert list(tmp_path.glob("*.png")) or (tmp_path / "tuned" / "classifier.safetensors").exists()

@@ -1,0 +1,119 @@
+"""What a pre-training task is worth: top-1 after fine-tuning, for variants of the quickstart's pre-training.
+
+Every variant differs from the quickstart's in one thing, has as many steps, and is fine-tuned and tested as the
+quickstart does it (8 motions, 320 labelled and 400 held-out videos; chance is 12.5 %). Several pre-training seeds, each
+with several fine-tuning seeds: the spread over the former is what a difference must exceed.
+
+    python benchmarks/downstream.py --variants vq "random projection" pixels --out downstream.json
+
+On two cores a pre-training with its fine-tunings takes about seven minutes, two side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mam2.config import Steps
+from mam2.data.synthetic import write_dataset
+from mam2.quickstart import VIDEO_FRAMES, VIDEO_SIZE, Quickstart, finetune_config, pretrain_config
+from mam2.train.finetune import evaluate_run, finetune
+from mam2.train.pretrain import Pretrain, pretrain
+
+
+def targets(run: Pretrain, **fields: object) -> Pretrain:
+    return replace(run, targets=replace(run.targets, **fields))
+
+
+def objective(run: Pretrain, **fields: object) -> Pretrain:
+    return replace(run, objective=replace(run.objective, **fields))
+
+
+VARIANTS: dict[str, Callable[[Pretrain], Pretrain]] = {
+    "vq": lambda run: run,
+    "random projection": partial(targets, appearance="random_projection", num_codes=512),
+    "pixels": partial(targets, appearance="pixels"),
+    "clip order": partial(targets, motion="clip_order"),
+    "coupled": partial(objective, decoders="coupled"),
+    "w/o appearance": partial(objective, decoders="motion"),
+    "w/o motion": partial(objective, decoders="appearance"),
+    "w/o regressor": partial(objective, regressor_depth=0),
+    "w/o alignment": partial(objective, alignment_weight=0.0),
+}
+
+
+def worth(job: tuple[str, int], *, folder: Path, steps: int, finetune_seeds: tuple[int, ...]) -> list[float]:
+    """Top-1 of a variant pre-trained with a seed, for each fine-tuning seed; "scratch" is not pre-trained."""
+    variant, seed = job
+    torch.set_num_threads(1)
+    logging.getLogger("mam2").setLevel(logging.ERROR)
+    name, settings, found = f"{variant}_{seed}".replace("/", ""), Quickstart(), []
+    with (folder / f"{name}.txt").open("w") as output:
+        sys.stderr = output  # progress bars of several processes at once
+        init = "scratch"
+        if variant != "scratch":
+            run = VARIANTS[variant](pretrain_config(settings, folder / "unlabelled"))
+            pretrain(replace(run, loop=replace(run.loop, seed=seed, duration=Steps(steps))), folder / name)
+            init = str(folder / name)
+        for other in finetune_seeds:
+            tuned, tuning_seed = folder / f"{name}_{other}", 100 * seed + other
+            finetune(finetune_config(settings, folder / "train", init=init, seed=tuning_seed), tuned)
+            found.append(evaluate_run(tuned, str(folder / "test"))[0].top(1))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--finetune-seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--videos-per-class", type=int, nargs=3, default=[300, 40, 50], metavar=("PRE", "TRAIN", "TEST")
+    )
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for seed, (name, count) in enumerate(zip(("unlabelled", "train", "test"), args.videos_per_class, strict=True)):
+            write_dataset(folder / name, videos_per_class=count, seed=seed, num_frames=VIDEO_FRAMES, size=VIDEO_SIZE)
+        jobs = [(variant, seed) for variant in ["scratch", *args.variants] for seed in args.seeds]
+        run = partial(worth, folder=folder, steps=args.steps, finetune_seeds=tuple(args.finetune_seeds))
+        with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            results = dict(zip(jobs, pool.map(run, jobs), strict=True))
+
+    table = Table("variant", *(f"seed {seed}" for seed in args.seeds), "mean", title="top-1, %, after fine-tuning")
+    for variant in ["scratch", *args.variants]:
+        found = [results[variant, seed] for seed in args.seeds]
+        mean = statistics.mean(value for values in found for value in values)
+        table.add_row(variant, *(" ".join(f"{100 * v:.1f}" for v in values) for values in found), f"{100 * mean:.1f}")
+    Console(width=110).print(table)
+    if args.out:
+        report = {
+            "command": " ".join(["python", *sys.argv]),
+            "machine": {"cores": os.cpu_count(), "torch": torch.__version__},
+            "top1": {v: {s: results[v, s] for s in args.seeds} for v in ["scratch", *args.variants]},
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -47,6 +47,7 @@ def objective(run: Pretrain, **fields: object) -> Pretrain:
 VARIANTS: dict[str, Callable[[Pretrain], Pretrain]] = {
     "vq": lambda run: run,
     "random projection": partial(targets, appearance="random_projection", num_codes=512),
+    "raw motion": partial(targets, motion_scale="raw"),
     "pixels": partial(targets, appearance="pixels"),
     "clip order": partial(targets, motion="clip_order"),
     "coupled": partial(objective, decoders="coupled"),

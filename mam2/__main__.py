@@ -100,12 +100,12 @@ def show(
 
 
 def masks(
-    video: Annotated[Path, Positional], out: Path = Path("masks.png"), ratio: float = 0.75, seed: int = 0
+    video: Annotated[Path | None, Positional] = None, out: Path = Path("masks.png"), ratio: float = 0.75, seed: int = 0
 ) -> None:
     """Draw every kind of mask over a video, as Fig. 3.
 
     Args:
-        video: any video file.
+        video: any video file; a rendered one if left out.
         out: the PNG.
         ratio: share of patches that is masked.
         seed: of the masks.

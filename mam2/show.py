@@ -10,6 +10,7 @@ from torch import Tensor
 from mam2.config import UserError
 from mam2.data import sampling, transforms
 from mam2.data.decode import Video
+from mam2.data.synthetic import render
 from mam2.masks import MASKS, Mask, Masking, put
 from mam2.objectives.mam2 import MAM2
 from mam2.sheet import Prediction, animation, contact_sheet
@@ -52,13 +53,16 @@ def show(
         animation(prediction, Path(path), title=Path(video).name)
 
 
-def show_masks(video: str | Path, out: str | Path, *, ratio: float = 0.75, seed: int = 0) -> None:
-    """Draws every kind of mask over 16 frames of a video, 14 × 14 patches, as a PNG (Fig. 3).
+def show_masks(video: str | Path | None, out: str | Path, *, ratio: float = 0.75, seed: int = 0) -> None:
+    """Draws every kind of mask over 16 frames of a video, 14 × 14 patches, as a PNG (Fig. 3); None renders a video.
 
     Raises:
         UserError: no video, or an impossible ratio.
     """
-    clip_TCHW = middle_of(video, num_frames=16, stride_frames=4, size=224)
+    if video is None:
+        clip_TCHW = render("approach", seed=0, num_frames=16, size=224)
+    else:
+        clip_TCHW = middle_of(video, num_frames=16, stride_frames=4, size=224)
     grid, masks = (14, 14), []
     for kind in MASKS:
         mask = Masking(kind=kind, ratio=ratio)(16, grid, sample_B=torch.tensor([0]), seed=seed)

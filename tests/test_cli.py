@@ -15,6 +15,7 @@ from torchvision.models.optical_flow import raft_small
 import mam2
 from mam2.__main__ import main
 from mam2.data.synthetic import render, write_video
+from mam2.targets.vqgan import VQGAN, VQGANConfig, save_vqgan
 
 PRETRAIN = ("pretrain", "mam2_tiny", *TINY, "--loop.duration", "2 steps")
 FINETUNE = ("finetune", "finetune_tiny", *TINY_ENCODER, "--loop.duration", "2 steps")
@@ -111,8 +112,10 @@ def test_targets_are_listed(run):
 def test_masks_are_drawn(run, videos, tmp_path):
     video = tmp_path / "long.mp4"
     write_video(video, render("left", seed=0, num_frames=64, size=64))
-    assert run("masks", video, "--out", tmp_path / "masks.png", "--ratio", 0.6)[0] == 0
-    assert (tmp_path / "masks.png").stat().st_size > 10_000
+    for words in ((video, "--ratio", 0.6), ()):
+        assert run("masks", *words, "--out", tmp_path / "masks.png")[0] == 0
+        assert (tmp_path / "masks.png").stat().st_size > 10_000
+        (tmp_path / "masks.png").unlink()
 
 
 VARIANTS = {
@@ -128,17 +131,25 @@ VARIANTS = {
     "pixels": ("--targets.appearance", "pixels", "--targets.motion-scale", "patch"),
     "cube": ("--mask.kind", "cube", "--mask.ratio", 0.5),
     "random": ("--mask.kind", "random", "--encoder.attention", "joint"),
+    "vqgan": ("--targets.appearance", "vqgan_16384", "--targets.file", "VQGAN"),
+    "gumbel": ("--targets.appearance", "vqgan_8192", "--targets.file", "GUMBEL"),
     "flow": ("--targets.motion", "optical_flow", "--targets.flow-model", "raft_small", "--targets.flow-file", "RAFT"),
 }
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_train_go_on_and_are_shown(run, videos, tmp_path, name):
-    raft = tmp_path / "raft.pth"
+    torch.manual_seed(0)
+    files = {"RAFT": tmp_path / "raft.pth", "VQGAN": tmp_path / "f4.safetensors", "GUMBEL": tmp_path / "f2.safetensors"}
     if name == "flow":
-        torch.manual_seed(0)
-        torch.save(raft_small(weights=None).state_dict(), raft)
-    options = [raft if option == "RAFT" else option for option in VARIANTS[name]]
+        torch.save(raft_small(weights=None).state_dict(), files["RAFT"])
+    for key, levels, quantizer in (("VQGAN", (1, 1, 2), "nearest"), ("GUMBEL", (1, 1), "gumbel")):
+        if name == key.lower():  # f2 under patches of 4²: it is shown a smaller picture, and draws one
+            sizes = VQGANConfig(
+                ch=32, ch_mult=levels, num_res_blocks=1, z_channels=32, embed_dim=8, num_codes=23, quantizer=quantizer
+            )
+            save_vqgan(VQGAN(sizes).state_dict(), files[key], config=sizes)
+    options = [files.get(option, option) for option in VARIANTS[name]]
     command = (*PRETRAIN, *options, "--loop.save-every", "1 steps", "--data.root", videos, "--out")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(*command, whole)[0] == 0

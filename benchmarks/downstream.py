@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -88,17 +87,17 @@ def main() -> None:
     parser.add_argument(
         "--videos-per-class", type=int, nargs=3, default=[300, 40, 50], metavar=("PRE", "TRAIN", "TEST")
     )
+    parser.add_argument("--folder", type=Path, default=Path("runs/downstream"), help="of the runs; they go on there")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        for seed, (name, count) in enumerate(zip(("unlabelled", "train", "test"), args.videos_per_class, strict=True)):
-            write_dataset(folder / name, videos_per_class=count, seed=seed, num_frames=VIDEO_FRAMES, size=VIDEO_SIZE)
-        jobs = [(variant, seed) for variant in ["scratch", *args.variants] for seed in args.seeds]
-        run = partial(worth, folder=folder, steps=args.steps, finetune_seeds=tuple(args.finetune_seeds))
-        with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            results = dict(zip(jobs, pool.map(run, jobs), strict=True))
+    folder: Path = args.folder
+    for seed, (name, count) in enumerate(zip(("unlabelled", "train", "test"), args.videos_per_class, strict=True)):
+        write_dataset(folder / name, videos_per_class=count, seed=seed, num_frames=VIDEO_FRAMES, size=VIDEO_SIZE)
+    jobs = [(variant, seed) for variant in ["scratch", *args.variants] for seed in args.seeds]
+    run = partial(worth, folder=folder, steps=args.steps, finetune_seeds=tuple(args.finetune_seeds))
+    with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        results = dict(zip(jobs, pool.map(run, jobs), strict=True))
 
     table = Table("variant", *(f"seed {seed}" for seed in args.seeds), "mean", title="top-1, %, after fine-tuning")
     for variant in ["scratch", *args.variants]:

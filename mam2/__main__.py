@@ -45,18 +45,41 @@ def finetune(recipe: str, arguments: list[str]) -> None:
     _run_with_recipe(command, "finetune", recipe, get_recipe(recipe, Finetune), arguments)
 
 
+def probe(encoder: str, arguments: list[str]) -> None:
+    """mam2 probe RUN --train DIR --test DIR --kind linear|attentive|knn: what a frozen encoder knows."""
+    from mam2.probe import Probe
+    from mam2.probe import probe as run
+
+    place = Path(encoder)
+
+    def command(config: Annotated[Probe, Flat], out: Path) -> None:
+        report = run(config, out)
+        lines = [("pre-trained", report), ("untrained", report["baseline"])]
+        table = Table("encoder", "top-1", "top-5", title=f"{config.kind}, {report['num_videos']} videos")
+        for name, found in lines:
+            if found:
+                table.add_row(name, f"{found['top1']:.4f}", f"{found['top5']:.4f}")
+        _print(table, f"Wrote {out}/probe_{config.kind}.json")
+
+    default_out = (place if place.is_dir() else place.parent) / "probe"
+    command.__defaults__ = (Probe(encoder=encoder), default_out)
+    tyro.cli(command, args=arguments, prog=f"mam2 probe {encoder}", description=probe.__doc__)
+
+
 def evaluate(
     run: Annotated[Path, Positional],
     data_root: Annotated[str, tyro.conf.arg(name="data.root")],
+    data_split: Annotated[str, tyro.conf.arg(name="data.split")] = "",
     clips: int | None = None,
     crops: int | None = None,
     out: Path | None = None,
 ) -> None:
-    """Test a fine-tuned run on labelled videos: evaluate.json, confusion.png.
+    """Test a fine-tuned run on labelled videos: evaluate.json, predictions.npz, confusion.png.
 
     Args:
         run: the folder of a `mam2 finetune`.
         data_root: class folders, or a CSV with path,label.
+        data_split: which rows of a CSV that has several splits.
         clips: windows a video; the run's own protocol if left out.
         crops: squares a window; the run's own protocol if left out.
         out: where to write; the run's folder if left out.
@@ -66,12 +89,17 @@ def evaluate(
     from mam2.visualize import confusion_picture
 
     out = out or run
-    result, classes = evaluate_run(run, data_root, clips=clips, crops=crops, out=out)
+    result, classes = evaluate_run(run, data_root, split=data_split, clips=clips, crops=crops, out=out)
     if distributed.rank() > 0:
         return
     title = f"{len(result.label_B)} videos, top-1 {result.top(1):.3f}"
     confusion_picture(result.confusion(), list(classes), out / "confusion.png", title=title)
-    print(f"top-1 {result.top(1):.4f}  top-5 {result.top(5):.4f}  of {len(result.label_B)} videos: {out}/evaluate.json")
+    report = json.loads((out / "evaluate.json").read_text())
+    table = Table("views", "top-1", "top-5", title=f"{len(result.label_B)} videos")
+    if result.single_view:
+        table.add_row("1, on average", *(f"{share:.4f}" for share in result.single_view))
+    table.add_row(f"{report['clips']} × {report['crops']}", f"{result.top(1):.4f}", f"{result.top(5):.4f}")
+    _print(table, f"Wrote {out}/evaluate.json, predictions.npz, confusion.png")
 
 
 def show(
@@ -80,20 +108,27 @@ def show(
     out: Path | None = None,
     gif: Path | None = None,
     mp4: Path | None = None,
+    augment: bool = False,
     seed: int = 0,
 ) -> None:
-    """Draw what a pre-trained run predicts for a video.
+    """Draw what a pre-trained run predicts for a video, or what a run's training gets to see of it.
 
     Args:
-        run: the folder of a `mam2 pretrain`.
+        run: the folder of a `mam2 pretrain`; with --augment, of a `mam2 finetune` too.
         video: any video file.
         out: the PNG; next to where you are, by the video's name, if left out.
         gif: an animation of the same to write too.
         mp4: an animation of the same to write too.
-        seed: of the mask.
+        augment: draw four clips of the video as the run's training gets them, not predictions.
+        seed: of the mask, or of the augmentation.
     """
     from mam2.show import show as draw
+    from mam2.show import show_augmented
 
+    if augment:
+        show_augmented(run, video, out or Path(f"{video.stem}.png"), seed=seed)
+        print(f"Wrote {out or f'{video.stem}.png'}")
+        return
     out, animations = out or Path(f"{video.stem}.png"), tuple(path for path in (gif, mp4) if path)
     draw(run, video, out, animations=animations, seed=seed)
     print(f"Wrote {', '.join(map(str, (out, *animations)))}")
@@ -235,7 +270,7 @@ def tokenizer_train(
         seed: of weights and frames.
     """
     from mam2.data.catalog import read_catalog
-    from mam2.data.loader import Data
+    from mam2.data.clips import Data
     from mam2.show import show_reconstruction
     from mam2.targets.vq import VQConfig
     from mam2.train.tokenizer import train_tokenizer
@@ -248,7 +283,62 @@ def tokenizer_train(
     print(json.dumps(report | {"picture": str(picture)}, indent=2))
 
 
-WITH_RECIPE = {"pretrain": pretrain, "finetune": finetune}
+def prepare(
+    name: Annotated[str, Positional],
+    root: Path,
+    split: int = 1,
+    annotations: Path | None = None,
+    out: Path | None = None,
+    frames: Path | None = None,
+    short_side: int = 256,
+    quality: int = 90,
+    num_workers: int = 2,
+    max_missing_share: float = 0.05,
+) -> None:
+    """Check a data set against its official lists and write its manifest, a CSV for --data.root; extract its frames.
+
+    Args:
+        name: k400, ssv2, ucf101, hmdb51, or folder for your own.
+        root: the folder of the videos; your own may also be a CSV with path, label, split.
+        split: the official split of UCF101 and HMDB51, 1 to 3.
+        annotations: the folder of the official lists; looked for in the root if left out.
+        out: the manifest; in the root, named after the data set, if left out.
+        frames: a folder to extract all frames to, with a manifest of their own.
+        short_side: of the frames, pixels (256 or 320 are usual).
+        quality: of the frames' JPEG files, 1 to 100.
+        num_workers: processes.
+        max_missing_share: of the listed videos, that may be missing or unreadable.
+    """
+    from mam2.data.extract import write_all_frames
+    from mam2.data.prepare import prepare as run
+
+    report = run(
+        name,
+        root,
+        split=split,
+        annotations=annotations,
+        out=out,
+        num_workers=num_workers,
+        max_missing_share=max_missing_share,
+    )
+    listing = Table("split", "listed", "in the manifest", "Table 6", "seconds a video", title=f"{report.manifest}")
+    for of in report.splits:
+        seconds = "-" if of.mean_seconds is None else f"{of.mean_seconds:.1f}"
+        listing.add_row(of.split, f"{of.listed:,}", f"{of.written:,}", f"{of.table6:,}" if of.table6 else "-", seconds)
+    problems = [
+        f"{kind}: {problem.count:,}, such as {', '.join(problem.first)}"
+        for kind in ("missing", "unreadable", "short", "extra", "duplicates")
+        if (problem := getattr(report, kind)).count
+    ]
+    _print(listing, f"{report.num_classes} classes.", *problems, *report.notes)
+    if frames:
+        done = write_all_frames(
+            report.manifest, frames, short_side=short_side, quality=quality, num_workers=num_workers
+        )
+        print(f"{done.num_videos} videos as frames, {len(done.bad)} left out: {done.manifest}")
+
+
+WITH_NAME = {"pretrain": pretrain, "finetune": finetune, "probe": probe}
 PLAIN: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "show": show,
@@ -256,6 +346,7 @@ PLAIN: dict[str, Callable[..., None]] = {
     "recipes": recipes,
     "targets": targets,
     "quickstart": quickstart,
+    "prepare": prepare,
     "tokenizer convert": tokenizer_convert,
     "tokenizer train": tokenizer_train,
 }
@@ -291,16 +382,15 @@ def _dispatch(arguments: list[str]) -> None:
     verb, rest = arguments[0], arguments[1:]
     if verb == "tokenizer" and rest and not rest[0].startswith("-"):
         verb, rest = f"tokenizer {rest[0]}", rest[1:]
-    if verb in WITH_RECIPE:
+    if verb in WITH_NAME:
         if not rest or rest[0].startswith("-"):
-            raise UserError(f"Name a recipe: {WITH_RECIPE[verb].__doc__} `mam2 recipes` lists them.")
-        WITH_RECIPE[verb](rest[0], rest[1:])
+            what = "an encoder" if verb == "probe" else "a recipe (`mam2 recipes` lists them)"
+            raise UserError(f"Name {what}: {WITH_NAME[verb].__doc__}")
+        WITH_NAME[verb](rest[0], rest[1:])
     elif verb in PLAIN:
         tyro.cli(PLAIN[verb], args=rest, prog=f"mam2 {verb}", registry=_registry())
     else:
-        raise UserError(
-            f"There is no command {verb!r}. {did_you_mean(verb, [*WITH_RECIPE, *PLAIN])} See `mam2 --help`."
-        )
+        raise UserError(f"There is no command {verb!r}. {did_you_mean(verb, [*WITH_NAME, *PLAIN])} See `mam2 --help`.")
 
 
 def _run_with_recipe(command: Callable[..., None], verb: str, recipe: str, config: Any, arguments: list[str]) -> None:
@@ -337,7 +427,7 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
 
 def _usage() -> str:
     lines = ["usage: mam2 COMMAND ...", ""]
-    for verb, function in {**WITH_RECIPE, **PLAIN}.items():
+    for verb, function in {**WITH_NAME, **PLAIN}.items():
         lines.append(f"  {verb:<18} {(function.__doc__ or '').splitlines()[0]}")
     return "\n".join([*lines, "", "`mam2 COMMAND --help` lists a command's options; every field of a recipe is one."])
 

@@ -25,18 +25,19 @@ class Evaluation:
         label_B: int64, the true classes, in the order of the rows.
         index_B: int64, each video's place in the catalog, sorted.
         bad: path and reason of videos that could not be used.
+        single_view: share of the single views, of all videos, in which the true class is the most probable one, and
+            among the five most probable ones; None where views were not tested one by one.
     """
 
     probabilities_BK: Tensor
     label_B: Tensor
     index_B: Tensor
     bad: dict[str, str]
+    single_view: tuple[float, float] | None = None
 
     def top(self, k: int) -> float:
         """Share of videos whose class is among the k most probable ones."""
-        k = min(k, self.probabilities_BK.shape[1])
-        best = self.probabilities_BK.topk(k, dim=1).indices
-        return (best == self.label_B[:, None]).any(dim=1).float().mean().item()
+        return in_top(self.probabilities_BK, self.label_B, k).float().mean().item()
 
     def confusion(self) -> Tensor:
         """Counts (K, K): true class by predicted class."""
@@ -49,6 +50,12 @@ class Evaluation:
         counts = self.confusion()
         total = counts.sum(dim=1)
         return {c: (counts[i, i] / total[i]).item() if total[i] else None for i, c in enumerate(classes)}
+
+
+def in_top(scores_BK: Tensor, label_B: Tensor, k: int) -> Tensor:
+    """Whether each row's class is among its k highest scores: bool (B,)."""
+    best_Bk = scores_BK.topk(min(k, scores_BK.shape[1]), dim=1).indices
+    return (best_Bk == label_B[:, None]).any(dim=1)
 
 
 @torch.no_grad()
@@ -67,7 +74,7 @@ def evaluate(
         UserError: no video could be used.
     """
     device = next(classifier.parameters()).device
-    rows: list[tuple[int, int, Tensor]] = []
+    rows: list[tuple[int, int, Tensor, Tensor]] = []
     views = track(
         loader,
         description="testing",
@@ -79,14 +86,19 @@ def evaluate(
         with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             logits_VK = torch.cat([classifier(part.to(device)) for part in video.views_VTCHW.split(8)])
         # Probabilities, not logits, are averaged: worth half a point on Kinetics-400.
-        rows.append((video.index, video.label, logits_VK.float().softmax(dim=1).mean(dim=0).cpu()))
+        probabilities_VK = logits_VK.float().softmax(dim=1).cpu()
+        label_V = torch.full((len(probabilities_VK),), video.label)
+        single = torch.stack([in_top(probabilities_VK, label_V, k).float().mean() for k in (1, 5)])
+        rows.append((video.index, video.label, probabilities_VK.mean(dim=0), single))
     gathered = distributed.gather((rows, loader.bad))
     rows = sorted((row for part, _ in gathered for row in part), key=lambda row: row[0])
     if not rows:
         raise UserError("No video could be tested; see the reasons above. Check --data.root.")
+    single = torch.stack([row[3] for row in rows]).mean(dim=0)
     return Evaluation(
         probabilities_BK=torch.stack([row[2] for row in rows]),
         label_B=torch.tensor([row[1] for row in rows]),
         index_B=torch.tensor([row[0] for row in rows]),
         bad={path: reason for _, bad in gathered for path, reason in bad.items()},
+        single_view=(single[0].item(), single[1].item()),
     )

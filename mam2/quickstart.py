@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mam2.config import Duration, Epochs, Steps, UserError
-from mam2.data.loader import Data
+from mam2.data.clips import Data
 from mam2.data.synthetic import MOTIONS, write_dataset
 from mam2.distributed import end_with_parent
 from mam2.model.encoder import EncoderConfig
@@ -94,6 +94,8 @@ def finetune_config(settings: Quickstart, root: Path, *, init: str, seed: int) -
             base_lr=1.6e-2, min_lr=0.0, betas=(0.9, 0.999), warmup=Epochs(1), layer_decay=0.75, max_grad_norm=3.0
         ),
         loop=Loop(batch_size=16, duration=settings.finetune_duration, seed=seed, save_every=Epochs(5)),
+        mixup=0.0,
+        cutmix=0.0,
         clips=1,
         crops=1,
     )

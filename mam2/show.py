@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mam2.config import UserError
+from mam2.config import UserError, from_json, seed_of
 from mam2.data import sampling, transforms
+from mam2.data.clips import train_clips
 from mam2.data.decode import Video
 from mam2.data.synthetic import render
 from mam2.masks import MASKS, Mask, Masking, put
@@ -18,8 +20,12 @@ from mam2.targets import MOTIONS, TargetMaker
 from mam2.targets.motion import clip_scale
 from mam2.targets.pixels import to_float, unpatchify
 from mam2.targets.vq import load_vq
-from mam2.train.pretrain import load_run
-from mam2.visualize import Row, enlarge, mask_figure, page_of_rows, zoom_to
+from mam2.train.checkpoint import read_run
+from mam2.train.finetune import Finetune
+from mam2.train.pretrain import Pretrain, load_run
+from mam2.visualize import Row, enlarge, frames_shown, mask_figure, page_of_rows, zoom_to
+
+KINDS = {"pretrain": Pretrain, "finetune": Finetune}
 
 
 def show(
@@ -51,6 +57,26 @@ def show(
     contact_sheet(prediction, Path(out), title=Path(video).name)
     for path in animations:
         animation(prediction, Path(path), title=Path(video).name)
+
+
+def show_augmented(run: str | Path, video: str | Path, out: str | Path, *, seed: int = 0) -> None:
+    """Draws four clips of a video as a run's training gets them, repeats included, as a PNG (Tables 7 and 8).
+
+    Raises:
+        UserError: no run, or no video.
+    """
+    record = read_run(Path(run))
+    config: Pretrain | Finetune = from_json(KINDS[record["kind"]], record["config"])
+    size, rows = config.encoder.size, []
+    for draw in range(4):
+        rng = random.Random(seed_of(seed, draw))
+        clips = train_clips(str(video), config.data, num_frames=config.encoder.frames, size=size, rng=rng)
+        for repeat, clip_TCHW in enumerate(clips):
+            which = f"draw {draw + 1}" + (f", repeat {repeat + 1}" if len(clips) > 1 else "")
+            frames_TCHW = to_float(clip_TCHW)
+            rows.append(Row(name=which, description="", frames_TCHW=enlarge(frames_TCHW, zoom_to(frames_TCHW, 128))))
+    shown = frames_shown(config.encoder.frames, 8)
+    page_of_rows(rows, shown, title=f"{Path(video).name}, as training gets it", footer=[]).save(out)
 
 
 def show_masks(video: str | Path | None, out: str | Path, *, ratio: float = 0.75, seed: int = 0) -> None:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from mam2.config import UserError
@@ -110,6 +112,37 @@ def test_csv_mistakes_are_named(write_csv, text, message):
         read_catalog(write_csv(text), labelled=True)
 
 
+def test_the_splits_of_a_csv(write_csv):
+    path = write_csv("path,label,split\nb jump/1.avi,jump,train\nb jump/2.MP4,run,val\nnot here.avi,,test\n")
+    (train,), (val,) = (read_catalog(path, labelled=True, split=split).items for split in ("train", "val"))
+    assert (Path(train.path).name, train.label) == ("1.avi", 0)
+    assert (Path(val.path).name, val.label) == ("2.MP4", 1), "a class has the same number in each split"
+    assert read_catalog(path, labelled=True, split="val").classes == ("jump", "run")
+    with pytest.raises(UserError, match=r"line 4 has no label"):
+        read_catalog(path, labelled=True, split="test")
+    with pytest.raises(UserError, match=r"line 4: .*not here\.avi does not exist \(1 of 1"):
+        read_catalog(path, labelled=False, split="test")
+    with pytest.raises(
+        UserError, match=r"list\.csv holds the splits test, train, val\. Name one of them, such as test"
+    ):
+        read_catalog(path, labelled=False)
+    with pytest.raises(UserError, match=r"list\.csv has no split 'trian'\. Did you mean train"):
+        read_catalog(path, labelled=True, split="trian")
+
+
+def test_where_a_split_need_not_be_named(folder, write_csv):
+    path = write_csv("path,split\nb jump/1.avi,fold1\n")
+    assert read_catalog(path, labelled=False) == read_catalog(path, labelled=False, split="fold1")
+    path = write_csv("path,split\nb jump/1.avi,\n")
+    assert len(read_catalog(path, labelled=False).items) == 1
+    with pytest.raises(UserError, match=r"list\.csv has no splits, but 'val' was named"):
+        read_catalog(path, labelled=False, split="val")
+    with pytest.raises(UserError, match=r"line 2 has no split; others have val\. Write one"):
+        read_catalog(write_csv("path,split\nb jump/1.avi,\nb jump/2.MP4,val\n"), labelled=False, split="val")
+    with pytest.raises(UserError, match=r"is a folder and has no split 'train'\. Give .*videos/train, or a \.csv"):
+        read_catalog(folder, labelled=False, split="train")
+
+
 def test_csv_in_another_encoding_is_refused(write_csv):
     with pytest.raises(UserError, match=r"can't be read: .*UTF-8"):
         read_catalog(write_csv("path,label\né.avi,x\n", "latin-1"), labelled=True)
@@ -152,8 +185,11 @@ def test_real_folders(real_data):
     train = read_catalog(real_data / "arid6" / "train", labelled=True)
     assert train.classes == ("Jump", "Run", "Sit", "Stand", "Turn", "Walk")
     assert len(train.items) == 150
-    listed = read_catalog(real_data / "arid6" / "labels.csv", labelled=True)
-    assert len(listed.items) == 246
+    listed = read_catalog(real_data / "arid6" / "labels.csv", labelled=True, split="train")
+    assert len(listed.items) == 150
     assert listed.classes == tuple("012345")
     by_path = {item.path: item.label for item in listed.items}
     assert all(by_path[item.path] == item.label for item in train.items)
+    assert len(read_catalog(real_data / "arid6" / "labels.csv", labelled=False, split="val").items) == 96
+    with pytest.raises(UserError, match=r"labels\.csv holds the splits train, val\. Name one of them"):
+        read_catalog(real_data / "arid6" / "labels.csv", labelled=True)

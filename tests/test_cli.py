@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, TINY_ENCODER
@@ -71,6 +72,14 @@ def test_pretrain_finetune_evaluate_show_and_load(run, videos, pretrained, tmp_p
     assert 0 <= report["top1"] <= report["top5"] == 1
     assert set(report["per_class"]) == {"approach", "left"}
     assert (tuned / "confusion.png").stat().st_size > 1000
+    assert 0 <= report["single_view"][0] <= report["single_view"][1] <= 1
+    with np.load(tuned / "predictions.npz") as saved:
+        assert saved["classes"].tolist() == ["approach", "left"]
+        assert sorted(saved["path"].tolist()) == sorted(map(str, videos.glob("*/*.mp4")))
+        assert [Path(path).parent.name for path in saved["path"]] == saved["classes"][saved["label"]].tolist()
+        right = saved["probability"].argmax(axis=1) == saved["label"]
+        assert right.mean() == pytest.approx(report["top1"])
+        np.testing.assert_allclose(saved["probability"].sum(axis=1), 1, rtol=1e-5)
 
     assert run("show", pretrained, videos / "left" / "0.mp4", "--out", tmp_path / "sheet.png")[0] == 0
     assert (tmp_path / "sheet.png").stat().st_size > 1000
@@ -80,6 +89,32 @@ def test_pretrain_finetune_evaluate_show_and_load(run, videos, pretrained, tmp_p
     assert features.shape == (1, 3, 16, 16)  # (B, T, N, D)
     weights = load_file(pretrained / "checkpoints" / "step_00000002" / "model.safetensors")
     assert torch.equal(encoder.positions.time_TD, weights["encoder.positions.time_TD"])
+
+
+def test_table_8_trains_goes_on_and_is_shown(run, videos, tmp_path):
+    table_8 = (
+        "--mixup",
+        0.8,
+        "--cutmix",
+        1.0,
+        "--data.repeats",
+        2,
+        "--data.rand-augment-ops",
+        2,
+        "--data.erasing",
+        0.25,
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    command = (*FINETUNE, *table_8, "--init", "scratch", "--data.root", videos, "--loop.save-every", "1 steps", "--out")
+    assert run(*command, whole)[0] == 0
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "step_00000002")
+    assert run(*command, parts)[0] == 0
+    weights = [load_file(out / "classifier.safetensors") for out in (whole, parts)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    picture = tmp_path / "augmented.png"
+    assert run("show", whole, videos / "left" / "0.mp4", "--augment", "--out", picture)[0] == 0
+    assert picture.stat().st_size > 1000
 
 
 def test_recipes_are_listed_and_printed(run):
@@ -190,6 +225,9 @@ def test_tokenizer_train_draws_what_its_codes_keep(run, videos, tmp_path):
         (("pretrain", "mam2_tyni"), ("no recipe 'mam2_tyni'", "Did you mean mam2_tiny")),
         (("pretrain", "finetune_tiny"), ("finetune_tiny is a recipe of `mam2 finetune`",)),
         (("pretrain",), ("Name a recipe",)),
+        (("probe",), ("Name an encoder",)),
+        (("probe", "absent", "--train", "x", "--test", "y"), ("absent",)),
+        (("prepare", "k401", "--root", "x"), ("k401", "k400")),
         (("recipes", "mam2_large"), ("no recipe",)),
         ((*PRETRAIN, "--data.rot", "x", "--out", "y"), ("Unrecognized options", "--data.root")),
         ((*PRETRAIN, "--out", "y", "--data.root", "absent"), ("absent does not exist",)),

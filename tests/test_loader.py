@@ -1,7 +1,11 @@
 import logging
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,10 +13,11 @@ import torch
 from test_decode import write_video
 
 from mam2.config import UserError, from_json, seed_of, to_json
-from mam2.data import sampling, transforms
+from mam2.data import clips, sampling, transforms
 from mam2.data.catalog import read_catalog
+from mam2.data.clips import Data
 from mam2.data.decode import Video
-from mam2.data.loader import Data, TrainLoader, ViewLoader, steps_per_epoch, video_of
+from mam2.data.loader import TrainLoader, ViewLoader, steps_per_epoch, video_of
 
 SMALL = Data(stride_frames=2, num_workers=0)
 train_loader = partial(TrainLoader, num_frames=4, size=16)
@@ -207,7 +212,8 @@ def test_videos_too_short_for_the_policy_are_bad(catalog):
 def test_leaving_early_stops_the_workers_quietly(folder):
     program = f"""
 from mam2.data.catalog import read_catalog
-from mam2.data.loader import Data, TrainLoader
+from mam2.data.clips import Data
+from mam2.data.loader import TrainLoader
 catalog = read_catalog({str(folder)!r}, labelled=True)
 data = Data(stride_frames=2, num_workers=2)
 for batch in TrainLoader(catalog, data, num_frames=4, size=16, batch_size=4, seed=0, num_steps=1000):
@@ -289,4 +295,43 @@ def test_real_clips_in_two_workers(real_data):
     for batch in loader:
         assert batch.clip_BTCHW.shape == (8, 16, 3, 32, 32)
         assert batch.clip_BTCHW.float().std(dim=1).mean() > 0.5  # frames differ
+    assert not loader.bad
+
+
+@pytest.mark.parametrize("fault", ["dies", "hangs"])
+def test_a_video_that_ends_or_stalls_its_process_is_left_out(catalog, monkeypatch, caplog, fault):
+    """What no exception tells: a crash in the decoder, or a read that never ends."""
+    guilty = catalog.items[4].path
+    honest = clips.open_video
+
+    def treacherous(path):
+        if path == guilty:
+            os.kill(os.getpid(), signal.SIGKILL) if fault == "dies" else time.sleep(60)
+        return honest(path)
+
+    monkeypatch.setattr(clips, "open_video", treacherous)  # worker processes are forked, and inherit it
+    data = replace(SMALL, num_workers=1, timeout_seconds=2)
+    loader = train_loader(catalog, data, batch_size=7, seed=0, num_steps=2)
+    batches = list(loader)
+    assert [batch.clip_BTCHW.shape[0] for batch in batches] == [7, 7]
+    assert loader.bad.keys() == {guilty}
+    assert "A decoding process failed" in caplog.text
+    views = list(view_loader(catalog, data, clips=1, crops=1))
+    assert sorted(view.index for view in views) == [0, 1, 2, 3, 5, 6]
+
+
+def test_a_process_that_dies_once_costs_nothing(catalog, monkeypatch, tmp_path):
+    expected = list(train_loader(catalog, SMALL, batch_size=3, seed=0, num_steps=4))
+    honest, died = clips.open_video, tmp_path / "died"
+
+    def dies_once(path):
+        if path == catalog.items[2].path and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return honest(path)
+
+    monkeypatch.setattr(clips, "open_video", dies_once)
+    loader = train_loader(catalog, replace(SMALL, num_workers=2), batch_size=3, seed=0, num_steps=4)
+    assert_equal(loader, expected)
+    assert died.exists()
     assert not loader.bad

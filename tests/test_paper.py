@@ -159,6 +159,10 @@ def test_table_8(row: Row) -> None:
     assert (run.loop.batch_size, run.loop.duration, run.optim.warmup) == (batch_size, Epochs(epochs), Epochs(5))
     assert (run.optim.layer_decay, run.label_smoothing, run.encoder.drop_path) == (0.75, 0.1, 0.1)
     assert (run.data.flip, run.clips, run.crops) == (flip, clips, 3)
+    assert (run.data.rand_augment_ops, run.data.rand_augment_magnitude) == (2, 9.0)
+    assert (run.mixup, run.cutmix, run.data.repeats, run.data.erasing) == (0.8, 1.0, 2, 0.0)
+    # App. B: dense clips with stride 4, but for Something-Something V2.
+    assert (run.data.sampling, run.data.stride_frames) == ("uniform" if "V2" in row.name else "dense", 4)
     assert run.encoder == replace(vit_l() if "(L)" in row.name else vit_b(), drop_path=0.1)
 
 

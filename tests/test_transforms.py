@@ -1,9 +1,17 @@
+import collections
+import math
 import random
+import statistics
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageEnhance, ImageOps
 
 from mam2.data import transforms
+from mam2.model.encoder import IMAGENET_MEAN, IMAGENET_STD
+
+GREY = (124, 116, 104)
 
 
 def coordinates(height: int, width: int, num_frames: int = 2) -> torch.Tensor:
@@ -131,3 +139,209 @@ def test_test_crops_resize_the_short_side():
     crops = transforms.test_crops(coordinates(48, 64), size=24, crops=2)
     assert [tuple(crop.shape) for crop in crops] == [(2, 3, 24, 24)] * 2
     assert abs(crops[1][0, 1].float().mean() - (64 - 24 - 0.5)) < 1
+
+
+class Positive(random.Random):
+    """Draws that turn no sign round."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+class Negative(random.Random):
+    def random(self) -> float:
+        return 0.9
+
+
+def picture(num_frames: int = 2, height: int = 40, width: int = 56) -> torch.Tensor:
+    """Smooth random clips that use most of the range, as the decoder gives them: channels last in memory."""
+    coarse = torch.rand(num_frames, 3, 5, 7, generator=torch.Generator().manual_seed(0)) * 230 + 12
+    fine = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 255)
+    return fine.to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+def affine(image: Image.Image, *matrix: float) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=GREY)
+
+
+# What timm's "increasing" operations do with Pillow, at three magnitudes and, for those with a direction, both signs.
+# (name, share of the largest magnitude, draws, the same with Pillow)
+PILLOW = [
+    ("auto_contrast", 0.9, Positive(), ImageOps.autocontrast),
+    ("equalize", 0.9, Positive(), ImageOps.equalize),
+    ("invert", 0.9, Positive(), ImageOps.invert),
+    ("rotate", 0.9, Positive(), lambda i: i.rotate(27, Image.Resampling.BILINEAR, fillcolor=GREY)),
+    ("rotate", 1.0, Negative(), lambda i: i.rotate(-30, Image.Resampling.BILINEAR, fillcolor=GREY)),
+    ("posterize", 0.0, Positive(), lambda i: ImageOps.posterize(i, 4)),
+    ("posterize", 0.7, Positive(), lambda i: ImageOps.posterize(i, 2)),
+    ("posterize", 0.9, Positive(), lambda i: ImageOps.posterize(i, 1)),
+    ("posterize", 1.0, Positive(), lambda i: ImageOps.posterize(i, 1)),
+    ("solarize", 0.0, Positive(), lambda i: i),
+    ("solarize", 0.5, Positive(), lambda i: ImageOps.solarize(i, 128)),
+    ("solarize", 0.9, Positive(), lambda i: ImageOps.solarize(i, 26)),
+    ("solarize", 1.0, Positive(), ImageOps.invert),
+    ("solarize_add", 0.0, Positive(), lambda i: i),
+    ("solarize_add", 0.9, Positive(), lambda i: i.point(lambda v: min(255, v + 99) if v < 128 else v)),
+    ("solarize_add", 1.0, Positive(), lambda i: i.point(lambda v: min(255, v + 110) if v < 128 else v)),
+    ("colour", 0.9, Positive(), lambda i: ImageEnhance.Color(i).enhance(1.81)),
+    ("colour", 1.0, Negative(), lambda i: ImageEnhance.Color(i).enhance(0.1)),
+    ("contrast", 0.9, Positive(), lambda i: ImageEnhance.Contrast(i).enhance(1.81)),
+    ("contrast", 0.5, Negative(), lambda i: ImageEnhance.Contrast(i).enhance(0.55)),
+    ("brightness", 0.9, Positive(), lambda i: ImageEnhance.Brightness(i).enhance(1.81)),
+    ("brightness", 1.0, Negative(), lambda i: ImageEnhance.Brightness(i).enhance(0.1)),
+    ("sharpness", 0.9, Positive(), lambda i: ImageEnhance.Sharpness(i).enhance(1.81)),
+    ("sharpness", 0.5, Negative(), lambda i: ImageEnhance.Sharpness(i).enhance(0.55)),
+    ("shear_x", 0.9, Positive(), lambda i: affine(i, 1, 0.27, 0, 0, 1, 0)),
+    ("shear_x", 1.0, Negative(), lambda i: affine(i, 1, -0.3, 0, 0, 1, 0)),
+    ("shear_y", 0.9, Positive(), lambda i: affine(i, 1, 0, 0, 0.27, 1, 0)),
+    ("shear_y", 1.0, Negative(), lambda i: affine(i, 1, 0, 0, -0.3, 1, 0)),
+    ("translate_x", 1.0, Positive(), lambda i: affine(i, 1, 0, -25, 0, 1, 0)),
+    ("translate_x", 0.5, Negative(), lambda i: affine(i, 1, 0, 13, 0, 1, 0)),
+    ("translate_y", 1.0, Positive(), lambda i: affine(i, 1, 0, 0, 0, 1, -18)),
+    ("translate_y", 0.5, Negative(), lambda i: affine(i, 1, 0, 0, 0, 1, 9)),
+]
+
+
+@pytest.mark.parametrize(("name", "share", "rng", "pillow"), PILLOW, ids=[f"{row[0]}-{row[1]}" for row in PILLOW])
+def test_rand_augment_does_what_timm_does_with_pillow(name, share, rng, pillow):
+    clip = picture()
+    wanted = [np.asarray(pillow(Image.fromarray(frame))) for frame in clip.permute(0, 2, 3, 1).numpy()]
+    wanted = torch.from_numpy(np.stack(wanted)).permute(0, 3, 1, 2)
+    found = transforms._RAND_AUGMENT[name](clip, share, rng)
+    difference = (found.int() - wanted.int()).abs()
+    assert found.dtype == torch.uint8
+    assert found.shape == clip.shape
+    # They round differently, and where grey meets picture only torchvision blends the two.
+    assert (difference <= 2).float().mean() > (0.95 if name in ("rotate", "shear_x", "shear_y") else 0.9999)
+    assert difference.float().mean() < 1
+
+
+def test_rand_augment_knows_the_15_operations_and_each_is_tested():
+    assert len(transforms._RAND_AUGMENT) == 15
+    assert set(transforms._RAND_AUGMENT) == {row[0] for row in PILLOW}
+
+
+@pytest.mark.parametrize(
+    ("settings", "applied", "mean"), [({}, 1.0, 0.9), ({"magnitude": 7, "num_ops": 4}, 2.0, 0.7), ({"prob": 1}, 2, 0.9)]
+)
+def test_rand_augment_draws_operations_and_magnitudes(monkeypatch, settings, applied, mean):
+    taken = []
+    for name in transforms._RAND_AUGMENT:
+        monkeypatch.setitem(
+            transforms._RAND_AUGMENT, name, lambda clip, share, rng, name=name: taken.append((name, share)) or clip
+        )
+    rng, clip = random.Random(0), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    for _ in range(3000):
+        transforms.rand_augment(clip, rng=rng, **settings)
+    counts = collections.Counter(name for name, _ in taken)
+    shares = [share for _, share in taken]
+    assert len(taken) / 3000 == pytest.approx(applied, abs=0.06)
+    assert set(counts) == set(transforms._RAND_AUGMENT)
+    assert max(counts.values()) < 1.6 * min(counts.values())
+    assert statistics.mean(shares) == pytest.approx(mean, abs=0.003)
+    assert statistics.stdev(shares) == pytest.approx(0.05, abs=0.003)
+    assert max(shares) <= 1
+
+
+def test_rand_augment_clips_magnitudes(monkeypatch):
+    taken = []
+    for name in transforms._RAND_AUGMENT:
+        monkeypatch.setitem(transforms._RAND_AUGMENT, name, lambda clip, share, rng: taken.append(share) or clip)
+    rng, clip = random.Random(0), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    for magnitude, magnitude_std in ((9, 0), (10, 3), (0, 3)):
+        for _ in range(100):
+            transforms.rand_augment(clip, rng=rng, magnitude=magnitude, magnitude_std=magnitude_std, prob=1)
+    assert set(taken[:200]) == {0.9}
+    assert (min(taken), max(taken)) == (0, 1)
+
+
+@pytest.mark.parametrize("name", sorted(transforms._RAND_AUGMENT))
+def test_rand_augment_treats_all_frames_alike_and_keeps_its_input(name):
+    clip = picture(num_frames=1).repeat(3, 1, 1, 1)
+    before, op = clip.clone(), transforms._RAND_AUGMENT[name]
+    out = op(clip.contiguous(), 0.9, random.Random(2))
+    assert torch.equal(out[0], out[1])
+    assert torch.equal(out[0], out[2])
+    assert torch.equal(clip, before)
+    assert not torch.equal(out, clip)
+    assert torch.equal(out, op(clip.contiguous(memory_format=torch.channels_last), 0.9, random.Random(2)))
+
+
+def test_rand_augment_follows_from_its_draws_alone():
+    clip, before = picture(), torch.random.get_rng_state()
+    out = [transforms.rand_augment(clip, rng=random.Random(seed)) for seed in range(20)]
+    again = [transforms.rand_augment(clip.contiguous(), rng=random.Random(seed)) for seed in range(20)]
+    assert all(torch.equal(a, b) for a, b in zip(out, again, strict=True))
+    unchanged = [a is clip for a in out]
+    assert 1 < sum(unchanged) < 10  # a quarter
+    assert all(a.is_contiguous(memory_format=torch.channels_last) for a in out)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["auto_contrast", "equalize", "colour", "contrast", "sharpness"])
+def test_a_clip_of_one_grey_survives(name):
+    for value in (0, 124, 255):
+        clip = torch.full((2, 3, 8, 8), value, dtype=torch.uint8)
+        out = transforms._RAND_AUGMENT[name](clip, 0.9, random.Random(0))
+        assert (out.int() - clip.int()).abs().max() <= 1  # torchvision cuts decimals off
+
+
+def test_the_means_are_the_encoders():
+    assert torch.allclose(transforms._MEAN_C11.flatten() / 255, torch.tensor(IMAGENET_MEAN))
+    assert torch.allclose(transforms._STD_C11.flatten() / 255, torch.tensor(IMAGENET_STD))
+    assert tuple(transforms._GREY_C11.flatten().int().tolist()) == GREY
+
+
+def test_erased_boxes_keep_to_area_and_aspect():
+    rng = random.Random(0)
+    boxes = [transforms._erased_box(224, 224, rng) for _ in range(3000)]
+    areas = [height * width / 224**2 for _, _, height, width in boxes]
+    aspects = [height / width for _, _, height, width in boxes]
+    assert 0.019 < min(areas) < 0.022
+    assert 0.32 < max(areas) < 0.335
+    assert 0.29 < min(aspects) < 0.32
+    assert 3.1 < max(aspects) < 3.4
+    assert abs(statistics.median(map(math.log, aspects))) < 0.05
+    assert all(0 <= top <= 224 - height and 0 <= left <= 224 - width for top, left, height, width in boxes)
+    assert {top == 0 for top, *_ in boxes} == {True, False}
+
+
+def test_erasing_takes_the_same_box_from_all_frames():
+    clip = torch.zeros(4, 3, 32, 48)
+    for seed in range(20):
+        out = transforms.random_erasing(clip, rng=random.Random(seed), prob=1)
+        box = out != 0
+        assert torch.equal(box, box[:1, :1].expand_as(box))
+        rows, columns = box[0, 0].any(1).sum(), box[0, 0].any(0).sum()
+        assert box[0, 0].sum() == rows * columns  # a rectangle
+        assert not torch.equal(out[0], out[1])  # of noise that is new in each frame
+        assert not clip.any()
+
+
+def test_erasing_leaves_the_rest_and_happens_as_often_as_asked():
+    clip, rng = picture(), random.Random(0)
+    erased = [transforms.random_erasing(clip, rng=rng) for _ in range(1000)]
+    assert 210 < sum(out is not clip for out in erased) < 290
+    assert transforms.random_erasing(clip, rng=rng, prob=0) is clip
+    tiny = torch.zeros(1, 3, 1, 1)
+    assert transforms.random_erasing(tiny, rng=rng, prob=1) is tiny  # no box fits
+    out = transforms.random_erasing(clip, rng=random.Random(3), prob=1, fill="constant")
+    in_box = (out == torch.tensor(GREY).view(3, 1, 1)).all(1, keepdim=True).expand_as(out)
+    assert torch.equal(out[~in_box], clip[~in_box])
+    assert 0.02 <= in_box[0, 0].float().mean() < 0.34
+
+
+def test_erasing_before_normalisation_is_erasing_after_it():
+    clip = torch.zeros(8, 3, 96, 96)
+    for fill in ("pixel", "constant"):
+        after = transforms.random_erasing(clip + 9, rng=random.Random(5), prob=1, fill=fill)
+        before = transforms.random_erasing(clip.to(torch.uint8), rng=random.Random(5), prob=1, fill=fill)
+        box = after != 9
+        noise = after[box]
+        assert before.dtype == torch.uint8
+        assert noise.mean() == pytest.approx(0, abs=0.02)
+        assert noise.std() == pytest.approx(1 if fill == "pixel" else 0, abs=0.02)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        in_pixels = ((after * std + mean) * 255).clamp(0, 255)[box]
+        assert (before[box] - in_pixels).abs().max() <= 0.501
+        assert not before[~box].any()

@@ -11,7 +11,8 @@ from pathlib import Path
 from mam2.config import UserError, did_you_mean
 from mam2.data.decode import VIDEO_SUFFIXES
 
-_SPLITS = {"train", "val", "valid", "validation", "test"}
+SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "test": "test"}
+"""The words for splits in lists and in the names of folders, and what they mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Catalog:
     classes: tuple[str, ...]
 
 
-def read_catalog(root: str | Path, *, labelled: bool, classes: Sequence[str] | None = None) -> Catalog:
+def read_catalog(root: str | Path, *, labelled: bool, classes: Sequence[str] | None = None, split: str = "") -> Catalog:
     """Lists the videos of a data set.
 
     Args:
@@ -43,41 +44,62 @@ def read_catalog(root: str | Path, *, labelled: bool, classes: Sequence[str] | N
             a folder of videos at any depth (not labelled);
             a folder with one sub-folder of videos for each class (labelled);
             a CSV file whose first line names the columns: `path` (absolute, or from the CSV's folder) and
-            `label` (a name, or a class number from 0; not needed if not labelled). Others are ignored.
+            `label` (a name, or a class number from 0; not needed if not labelled), and may be `split`. Others are
+            ignored.
         labelled: whether every video must have a label; if not, labels are not read.
         classes: the names of the classes that a model already knows, in its order; no others are accepted.
+        split: the rows of a CSV to take, by the word in their column `split`; needed where several splits are in it.
+            The classes are those of the whole CSV, so that a class has the same number in each split.
 
     Raises:
-        UserError: there is no such root, there are no videos, or a video or a label is missing or unknown.
+        UserError: there is no such root, there are no videos, or a video, a label or a split is missing or unknown.
     """
     if not str(root):
         raise UserError("data.root is empty. Accepted: a folder of videos, or a .csv with the columns path and label.")
     root = Path(root)
     if root.is_dir():
-        rows = _read_folder(root, labelled=labelled)
+        if split:
+            raise UserError(
+                f"{root} is a folder and has no split {split!r}. Give {root / split}, or a .csv with a split."
+            )
+        rows = all_rows = _read_folder(root, labelled=labelled)
     elif root.suffix.lower() == ".csv" and root.is_file():
-        rows = _read_csv(root, labelled=labelled)
+        all_rows = read_rows(root, needed=("path", "label") if labelled else ("path",))
+        rows = _of_split(all_rows, split, csv_path=root)
+        _check_rows(rows, labelled=labelled, csv_path=root)
     else:
         found = "is neither a folder nor a .csv" if root.exists() else "does not exist"
         raise UserError(f"{root} {found}. Accepted: a folder of videos, or a .csv with the columns path and label.")
     if not labelled:
         return Catalog(items=tuple(Item(path=row.path, label=None) for row in rows), classes=())
-    known = tuple(classes) if classes is not None else _classes_of(rows)
+    known = tuple(classes) if classes is not None else _classes_of(all_rows)
     number_of = {name: number for number, name in enumerate(known)}
     items = tuple(Item(path=row.path, label=_label_number(row, number_of)) for row in rows)
     return Catalog(items=items, classes=known)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Row:
-    """A video as it was found, with its label still in words."""
+class Row:
+    """A video as it was found, with its label still in words.
+
+    Attributes:
+        path: as found; in a CSV, from the CSV's folder.
+        label, split: empty where there is none.
+        place: where it was found, for messages.
+    """
 
     path: str
     label: str
-    place: str  # where the label was found, for messages
+    split: str
+    place: str
 
 
-def _read_folder(root: Path, *, labelled: bool) -> list[_Row]:
+def video_paths(root: Path) -> list[Path]:
+    """The videos in a folder at any depth, as paths from there, in an order that is the same on every machine.
+
+    Raises:
+        UserError: there are none.
+    """
     paths = []
     for folder, subfolders, files in os.walk(root, followlinks=True):  # data sets are often links to a larger disk
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -86,27 +108,26 @@ def _read_folder(root: Path, *, labelled: bool) -> list[_Row]:
                 paths.append((Path(folder) / name).relative_to(root))
     if not paths:
         raise UserError(f"{root} holds no videos. Accepted: files ending in {', '.join(VIDEO_SUFFIXES)}, at any depth.")
-    paths.sort(key=Path.as_posix)
-    if labelled:
-        flat = [path for path in paths if len(path.parts) == 1]
-        if flat:
-            raise UserError(
-                f"{root / flat[0]} has no label ({len(flat)} such videos): labels are the names of "
-                "folders. Move the videos to one folder for each class, or give a .csv with "
-                "path,label."
-            )
-        folders = sorted({path.parts[0] for path in paths})
-        if _SPLITS.issuperset(folder.lower() for folder in folders):
-            raise UserError(
-                f"{root} holds the folders {', '.join(folders)}: these look like splits, not classes. "
-                f"Give one of them, such as {root / folders[0]}."
-            )
-    return [_Row(path=str(root / path), label=path.parts[0], place=str(root / path)) for path in paths]
+    return sorted(paths, key=Path.as_posix)
 
 
-def _read_csv(csv_path: Path, *, labelled: bool) -> list[_Row]:
-    needed = ("path", "label") if labelled else ("path",)
-    rows, absent = [], []
+def split_folders(paths: Sequence[Path]) -> list[str]:
+    """The top folders of videos if all of them are called as splits are, such as train and val; else none."""
+    folders = sorted({path.parts[0] for path in paths})
+    return folders if all(folder.lower() in SPLIT_WORDS for folder in folders) else []
+
+
+def read_rows(csv_path: Path, *, needed: Sequence[str]) -> list[Row]:
+    """The videos that a CSV lists, whether or not they are there.
+
+    Args:
+        csv_path: the file.
+        needed: the columns that it must have; in each line, only `path` must not be empty.
+
+    Raises:
+        UserError: a column or a path is missing, no videos are listed, or the file can't be read.
+    """
+    rows = []
     try:
         with csv_path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -118,35 +139,76 @@ def _read_csv(csv_path: Path, *, labelled: bool) -> list[_Row]:
                         f"{','.join(reader.fieldnames)!r}. Write {','.join(needed)} as the first line."
                     )
             for record in reader:
+                path, label, split = ((record.get(name) or "").strip() for name in ("path", "label", "split"))
                 place = f"{csv_path}, line {reader.line_num}"
-                for column in needed:
-                    if not (record[column] or "").strip():
-                        raise UserError(f"{place} has no {column}. Write one, or remove the line.")
-                path = csv_path.parent / record["path"].strip()  # an absolute path replaces the folder
-                if not path.is_file():
-                    absent.append(f"{place}: {path} does not exist")
-                rows.append(_Row(path=str(path), label=record["label"].strip() if labelled else "", place=place))
+                if not path:
+                    raise UserError(f"{place} has no path. Write one, or remove the line.")
+                path = str(csv_path.parent / path)  # an absolute path replaces the folder
+                rows.append(Row(path=path, label=label, split=split, place=place))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{csv_path} can't be read: {error}. Save it as comma-separated UTF-8.") from error
-    if absent:
-        raise UserError(
-            f"{absent[0]} ({len(absent)} of {len(rows)} videos are missing). "
-            f"Paths must be absolute, or start from {csv_path.parent}."
-        )
     if not rows:
         raise UserError(f"{csv_path} lists no videos. Write one on each line after the first.")
     return rows
 
 
-def _classes_of(rows: list[_Row]) -> tuple[str, ...]:
+def _read_folder(root: Path, *, labelled: bool) -> list[Row]:
+    paths = video_paths(root)
+    if labelled:
+        flat = [path for path in paths if len(path.parts) == 1]
+        if flat:
+            raise UserError(
+                f"{root / flat[0]} has no label ({len(flat)} such videos): labels are the names of "
+                "folders. Move the videos to one folder for each class, or give a .csv with "
+                "path,label."
+            )
+        folders = split_folders(paths)
+        if folders:
+            raise UserError(
+                f"{root} holds the folders {', '.join(folders)}: these look like splits, not classes. "
+                f"Give one of them, such as {root / folders[0]}."
+            )
+    return [Row(path=str(root / path), label=path.parts[0], split="", place=str(root / path)) for path in paths]
+
+
+def _of_split(rows: list[Row], split: str, *, csv_path: Path) -> list[Row]:
+    splits = sorted({row.split for row in rows})
+    if splits == [""]:
+        if split:
+            raise UserError(f"{csv_path} has no splits, but {split!r} was named. Name none, or add a column split.")
+        return rows
+    if "" in splits:
+        place = next(row.place for row in rows if not row.split)
+        raise UserError(f"{place} has no split; others have {', '.join(splits[1:])}. Write one on every line.")
+    if not split and len(splits) > 1:
+        raise UserError(f"{csv_path} holds the splits {', '.join(splits)}. Name one of them, such as {splits[0]}.")
+    if split and split not in splits:
+        raise UserError(f"{csv_path} has no split {split!r}. {did_you_mean(split, splits)}")
+    return [row for row in rows if split in ("", row.split)]
+
+
+def _check_rows(rows: list[Row], *, labelled: bool, csv_path: Path) -> None:
+    for row in rows:
+        if labelled and not row.label:
+            raise UserError(f"{row.place} has no label. Write one, or remove the line.")
+    absent = [f"{row.place}: {row.path} does not exist" for row in rows if not os.path.exists(row.path)]
+    if absent:
+        raise UserError(
+            f"{absent[0]} ({len(absent)} of {len(rows)} videos are missing). "
+            f"Paths must be absolute, or start from {csv_path.parent}."
+        )
+
+
+def _classes_of(rows: list[Row]) -> tuple[str, ...]:
     """The classes of rows whose labels are names, sorted; or, if all are numbers, '0' up to the largest."""
-    numbers = [_class_number(row.label) for row in rows]
+    labels = {row.label for row in rows} - {""}  # a test split may have none
+    numbers = [_class_number(label) for label in labels]
     if None in numbers:
-        return tuple(sorted({row.label for row in rows}))
+        return tuple(sorted(labels))
     return tuple(str(i) for i in range(1 + max(number for number in numbers if number is not None)))
 
 
-def _label_number(row: _Row, number_of: dict[str, int]) -> int:
+def _label_number(row: Row, number_of: dict[str, int]) -> int:
     if row.label in number_of:
         return number_of[row.label]
     number = _class_number(row.label)

@@ -8,76 +8,34 @@ B clips, T frames, C = 3 channels, H = W = size pixels, V views.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-import os
 import random
-import typing
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from mam2.config import UserError, seed_of
-from mam2.data import sampling, transforms
 from mam2.data.catalog import Catalog, Item
-from mam2.data.decode import Video
+from mam2.data.clips import Data, train_clips, views_of
+from mam2.data.workers import parallel
 
 _LOG = logging.getLogger("mam2")
 _SHUFFLE, _SAMPLE = 0, 1  # keep the seeds of the two kinds of draw apart
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    """Which videos, and how clips are made of them.
-
-    Attributes:
-        root: a folder of videos at any depth, a folder with a sub-folder a class, or a .csv with path,label.
-        stride_frames: the distance between neighbouring frames of a clip (App. B).
-        augment: the crop: "multi_scale_crop" for pre-training, "random_resized_crop" for fine-tuning.
-        flip: mirror half of the clips; not where left and right matter, as in Something-Something V2.
-        short: what to do with a video too short for the clip: "shrink" brings the clip's frames closer
-            together, "repeat" repeats the last frame, "skip" does without the video.
-        num_workers: processes that decode; 0 decodes in the training process.
-        max_bad_share: damaged or too short videos that are replaced by others, as a share of all; one is
-            always forgiven unless this is 0. More end the run.
-
-    Raises:
-        UserError: a value outside its range.
-    """
-
-    root: str = ""
-    stride_frames: int = 4
-    augment: Literal["multi_scale_crop", "random_resized_crop"] = "multi_scale_crop"
-    flip: bool = True
-    short: sampling.Short = "shrink"
-    num_workers: int = 2
-    max_bad_share: float = 0.05
-
-    def __post_init__(self) -> None:
-        for name, least in (("stride_frames", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least {least}.")
-        if not 0 <= self.max_bad_share <= 1:
-            raise UserError(f"data.max_bad_share is {self.max_bad_share}; a share of all videos is 0 to 1.")
-        hints = typing.get_type_hints(Data)
-        for name in ("augment", "short"):
-            accepted = typing.get_args(hints[name])
-            if getattr(self, name) not in accepted:
-                raise UserError(f"data.{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One process's part of a training batch.
+    """One process's part of a training batch; with repeated augmentation a video's clips are neighbours.
 
     Attributes:
         clip_BTCHW: uint8 (B, T, 3, H, W).
         label_B: int64 (B,), -1 where there is no label.
-        sample_B: int64 (B,), the sample's number in the whole run: step * batch_size + position in the batch.
+        sample_B: int64 (B,), the clip's number in the whole run: (step * batch_size + position in the batch) *
+            repeats + which of the repeats.
     """
 
     clip_BTCHW: torch.Tensor
@@ -92,8 +50,10 @@ class Batch:
             sample_B=self.sample_B,
         )
 
-    def part(self, start: int, end: int) -> Batch:
-        """Samples start .. end - 1."""
+    def part(self, index: int, *, of: int) -> Batch:
+        """Part `index` of the batch in `of` equal parts."""
+        size = len(self.label_B) // of
+        start, end = index * size, (index + 1) * size
         return Batch(
             clip_BTCHW=self.clip_BTCHW[start:end],
             label_B=self.label_B[start:end],
@@ -198,7 +158,7 @@ class TrainLoader:
         self._set = _TrainSet(catalog.items, data, num_frames, size, batch_size, positions, seed)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch, bad in _parallel(self._set, self._steps, self._set.data.num_workers):
+        for batch, bad in _results(self._set, self._steps):
             _report(bad, self.bad, len(self._set.items), self._set.data)
             yield batch
 
@@ -245,14 +205,14 @@ class ViewLoader:
         self._set = _ViewSet(catalog.items, data, num_frames, size, clips, crops)
 
     def __iter__(self) -> Iterator[Views]:
-        for views, bad in _parallel(self._set, self._indices, self._set.data.num_workers):
+        for views, bad in _results(self._set, self._indices):
             _report(bad, self.bad, len(self._set.items), self._set.data)
             if views is not None:
                 yield views
 
 
 @dataclass(frozen=True)
-class _TrainSet(Dataset):
+class _TrainSet:
     """step -> this process's batch (None if a place stays empty), and the unusable videos met on the way."""
 
     items: Sequence[Item]
@@ -262,35 +222,51 @@ class _TrainSet(Dataset):
     batch_size: int
     positions: range
     seed: int
+    shunned: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, step: int) -> tuple[Batch | None, dict[str, str]]:
-        clips, labels, bad = [], [], dict[str, str]()
+        clips, bad = list[torch.Tensor](), dict[str, str]()
+        labels, samples = list[int](), list[int]()
+        repeats = self.data.repeats
         for position in self.positions:
-            item, clip_TCHW = self._sample(step, position, bad)
-            if clip_TCHW is None:
+            item, of_video = self._sample(step, position, bad)
+            if not of_video:
                 return None, bad
-            clips.append(clip_TCHW.contiguous())  # crops keep the decoder's layout, channels last
-            labels.append(_label(item))
-        samples = [step * self.batch_size + position for position in self.positions]
+            clips += of_video
+            labels += [_label(item)] * repeats
+            first = (step * self.batch_size + position) * repeats
+            samples += range(first, first + repeats)
         batch = Batch(clip_BTCHW=torch.stack(clips), label_B=torch.tensor(labels), sample_B=torch.tensor(samples))
         return batch, bad
 
-    def _sample(self, step: int, position: int, bad: dict[str, str]) -> tuple[Item, torch.Tensor | None]:
+    def _sample(self, step: int, position: int, bad: dict[str, str]) -> tuple[Item, list[torch.Tensor]]:
         num_videos = len(self.items)
         # One video more than are forgiven: where all of them are unusable, the run ends.
         for attempt in range(min(num_videos, _num_forgiven(num_videos, self.data) + 1)):
-            numbers = {"num_videos": num_videos, "batch_size": self.batch_size, "seed": self.seed}
-            item = self.items[video_of(step, position, attempt=attempt, **numbers)]
+            item = self._item(step, position, attempt)
             try:
+                if item.path in self.shunned:
+                    raise UserError(self.shunned[item.path])
                 rng = random.Random(seed_of(self.seed, _SAMPLE, step, position))
-                return item, _train_clip(item.path, self.data, self.num_frames, self.size, rng)
+                return item, train_clips(item.path, self.data, num_frames=self.num_frames, size=self.size, rng=rng)
             except UserError as error:
                 bad[item.path] = str(error)
-        return item, None
+        return item, []
+
+    def _item(self, step: int, position: int, attempt: int = 0) -> Item:
+        numbers = {"num_videos": len(self.items), "batch_size": self.batch_size, "seed": self.seed}
+        return self.items[video_of(step, position, attempt=attempt, **numbers)]
+
+    def paths(self, step: int) -> list[str]:
+        return [self._item(step, position).path for position in self.positions]
+
+    def decode(self, path: str) -> None:
+        with contextlib.suppress(UserError):
+            train_clips(path, self.data, num_frames=self.num_frames, size=self.size, rng=random.Random(0))
 
 
 @dataclass(frozen=True)
-class _ViewSet(Dataset):
+class _ViewSet:
     """index -> the video's views (None if it is unusable), and the reason by its path."""
 
     items: Sequence[Item]
@@ -299,39 +275,28 @@ class _ViewSet(Dataset):
     size: int
     clips: int
     crops: int
+    shunned: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, index: int) -> tuple[Views | None, dict[str, str]]:
-        item, frames, stride_frames = self.items[index], self.num_frames, self.data.stride_frames
+        item = self.items[index]
         try:
-            with Video(item.path) as video:
-                windows = sampling.views(
-                    video.num_frames, clip_frames=frames, stride_frames=stride_frames, clips=self.clips
-                )
-                frames_TCHW = video.frames([i for window in windows for i in window])
+            if item.path in self.shunned:
+                raise UserError(self.shunned[item.path])
+            views_VTCHW = self._views(item.path)
         except UserError as error:
             return None, {item.path: str(error)}
-        crops = transforms.test_crops(frames_TCHW, size=self.size, crops=self.crops)
-        # Each crop holds the frames of all clips; the clip becomes the outer, the crop the inner dimension.
-        views_VTCHW = torch.stack([crop.unflatten(0, (self.clips, frames)) for crop in crops], 1).flatten(0, 1)
-        return Views(views_VTCHW=views_VTCHW.contiguous(), label=_label(item), index=index), {}
+        return Views(views_VTCHW=views_VTCHW, label=_label(item), index=index), {}
 
+    def _views(self, path: str) -> torch.Tensor:
+        sizes = {"num_frames": self.num_frames, "size": self.size}
+        return views_of(path, self.data, clips=self.clips, crops=self.crops, **sizes)
 
-def _train_clip(path: str, data: Data, num_frames: int, size: int, rng: random.Random) -> torch.Tensor:
-    with Video(path) as video:
-        indices = sampling.dense(
-            video.num_frames,
-            clip_frames=num_frames,
-            stride_frames=data.stride_frames,
-            rng=rng,
-            short=data.short,
-            path=path,
-        )
-        clip_TCHW = video.frames(indices)
-    if data.augment == "multi_scale_crop":
-        clip_TCHW = transforms.multi_scale_crop(clip_TCHW, size=size, rng=rng)
-    else:  # Table 8's RandAugment belongs before this crop, its random erasing after the flip
-        clip_TCHW = transforms.random_resized_crop(clip_TCHW, size=size, rng=rng)
-    return transforms.flip(clip_TCHW, rng) if data.flip else clip_TCHW
+    def paths(self, index: int) -> list[str]:
+        return [self.items[index].path]
+
+    def decode(self, path: str) -> None:
+        with contextlib.suppress(UserError):
+            self._views(path)
 
 
 def _label(item: Item) -> int:
@@ -345,31 +310,9 @@ def _shuffled(num_videos: int, seed: int, epoch: int, pass_in_epoch: int) -> lis
     return order
 
 
-def _parallel(dataset: Dataset, indices: range, num_workers: int) -> Iterator[Any]:
-    """dataset[i] for all indices, in order, made by `num_workers` processes."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores
-        loader = DataLoader(
-            dataset,
-            batch_size=None,  # an item is a whole batch already
-            sampler=indices,
-            num_workers=num_workers,
-            collate_fn=_unchanged,
-            worker_init_fn=_own_process_group,
-            generator=torch.Generator(),  # or else the loader would draw from the run's own random numbers
-        )
-        results = iter(loader)
-    yield from results
-
-
-def _own_process_group(worker: int) -> None:
-    """Signals to the trainer's process group (torchrun, Ctrl-C) must not kill its workers while it still saves.
-    They end when the trainer does."""
-    os.setpgrp()
-
-
-def _unchanged(result: Any) -> Any:
-    return result
+def _results(videos: _TrainSet | _ViewSet, indices: range) -> Iterator[Any]:
+    data = videos.data
+    return parallel(videos, indices, num_workers=data.num_workers, timeout_seconds=data.timeout_seconds)
 
 
 def _num_forgiven(num_videos: int, data: Data) -> int:

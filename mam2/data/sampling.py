@@ -1,10 +1,12 @@
 """Which frames make a clip: integers in, integers out.
 
-A clip of `clip_frames` frames `stride_frames` apart fills a window of `clip_frames * stride_frames` frames.
+A dense clip of `clip_frames` frames `stride_frames` apart fills a window of `clip_frames * stride_frames` frames; a
+uniform clip has one frame from each of `clip_frames` equal segments of the whole video.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Literal
 
@@ -81,6 +83,51 @@ def views(num_frames: int, *, clip_frames: int, stride_frames: int, clips: int) 
     room = max(0, num_frames - clip_frames * stride_frames)
     starts = [room // 2] if clips == 1 else [round(i * room / (clips - 1)) for i in range(clips)]
     return [_window(num_frames, start=s, clip_frames=clip_frames, stride_frames=stride_frames) for s in starts]
+
+
+def uniform(num_frames: int, *, clip_frames: int, rng: random.Random) -> list[int]:
+    """The frames of a training clip of the whole video: a random one from each segment (TSN; App. B, SSv2).
+
+    The segments share the video out to the last frame. A video shorter than the clip is never refused: each of its
+    frames is taken, some of them more than once. Between those there is no motion, so pre-train on `dense` clips.
+
+    Args:
+        num_frames: how many frames the video has, at least 1.
+        clip_frames: how many frames the clip has: the number of segments.
+        rng: draws the place in each segment.
+
+    Returns:
+        `clip_frames` indices in order; all different unless `num_frames < clip_frames`.
+    """
+    edges = [i * num_frames // clip_frames for i in range(clip_frames + 1)]
+    return [rng.randint(start, max(start, end - 1)) for start, end in itertools.pairwise(edges)]
+
+
+def uniform_views(num_frames: int, *, clip_frames: int, clips: int) -> list[list[int]]:
+    """The frames of the uniform clips a video is tested on: clip k of K takes each segment's frame k / K of the way.
+
+    So the two clips of Something-Something V2 are the starts and the middles of the segments.
+
+    Args:
+        num_frames: how many frames the video has, at least 1; fewer than the clip's repeat.
+        clip_frames: how many frames a clip has: the number of segments.
+        clips: how many clips; 1 takes the middles.
+
+    Returns:
+        `clips` lists of `clip_frames` indices.
+    """
+    parts = clips if clips > 1 else 2
+    places = range(clips) if clips > 1 else (1,)
+    return [[(i * parts + place) * num_frames // (clip_frames * parts) for i in range(clip_frames)] for place in places]
+
+
+def stride_at(fps: float, stride_frames: int, target_fps: float = 30.0) -> int:
+    """The stride that spans as much time in a video of `fps` frames a second as `stride_frames` do at `target_fps`.
+
+    Returns:
+        The nearest whole stride, at least 1; `stride_frames` itself where the frame rate is unknown, that is 0.
+    """
+    return max(1, int(stride_frames * fps / target_fps + 0.5)) if fps > 0 else stride_frames
 
 
 def _window(num_frames: int, *, start: int, clip_frames: int, stride_frames: int) -> list[int]:

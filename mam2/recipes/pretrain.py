@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mam2.config import Epochs, Steps
-from mam2.data.loader import Data
+from mam2.data.clips import Data
 from mam2.model.encoder import EncoderConfig, vit_l
 from mam2.objectives.mam2 import MAM2Config
 from mam2.targets import TargetsConfig

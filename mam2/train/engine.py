@@ -23,7 +23,8 @@ from torch import nn
 from mam2 import distributed
 from mam2.config import Duration, Epochs, UserError, seed_of
 from mam2.data.catalog import Catalog
-from mam2.data.loader import Batch, Data, TrainLoader, steps_per_epoch
+from mam2.data.clips import Data
+from mam2.data.loader import Batch, TrainLoader, steps_per_epoch
 from mam2.losses import Losses
 from mam2.model.encoder import EncoderConfig
 from mam2.train import checkpoint
@@ -39,7 +40,7 @@ class Loop:
     """How long and how a run goes; the defaults are Table 7's for Kinetics-400.
 
     Attributes:
-        batch_size: clips a step, over all processes and accumulated parts.
+        batch_size: videos a step, over all processes and accumulated parts; data.repeats multiplies their clips.
         accumulate: parts that a process's share of the batch is computed in, one after the other.
         duration: length of the run.
         precision: "auto" is bf16 where the hardware is fast at it, else fp32.
@@ -65,19 +66,14 @@ class Loop:
                 f"{self.keep} must all be at least 1."
             )
 
-    def micro_batch_size(self) -> int:
-        """Clips that one process computes at once.
-
-        Raises:
-            UserError: the batch does not divide.
-        """
+    def check_batch(self) -> None:
+        """Raises UserError unless the batch divides into processes and accumulated parts."""
         parts = distributed.world_size() * self.accumulate
         if self.batch_size % parts:
             raise UserError(
                 f"A batch of {self.batch_size} does not divide into {distributed.world_size()} processes × "
                 f"{self.accumulate} accumulated parts. Change loop.batch_size or loop.accumulate."
             )
-        return self.batch_size // parts
 
 
 def autocast_dtype(precision: str, device: torch.device, *, width: int) -> torch.dtype | None:
@@ -144,7 +140,8 @@ def fit(
     Raises:
         UserError: a loss that is not finite, before it reached the weights; its part is named.
     """
-    device, micro = distributed.device(), loop.micro_batch_size()
+    device = distributed.device()
+    loop.check_batch()
     per_epoch, num_steps = loader.steps_per_epoch, loader.num_steps
     warmup_steps, save_steps = optim.warmup.steps(per_epoch), max(1, loop.save_every.steps(per_epoch))
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -175,7 +172,7 @@ def fit(
                         distributed.without_sync(wrapped, skip=part < loop.accumulate - 1),
                         torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None),
                     ):
-                        losses = loss_of(wrapped, batch.part(part * micro, (part + 1) * micro), step)
+                        losses = loss_of(wrapped, batch.part(part, of=loop.accumulate), step)
                         (losses.total / loop.accumulate).backward()
                     results.append(losses)
                 if optim.max_grad_norm:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from mam2 import distributed
-from mam2.config import Epochs, UserError, from_json
+from mam2.config import Epochs, UserError, from_json, seed_of
 from mam2.data.catalog import read_catalog
-from mam2.data.loader import Batch, Data, ViewLoader
+from mam2.data.clips import Data
+from mam2.data.loader import Batch, ViewLoader
+from mam2.data.mixing import mix
 from mam2.evaluate import Evaluation, evaluate
 from mam2.losses import Losses
 from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder, layer_id
@@ -24,6 +28,7 @@ from mam2.train.engine import Loop, autocast_dtype, fit, train_loader
 from mam2.train.optim import Optim, make_optimizer
 
 log = logging.getLogger("mam2")
+_MIX = 0x313  # keeps the seeds of mixing apart from others
 
 
 def _table_8_optim() -> Optim:
@@ -37,16 +42,22 @@ class Finetune:
     Attributes:
         init: a pre-training run's folder, an encoder.safetensors file, or "scratch".
         label_smoothing: as in Szegedy et al. (2016).
+        mixup: λ ~ Beta(mixup, mixup) of two clips added; 0 is off.
+        cutmix: λ ~ Beta(cutmix, cutmix) for a box of one clip in another; 0 is off. Half the batches get each.
         clips: windows a video in testing (the paper's protocol: 7 clips × 3 crops on Kinetics-400).
         crops: squares a window in testing.
     """
 
     init: str = ""
-    data: Data = field(default_factory=lambda: Data(augment="random_resized_crop"))
+    data: Data = field(
+        default_factory=lambda: Data(augment="random_resized_crop", rand_augment_ops=2, repeats=2)  # Table 8
+    )
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(drop_path=0.1))
     optim: Optim = field(default_factory=_table_8_optim)
     loop: Loop = field(default_factory=lambda: Loop(batch_size=256, duration=Epochs(100)))
     label_smoothing: float = 0.1
+    mixup: float = 0.8
+    cutmix: float = 1.0
     clips: int = 7
     crops: int = 3
 
@@ -63,9 +74,9 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
         UserError: unlabelled or no videos, an `init` of another architecture, another run in `out`.
     """
     folder = Path(out)
-    catalog = read_catalog(config.data.root, labelled=True)
+    catalog = read_catalog(config.data.root, labelled=True, split=config.data.split)
     device = distributed.device()
-    config.loop.micro_batch_size()
+    config.loop.check_batch()
     classifier = build(config, num_classes=len(catalog.classes)).to(device)
     optimizer = make_optimizer(classifier, config.optim, depth=config.encoder.depth, layer_id=layer_id)
 
@@ -83,9 +94,17 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
         )
 
     def loss_of(wrapped: nn.Module, batch: Batch, step: int) -> Losses:
-        # Table 8's mixup and cutmix belong here: they mix the batch before the model sees it.
-        logits_BK = wrapped(batch.clip_BTCHW).float()
-        loss = F.cross_entropy(logits_BK, batch.label_B, label_smoothing=config.label_smoothing)
+        clip_BTCHW, target_BK = mix(
+            batch.clip_BTCHW,
+            batch.label_B,
+            num_classes=len(catalog.classes),
+            rng=random.Random(seed_of(config.loop.seed, _MIX, int(batch.sample_B[0]))),
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+            smoothing=config.label_smoothing,
+        )
+        logits_BK = wrapped(clip_BTCHW).float()
+        loss = F.cross_entropy(logits_BK, target_BK)
         accuracy = (logits_BK.argmax(dim=1) == batch.label_B).float().mean()
         return Losses(loss, {"cross_entropy": loss.detach(), "accuracy": accuracy}, features_BTD=None)
 
@@ -108,18 +127,20 @@ def evaluate_run(
     run: str | Path,
     root: str,
     *,
+    split: str = "",
     clips: int | None = None,
     crops: int | None = None,
     out: str | Path | None = None,
 ) -> tuple[Evaluation, tuple[str, ...]]:
-    """Tests a fine-tuned run on labelled videos and writes evaluate.json.
+    """Tests a fine-tuned run on labelled videos; writes evaluate.json, and every video's probabilities.
 
     Args:
         run: the folder of a fine-tuning run.
         root: class folders or a CSV with path,label; its classes must be among the run's.
+        split: which rows of a CSV that has several splits.
         clips: windows a video; the run's own protocol if None.
         crops: squares a window; the run's own protocol if None.
-        out: the folder for evaluate.json; the run's if None.
+        out: the folder for evaluate.json and predictions.npz (path, label, probability, classes); the run's if None.
 
     Returns:
         The evaluation and the class names.
@@ -132,7 +153,7 @@ def evaluate_run(
     classifier, classes = checkpoint.load_classifier(run)
     config = from_json(Finetune, record["config"])
     clips, crops = clips or config.clips, crops or config.crops
-    catalog = read_catalog(root, labelled=True, classes=classes)
+    catalog = read_catalog(root, labelled=True, classes=classes, split=split)
     device = distributed.device()
     loader = ViewLoader(
         catalog,
@@ -156,6 +177,7 @@ def evaluate_run(
         "num_videos": len(result.label_B),
         "clips": clips,
         "crops": crops,
+        "single_view": result.single_view,
         "per_class": result.per_class(classes),
         "confusion": result.confusion().tolist(),
         "bad_videos": result.bad,
@@ -163,6 +185,13 @@ def evaluate_run(
     if distributed.rank() == 0:
         out.mkdir(parents=True, exist_ok=True)
         checkpoint.write_text(out / "evaluate.json", json.dumps(report, indent=2))
+        np.savez_compressed(
+            out / "predictions.npz",
+            path=np.array([catalog.items[i].path for i in result.index_B.tolist()]),
+            label=result.label_B.numpy(),
+            probability=result.probabilities_BK.numpy(),
+            classes=np.array(classes),
+        )
     return result, classes
 
 

@@ -13,7 +13,8 @@ from torch import nn
 from mam2 import distributed
 from mam2.config import UserError, from_json
 from mam2.data.catalog import read_catalog
-from mam2.data.loader import Batch, Data, steps_per_epoch
+from mam2.data.clips import Data
+from mam2.data.loader import Batch, steps_per_epoch
 from mam2.losses import Losses
 from mam2.masks import Masking
 from mam2.model.encoder import EncoderConfig
@@ -66,9 +67,9 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
         UserError: no videos, a missing tokenizer, another run in `out`, a loss that is not finite.
     """
     folder = Path(out)
-    catalog = read_catalog(config.data.root, labelled=False)
+    catalog = read_catalog(config.data.root, labelled=False, split=config.data.split)
     device = distributed.device()
-    config.loop.micro_batch_size()
+    config.loop.check_batch()
     if distributed.rank() == 0:
         checkpoint.open_run(folder, "pretrain", config, resume=resume, num_videos=len(catalog.items))
         own = folder / "tokenizer.safetensors"

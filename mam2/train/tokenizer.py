@@ -12,7 +12,8 @@ from torch import Tensor
 from mam2 import distributed
 from mam2.config import UserError
 from mam2.data.catalog import Catalog
-from mam2.data.loader import Data, TrainLoader
+from mam2.data.clips import Data
+from mam2.data.loader import TrainLoader
 from mam2.targets.vq import VQConfig, save_vq, train_vq
 
 log = logging.getLogger("mam2")

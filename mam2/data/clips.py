@@ -1,0 +1,146 @@
+"""How clips are made of a video: the settings, and one function each for training and for testing.
+
+T frames, C = 3 channels, H = W = size pixels, V views.
+"""
+
+from __future__ import annotations
+
+import random
+import typing
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from mam2.config import UserError
+from mam2.data import sampling, transforms
+from mam2.data.frames import open_video
+from mam2.data.sampling import Short
+
+Sampling = Literal["dense", "uniform"]
+"""A window of frames `stride_frames` apart, or frames spread over the whole video (TSN; App. B, SSv2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which videos, and how clips are made of them.
+
+    Attributes:
+        root: a folder of videos at any depth, a folder with a sub-folder a class, or a .csv with path,label.
+        split: which rows of a .csv that has several splits.
+        sampling: "dense" or "uniform".
+        stride_frames: the distance between neighbouring frames of a dense clip (App. B).
+        target_fps: scales the stride by a video's own frame rate over this, as ST-MAE does with 30; 0 is off.
+        rand_augment_ops: operations of RandAugment on each clip, before the crop; 0 is off (Table 8: 2).
+        rand_augment_magnitude: their strength, up to 10, with a standard deviation of 0.5 (Table 8: 9).
+        augment: the crop: "multi_scale_crop" for pre-training, "random_resized_crop" for fine-tuning.
+        flip: mirror half of the clips; not where left and right matter, as in Something-Something V2.
+        erasing: probability that a box is erased from a clip; 0 is off, as in Table 8 (VideoMAE: 0.25).
+        repeats: clips made of each video that is decoded, with an augmentation of their own; a batch then holds as
+            many times more clips (Table 8: 2).
+        short: what to do with a video too short for the clip: "shrink" brings the clip's frames closer
+            together, "repeat" repeats the last frame, "skip" does without the video.
+        num_workers: processes that decode; 0 decodes in the training process.
+        timeout_seconds: a process that makes nothing for so long is replaced, and a video that is to blame left out.
+        max_bad_share: damaged or too short videos that are replaced by others, as a share of all; one is
+            always forgiven unless this is 0. More end the run.
+
+    Raises:
+        UserError: a value outside its range.
+    """
+
+    root: str = ""
+    split: str = ""
+    sampling: Sampling = "dense"
+    stride_frames: int = 4
+    target_fps: float = 0.0
+    rand_augment_ops: int = 0
+    rand_augment_magnitude: float = 9.0
+    augment: Literal["multi_scale_crop", "random_resized_crop"] = "multi_scale_crop"
+    flip: bool = True
+    erasing: float = 0.0
+    repeats: int = 1
+    short: Short = "shrink"
+    num_workers: int = 2
+    timeout_seconds: int = 120
+    max_bad_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("stride_frames", 1),
+            ("num_workers", 0),
+            ("rand_augment_ops", 0),
+            ("repeats", 1),
+            ("timeout_seconds", 1),
+        ):
+            if getattr(self, name) < least:
+                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least {least}.")
+        for name, most in (("max_bad_share", 1), ("erasing", 1), ("rand_augment_magnitude", 10), ("target_fps", 1000)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UserError(f"data.{name} is {getattr(self, name)}; it must be from 0 to {most}.")
+        hints = typing.get_type_hints(Data)
+        for name in ("augment", "short", "sampling"):
+            accepted = typing.get_args(hints[name])
+            if getattr(self, name) not in accepted:
+                raise UserError(f"data.{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
+
+
+def train_clips(path: str, data: Data, *, num_frames: int, size: int, rng: random.Random) -> list[torch.Tensor]:
+    """Clips of one video for training, `data.repeats` of them, of the same frames: uint8 (T, 3, size, size) each.
+
+    Raises:
+        UserError: a video that can't be decoded, or is too short.
+    """
+    with open_video(path) as video:
+        if data.sampling == "uniform":
+            indices = sampling.uniform(video.num_frames, clip_frames=num_frames, rng=rng)
+        else:
+            indices = sampling.dense(
+                video.num_frames,
+                clip_frames=num_frames,
+                stride_frames=stride_of(video.fps, data),
+                rng=rng,
+                short=data.short,
+                path=path,
+            )
+        frames_TCHW = video.frames(indices)
+    # Crops keep the decoder's layout, channels last.
+    return [augmented(frames_TCHW, data, size=size, rng=rng).contiguous() for _ in range(data.repeats)]
+
+
+def augmented(clip_TCHW: torch.Tensor, data: Data, *, size: int, rng: random.Random) -> torch.Tensor:
+    """What training sees of a clip: RandAugment, crop, flip, erasing; one draw for all frames (Tables 7 and 8)."""
+    if data.rand_augment_ops:
+        magnitude, num_ops = data.rand_augment_magnitude, data.rand_augment_ops
+        clip_TCHW = transforms.rand_augment(clip_TCHW, rng=rng, magnitude=magnitude, num_ops=num_ops)
+    if data.augment == "multi_scale_crop":
+        clip_TCHW = transforms.multi_scale_crop(clip_TCHW, size=size, rng=rng)
+    else:
+        clip_TCHW = transforms.random_resized_crop(clip_TCHW, size=size, rng=rng)
+    if data.flip:
+        clip_TCHW = transforms.flip(clip_TCHW, rng)
+    return transforms.random_erasing(clip_TCHW, rng=rng, prob=data.erasing) if data.erasing else clip_TCHW
+
+
+def views_of(path: str, data: Data, *, num_frames: int, size: int, clips: int, crops: int) -> torch.Tensor:
+    """The views of one video for testing: uint8 (clips · crops, T, 3, size, size); a clip's crops follow one another.
+
+    Raises:
+        UserError: a video that can't be decoded.
+    """
+    with open_video(path) as video:
+        if data.sampling == "uniform":
+            windows = sampling.uniform_views(video.num_frames, clip_frames=num_frames, clips=clips)
+        else:
+            stride = stride_of(video.fps, data)
+            windows = sampling.views(video.num_frames, clip_frames=num_frames, stride_frames=stride, clips=clips)
+        frames_TCHW = video.frames([i for window in windows for i in window])
+    cropped = transforms.test_crops(frames_TCHW, size=size, crops=crops)
+    # Each crop holds the frames of all clips; the clip becomes the outer, the crop the inner dimension.
+    views_VTCHW = torch.stack([crop.unflatten(0, (clips, num_frames)) for crop in cropped], 1).flatten(0, 1)
+    return views_VTCHW.contiguous()
+
+
+def stride_of(fps: float | None, data: Data) -> int:
+    """The distance between frames of a dense clip, in a video of `fps` frames a second (None: unknown)."""
+    return sampling.stride_at(fps or 0, data.stride_frames, data.target_fps) if data.target_fps else data.stride_frames

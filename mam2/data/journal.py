@@ -1,0 +1,183 @@
+"""What opening each video told, kept line by line: a killed run goes on, and the next one reads only what is new."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mam2.config import UserError
+from mam2.data.decode import Video
+from mam2.distributed import end_with_parent
+
+_AT_ONCE = 4096  # paths handed to the processes together; a promise for each of 240,000 would take much memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What opening a video told, and the file's size and time by which a change is noticed."""
+
+    size_bytes: int
+    mtime_ns: int
+    frames: int
+    fps: float
+    width: int
+    height: int
+    digest: str
+
+
+def probe_all(paths: Sequence[str], journal: Path, *, num_workers: int) -> tuple[dict[str, Probe | str], int]:
+    """Opens videos, in `num_workers` processes (0: in this one), and draws a progress bar.
+
+    Args:
+        paths: the videos.
+        journal: where the answers are kept. A video whose size and time are those of its line is not opened again.
+        num_workers: processes.
+
+    Returns:
+        What each path's video holds, or a sentence on why it can't be read; and how many were not in the journal.
+
+    Raises:
+        UserError: the journal can't be written, or a process died. What was read until then is kept.
+    """
+    known, opened, todo = _read_journal(journal), dict[str, Probe | str](), []
+    for path in dict.fromkeys(paths):
+        name = relative_to(path, journal.parent)
+        try:
+            status = os.stat(path)
+        except OSError as error:  # a link to nowhere
+            opened[path] = f"{shown(path)} can't be read: {error.strerror}. Mend or remove it."
+            continue
+        probe = known.get(name)
+        if name != name.strip() or shown(name) != name:
+            reason = "its name begins or ends with a blank, or is not UTF-8"
+            opened[path] = f"{shown(path)} can't be listed: {reason}. Rename it."
+        elif probe and (probe.size_bytes, probe.mtime_ns) == (status.st_size, status.st_mtime_ns):
+            opened[path] = probe
+        else:
+            todo.append(path)
+    columns = (TextColumn("Reading videos"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Drawn by this thread: a second one would make it unsafe to fork the workers.
+    progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False)
+    with _open_journal(journal) as file, progress, closing(_probes(todo, num_workers)) as probes:
+        task, drawn = progress.add_task("", total=len(todo)), 0.0
+        for path, found in probes:
+            opened[path] = found
+            if isinstance(found, Probe):  # the others may be mended, and are few
+                line = json.dumps({"path": relative_to(path, journal.parent), **asdict(found)})
+                with writing(journal, journal):
+                    file.write(line.encode() + b"\n")
+            progress.advance(task)
+            if time.monotonic() - drawn > 0.2:
+                progress.refresh()
+                drawn = time.monotonic()
+    return opened, len(todo)
+
+
+def _open_journal(journal: Path) -> BinaryIO:
+    with writing(journal, journal):
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        file = cast(BinaryIO, journal.open("ab+", buffering=0))  # each line is in the file at once
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # the last line was cut short by a kill
+                file.write(b"\n")
+        return file
+
+
+def _read_journal(journal: Path) -> dict[str, Probe]:
+    known = {}
+    for line in journal.read_bytes().splitlines() if journal.is_file() else ():
+        try:
+            fields = json.loads(line)
+            name = fields.pop("path")
+            known[name] = Probe(**fields)
+        except (ValueError, KeyError, TypeError, AttributeError):  # a line cut short by a kill
+            continue
+    return known
+
+
+def _probes(paths: Sequence[str], num_workers: int) -> Generator[tuple[str, Probe | str], None, None]:
+    if num_workers == 0:
+        yield from ((path, _probe(path)) for path in paths)
+        return
+    pool = ProcessPoolExecutor(num_workers, initializer=start_worker)
+    num_done = 0
+    try:
+        for start in range(0, len(paths), _AT_ONCE):
+            part = paths[start : start + _AT_ONCE]
+            for path, found in zip(part, pool.map(_probe, part), strict=True):
+                yield path, found
+                num_done += 1
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"A process that reads videos died at {shown(paths[num_done])} or soon after: out of memory, "
+            "or a file that crashes the decoder. Run again with num_workers=0 to see which; what was read is "
+            "kept."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def start_worker() -> None:
+    """What a process of a pool does first: ends with its parent, and leaves Ctrl-C to it."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
+
+
+def _probe(path: str) -> Probe | str:
+    """Opens a video and decodes its first and last frame; the reason where that fails."""
+    try:
+        status = os.stat(path)
+        with Video(path) as video:
+            video.frames([video.num_frames - 1])
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+            return Probe(
+                size_bytes=status.st_size,
+                mtime_ns=status.st_mtime_ns,
+                frames=video.num_frames,
+                fps=video.fps or 0.0,
+                width=video.width,
+                height=video.height,
+                digest=digest,
+            )
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"{path} can't be read: {error.strerror}. Mend or remove it."
+
+
+@contextmanager
+def writing(target: Path, journal: Path) -> Iterator[None]:
+    """Turns what may go wrong with a file that is written into advice."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{target} can't be written: {error.strerror or error}. Make room there, or give a place that can be "
+            f"written as `out`, and run again; what was read is kept in {journal}."
+        ) from error
+
+
+def relative_to(path: str, folder: Path) -> str:
+    """A path as the manifest and the journal have it: from their folder if it lies in there, else absolute."""
+    top, absolute = os.path.join(os.path.abspath(folder), ""), os.path.abspath(path)
+    return absolute.removeprefix(top)
+
+
+def shown(text: str) -> str:
+    """Text that every terminal and file takes."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,173 @@
+"""Where the frames of a video file are: its packets are read once, and what they tell is remembered."""
+
+from __future__ import annotations
+
+import functools
+from array import array
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import av
+
+from mam2.config import UserError
+
+_SMALL_PACKET_BYTES = 32  # an AVI packet below this may stand for "no new frame here"
+_MAX_PIXEL_ASPECT = 8
+_SKIPPING_CODECS = ("h264", "hevc", "mpeg4", "mpeg2video")  # those tested to give the same frames
+
+
+class VideoError(UserError):
+    """A file that can't be opened as a video, or whose frames can't be decoded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """Where the frames of a file are. Height and width are a coded frame's with its pixels made square, before it is
+    turned upright."""
+
+    num_frames: int
+    num_missing: int
+    pts: Sequence[int] | None  # the time of each frame, in the order shown; None where the file's times can't be used
+    tick_seconds: float  # the unit of `pts` and `keys`
+    keys: Sequence[int]  # times of the frames that decoding can start from, sorted
+    fps: float | None
+    height: int
+    width: int
+    quarter_turns: int  # counter-clockwise
+
+
+@functools.lru_cache(maxsize=16384)  # whole epochs; a long video is read from end to end only once
+def read_index(path: str, size_bytes: int, mtime_ns: int) -> Index:
+    """Reads all packets; decodes one frame, or all where the packets don't tell how many there are."""
+    with open_container(path) as container:
+        stream = stream_of(container)
+        is_avi, is_mov = "avi" in container.format.name, "mov" in container.format.name
+        # VP8 may hold frames that are not shown; AVI stores no times, and FFmpeg guesses wrong with B-frames.
+        usable = stream.codec_context.name != "vp8"
+        first, all_pts, keys, num_cut, last_dts = None, [], [], 0, None
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                continue
+            if first is None:
+                first = next(decoded([packet]), None)
+            if packet.size == 0:
+                continue
+            last_dts = packet.dts if packet.dts is not None else last_dts
+            if packet.is_discard and not packet.is_keyframe:
+                num_cut += 1
+                continue
+            usable = usable and packet.pts is not None
+            if is_avi and (packet.pts != packet.dts or packet.size < _SMALL_PACKET_BYTES):
+                usable = False
+            if packet.is_keyframe and container.format.name != "mpeg":  # after a seek these get wrong times
+                keys.append(packet.pts)
+            if packet.is_discard:
+                num_cut += 1
+            else:
+                all_pts.append(packet.pts)
+        if first is None or not all_pts:
+            raise VideoError(message(path, "no frame of it decodes"))
+        usable = usable and len(set(all_pts)) == len(all_pts)
+        num_missing = 0
+        if is_mov and usable and _is_cut_off(stream, all_pts):
+            # Of frames shown later than the last packet's turn, some before them may be lost.
+            all_pts = [pts for pts in all_pts if pts <= last_dts] or all_pts[:1]
+            num_missing = stream.frames - num_cut - len(all_pts)
+        common: dict[str, Any] = {
+            "fps": _fps(stream, all_pts if usable else []),
+            "height": first.height,
+            "width": _square(path, first.width, stream.sample_aspect_ratio),
+            "quarter_turns": round(first.rotation / 90) % 4,
+            "num_missing": num_missing,
+            "tick_seconds": float(stream.time_base),
+        }
+    if usable:
+        pts = _compact(sorted(all_pts))
+        return Index(num_frames=len(pts) + num_missing, pts=pts, keys=array("q", sorted(keys)), **common)
+    with open_container(path) as container:
+        num_frames = sum(1 for _ in decoded(container.demux(stream_of(container))))
+    return Index(num_frames=num_frames, pts=None, keys=(), **common)
+
+
+def _is_cut_off(stream: Any, all_pts: list[int]) -> bool:
+    """Is this an MP4 cut off by a broken download? Its header has more frames, and more time, than the file.
+
+    More frames alone don't tell: those that an edit list cuts away are counted there too.
+    """
+    if not stream.duration or stream.frames <= len(all_pts):
+        return False
+    frame_time = (max(all_pts) - min(all_pts)) / max(1, len(all_pts) - 1)
+    return (stream.start_time or 0) + stream.duration - max(all_pts) > 2 * frame_time
+
+
+def _fps(stream: Any, all_pts: list[int]) -> float | None:
+    """Frames a second on average: from the frames' own times where there are any, as headers are often wrong."""
+    if len(all_pts) > 1:
+        return (len(all_pts) - 1) / float((max(all_pts) - min(all_pts)) * stream.time_base)
+    rate = stream.average_rate or stream.guessed_rate
+    return float(rate) if rate else None
+
+
+def _square(path: str, width: int, pixel_aspect: Any) -> int:
+    """The width at which pixels are as wide as high; `pixel_aspect` is None or 0 where the file tells nothing."""
+    aspect = float(pixel_aspect or 1)
+    if not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
+        raise VideoError(message(path, f"its pixels are said to be {aspect:g} times as wide as high"))
+    return max(1, round(width * aspect))
+
+
+def _compact(values: list[int]) -> Sequence[int]:
+    """Sorted integers as a `range`, which takes no memory, if they are evenly spaced; or else as an array."""
+    if len(values) > 1:
+        even = range(values[0], values[-1] + 1, values[1] - values[0])
+        if len(even) == len(values) and all(a == b for a, b in zip(even, values, strict=True)):
+            return even
+    return array("q", values)
+
+
+def open_container(path: str) -> Any:
+    """Opens a file of one or more streams, of which one at least is a video.
+
+    Raises:
+        VideoError: there is no video stream. What PyAV raises is left to `video_errors`.
+    """
+    # Metadata may be in any encoding, and one clip of HMDB51 is not UTF-8.
+    container = av.open(path, metadata_errors="ignore")
+    if not container.streams.video:
+        container.close()
+        raise VideoError(message(path, "it holds no video stream"))
+    stream_of(container).codec_context.thread_count = 1  # the workers of the loader are the parallelism
+    return container
+
+
+def stream_of(container: Any) -> Any:
+    """The video stream that is decoded: the first."""
+    return container.streams.video[0]
+
+
+def decoded(packets: Any, wanted_pts: Collection[int] | None = None) -> Iterator[Any]:
+    """The frames in the order shown; those at other times than `wanted_pts` are left out where no frame needs them."""
+    for packet in packets:
+        # An empty packet with a time is a frame the camera dropped; without one it ends the stream.
+        if packet.is_corrupt or (packet.size == 0 and packet.pts is not None):
+            continue
+        context = packet.stream.codec_context
+        if wanted_pts is not None and context.name in _SKIPPING_CODECS:
+            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted_pts else "NONREF"
+        yield from packet.decode()
+
+
+def message(path: str, reason: str) -> str:
+    """What a VideoError says."""
+    return f"{path} can't be decoded: {reason}; it may be damaged or no video. Re-encode or remove it."
+
+
+@contextmanager
+def video_errors(path: str) -> Iterator[None]:
+    """Turns what PyAV and the system raise into a VideoError."""
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(message(path, error.strerror or str(error))) from error

@@ -1,0 +1,106 @@
+"""Processes that make a data set's items ahead of time, and go on where one of them dies or hangs."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader
+
+from mam2.config import UserError
+
+_LOG = logging.getLogger("mam2")
+_ATTEMPTS = 4
+
+
+class VideoSet(Protocol):
+    """A data set whose items are made of videos."""
+
+    @property
+    def shunned(self) -> dict[str, str]:
+        """Paths of videos that end or stall the process that decodes them, with the reason; it uses them no more."""
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+    def paths(self, index: int) -> list[str]:
+        """The videos that an item is made of."""
+
+    def decode(self, path: str) -> None:
+        """Does with a video what an item needs; an unusable one that says so is nothing to worry about."""
+
+
+def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_seconds: int) -> Iterator[Any]:
+    """dataset[i] for all indices, in order, made by `num_workers` processes; 0: in this one.
+
+    A process that dies (out of memory, a crash in a decoder) or makes nothing for `timeout_seconds` is replaced, and
+    the item is made anew. If that fails again, each of its videos is tried in a process of its own, and those that end
+    or stall it are shunned.
+
+    Raises:
+        UserError: the same item failed again and again.
+    """
+    done = failures = 0
+    while done < len(indices):
+        try:
+            for result in _loader(dataset, indices[done:], num_workers, timeout_seconds):
+                yield result
+                done, failures = done + 1, 0
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            failures += 1
+            reason = str(error).splitlines()[0]
+            if failures == _ATTEMPTS:
+                raise UserError(
+                    f"Decoding failed {failures} times at the same place ({reason}). If memory is short, use fewer "
+                    "--data.num-workers; if the disk is slow, a larger --data.timeout-seconds."
+                ) from error
+            _LOG.warning(f"A decoding process failed ({reason}); starting new ones.")
+            if failures > 1:
+                for path in dataset.paths(indices[done]):
+                    if fault := _fault(dataset, path, timeout_seconds):
+                        dataset.shunned[path] = fault
+
+
+def _loader(dataset: VideoSet, indices: range, num_workers: int, timeout_seconds: int) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores
+        loader: DataLoader[Any] = DataLoader(
+            dataset,  # type: ignore[arg-type]  # it asks for a Dataset, but uses what VideoSet has
+            batch_size=None,  # an item is a whole batch already
+            sampler=indices,
+            num_workers=num_workers,
+            collate_fn=_unchanged,
+            worker_init_fn=_own_process_group,
+            timeout=timeout_seconds if num_workers else 0,
+            generator=torch.Generator(),  # or else the loader would draw from the run's own random numbers
+        )
+        return iter(loader)
+
+
+def _fault(dataset: VideoSet, path: str, timeout_seconds: int) -> str:
+    """What becomes of a process that decodes this video; empty if nothing happens to it."""
+    process = multiprocessing.Process(target=dataset.decode, args=(path,), daemon=True)
+    process.start()
+    process.join(timeout_seconds)
+    if process.is_alive():
+        process.kill()
+        return f"{path} could not be decoded within {timeout_seconds} seconds. Re-encode or remove it."
+    if process.exitcode:
+        return f"{path} ends the process that decodes it (exit {process.exitcode}). Re-encode or remove it."
+    return ""
+
+
+def _own_process_group(worker: int) -> None:
+    """Signals to the trainer's process group (torchrun, Ctrl-C) must not kill its workers while it still saves.
+    They end when the trainer does."""
+    os.setpgrp()
+
+
+def _unchanged(result: Any) -> Any:
+    return result

@@ -305,7 +305,7 @@ def test_all_videos_of_a_manifest_become_folders_that_train_as_the_videos_do(vid
     with open_video(catalog.items[0].path) as frames, Video(paths[1]) as video:
         assert frames.num_frames == video.num_frames
         difference = frames.frames([0, 9]).float() - video.frames([0, 9]).float()
-        assert difference.abs().mean() < 8  # what JPEG loses of so small a picture; 60 between other videos
+        assert difference.abs().mean() < 8  # what JPEG loses of a picture so small and colourful
 
     # A second run finds all of it; after a kill, what is missing is made.
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.jpg")}

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from mam2.config import Duration, UserError, did_you_mean, to_json
@@ -125,6 +126,10 @@ def show(
     from mam2.show import show as draw
     from mam2.show import show_augmented
 
+    if augment and (gif or mp4):
+        raise UserError("--augment draws a picture only; leave --gif and --mp4 out.")
+    if out and out.suffix.lower() != ".png":
+        raise UserError(f"{out} is no PNG's name. Give --out a name that ends in .png.")
     if augment:
         show_augmented(run, video, out or Path(f"{video.stem}.png"), seed=seed)
         print(f"Wrote {out or f'{video.stem}.png'}")
@@ -161,6 +166,8 @@ def recipes(name: Annotated[str, Positional] = "", table: str = "", tflops: floa
     """
     from mam2.recipes import RECIPES, get_recipe, tables_of
 
+    if table and name:
+        raise UserError("Give a recipe's name or --table, not both.")
     if table:
         _paper_table(table, tflops)
         return
@@ -177,6 +184,7 @@ def recipes(name: Annotated[str, Positional] = "", table: str = "", tflops: floa
 def _paper_table(number: str, tflops: float) -> None:
     from mam2.cost import estimate, gpu_hours
     from mam2.recipes import NUM_TRAINING_VIDEOS, RECIPES, get_table
+    from mam2.targets import APPEARANCES
     from mam2.train.pretrain import Pretrain
 
     table, costs, commands = get_table(number), ("TFLOP/clip", "GiB/clip", "GPU-hours"), []
@@ -191,6 +199,8 @@ def _paper_table(number: str, tflops: float) -> None:
             cost = estimate(config)
             hours = gpu_hours(config, cost, num_videos=NUM_TRAINING_VIDEOS[RECIPES[row.recipe].data], tflops=tflops)
             figures = [f"{cost.tflop:.2f}", f"{cost.clip_gib:.1f}", f"{hours:,.0f}"]
+            needs = config.objective.needs_appearance and APPEARANCES[config.targets.appearance].weights != "none"
+            commands[-1] += " --targets.file FILE" * needs
             commands[-1] += f" && mam2 finetune {row.finetune} --init RUN --data.root DIR --out TUNED"
         listing.add_row(row.name, row.recipe, row.paper or "-", *figures)
     _print(
@@ -222,7 +232,7 @@ def _print(table: Table, *notes: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     for note in notes:
-        console.print(note, soft_wrap=True, highlight=False)
+        console.print(note, soft_wrap=True, highlight=False, markup=False)  # file names may hold brackets
 
 
 def quickstart(out: Path = Path("runs/quickstart")) -> None:
@@ -256,6 +266,7 @@ def tokenizer_train(
     patch_size: int = 16,
     size: int = 224,
     num_steps: int = 400,
+    split: str = "",
     seed: int = 0,
 ) -> None:
     """Train a small VQ tokenizer on your own videos, and draw what its codes keep of them beside it (.png).
@@ -267,6 +278,7 @@ def tokenizer_train(
         patch_size: pixels; the encoder's.
         size: height and width of the frames, pixels.
         num_steps: optimiser steps of 32 frames.
+        split: which rows of a CSV that has several splits.
         seed: of weights and frames.
     """
     from mam2.data.catalog import read_catalog
@@ -276,7 +288,7 @@ def tokenizer_train(
     from mam2.train.tokenizer import train_tokenizer
 
     config = VQConfig(patch_size=patch_size, num_codes=num_codes)
-    catalog = read_catalog(root, labelled=False)
+    catalog = read_catalog(root, labelled=False, split=split)
     report = train_tokenizer(catalog, Data(), config, out, size=size, num_steps=num_steps, seed=seed)
     picture = out.with_suffix(".png")
     show_reconstruction(out, [item.path for item in catalog.items], picture, size=size)
@@ -321,9 +333,11 @@ def prepare(
         num_workers=num_workers,
         max_missing_share=max_missing_share,
     )
-    listing = Table("split", "listed", "in the manifest", "Table 6", "seconds a video", title=f"{report.manifest}")
+    listing = Table(
+        "split", "listed", "in the manifest", "Table 6", "seconds a video", title=escape(str(report.manifest))
+    )
     for of in report.splits:
-        seconds = "-" if of.mean_seconds is None else f"{of.mean_seconds:.1f}"
+        seconds = f"{of.mean_seconds:.1f}" if of.mean_seconds else "-"
         listing.add_row(of.split, f"{of.listed:,}", f"{of.written:,}", f"{of.table6:,}" if of.table6 else "-", seconds)
     problems = [
         f"{kind}: {problem.count:,}, such as {', '.join(problem.first)}"
@@ -333,7 +347,12 @@ def prepare(
     _print(listing, f"{report.num_classes} classes.", *problems, *report.notes)
     if frames:
         done = write_all_frames(
-            report.manifest, frames, short_side=short_side, quality=quality, num_workers=num_workers
+            report.manifest,
+            frames,
+            short_side=short_side,
+            quality=quality,
+            num_workers=max(1, num_workers),
+            max_bad_share=max_missing_share,
         )
         print(f"{done.num_videos} videos as frames, {len(done.bad)} left out: {done.manifest}")
 

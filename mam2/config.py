@@ -84,6 +84,20 @@ def Epochs(value: float) -> Duration:
     return Duration(value, "epochs")
 
 
+def check_choices(config: Any, prefix: str) -> None:
+    """Raises UserError unless every field of a configuration that has a fixed set of values holds one of them.
+
+    Args:
+        config: a dataclass.
+        prefix: what users write before its fields' names: `objective.`.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        accepted, value = typing.get_args(hints[field.name]), getattr(config, field.name)
+        if typing.get_origin(hints[field.name]) is Literal and value not in accepted:
+            raise UserError(f"{prefix}{field.name} is {value!r}; accepted: {', '.join(map(str, accepted))}.")
+
+
 def to_json(config: Any) -> Any:
     """A configuration as plain dicts, lists, numbers and strings; in a union of dataclasses, "is" names the class."""
     if isinstance(config, Duration):

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from mam2.config import UserError
 from mam2.data.loader import steps_per_epoch
 from mam2.masks import Mask
 from mam2.targets import APPEARANCES, MOTIONS, Targets, target_sizes
@@ -78,9 +79,15 @@ def estimate(config: Pretrain) -> Cost:
 
 
 def gpu_hours(config: Pretrain, cost: Cost, *, num_videos: int, tflops: float) -> float:
-    """Hours of one GPU for the whole run, at `tflops` achieved; repeated epochs and all."""
+    """Hours of one GPU for the whole run, at `tflops` achieved.
+
+    Raises:
+        UserError: `tflops` is not above 0.
+    """
+    if tflops <= 0:
+        raise UserError(f"tflops is {tflops}; a GPU achieves more than 0, such as 125.")
     per_epoch = steps_per_epoch(num_videos, config.loop.batch_size)
-    num_clips = config.loop.duration.steps(per_epoch) * config.loop.batch_size
+    num_clips = config.loop.duration.steps(per_epoch) * config.loop.batch_size * config.data.repeats
     return num_clips * cost.tflop / tflops / 3600
 
 
@@ -106,5 +113,8 @@ def _targets_gflop(config: Pretrain) -> float:
     encoder, targets, objective = config.encoder, config.targets, config.objective
     patches = encoder.frames * encoder.grid[0] * encoder.grid[1] / (16 * 196)
     pixels = encoder.frames * encoder.size**2 / (16 * 224**2)
+    motion_gflop = MOTIONS[targets.motion].gflop
+    if targets.motion == "optical_flow" and targets.flow_model == "raft_small":
+        motion_gflop = 259
     appearance = patches * APPEARANCES[targets.appearance].gflop if objective.needs_appearance else 0.0
-    return appearance + (pixels * MOTIONS[targets.motion].gflop if objective.needs_motion else 0.0)
+    return appearance + (pixels * motion_gflop if objective.needs_motion else 0.0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mam2 import distributed
 from mam2.config import UserError
-from mam2.data.loader import ViewLoader
+from mam2.data.loader import ViewLoader, check_bad
 from mam2.model.encoder import Classifier
 
 
@@ -91,6 +91,8 @@ def evaluate(
         single = torch.stack([in_top(probabilities_VK, label_V, k).float().mean() for k in (1, 5)])
         rows.append((video.index, video.label, probabilities_VK.mean(dim=0), single))
     gathered = distributed.gather((rows, loader.bad))
+    bad = {path: reason for _, found in gathered for path, reason in found.items()}
+    check_bad(bad, num_videos, loader.data)  # each process has forgiven its own share only
     rows = sorted((row for part, _ in gathered for row in part), key=lambda row: row[0])
     if not rows:
         raise UserError("No video could be tested; see the reasons above. Check --data.root.")
@@ -99,6 +101,6 @@ def evaluate(
         probabilities_BK=torch.stack([row[2] for row in rows]),
         label_B=torch.tensor([row[1] for row in rows]),
         index_B=torch.tensor([row[0] for row in rows]),
-        bad={path: reason for _, bad in gathered for path, reason in bad.items()},
+        bad=bad,
         single_view=(single[0].item(), single[1].item()),
     )

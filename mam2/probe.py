@@ -32,7 +32,7 @@ from mam2 import distributed
 from mam2.config import Epochs, UserError, seed_of, to_json
 from mam2.data.catalog import Catalog, read_catalog
 from mam2.data.clips import Data, Sampling
-from mam2.data.loader import ViewLoader, Views
+from mam2.data.loader import ViewLoader, Views, check_bad
 from mam2.evaluate import Evaluation
 from mam2.model.encoder import VideoEncoder
 from mam2.model.layers import init_weights, layer_norm
@@ -332,11 +332,7 @@ def _read(place: Path, num_parts: int, catalog: Catalog, data: Data) -> Features
             x_NVTSD = tensors["x_NVTSD"].new_empty(len(label_N), *tensors["x_NVTSD"].shape[1:])
         x_NVTSD[tensors["index_N"]], found_N[tensors["index_N"]] = tensors["x_NVTSD"], True
         bad |= json.loads(metadata["bad"])
-    if len(bad) > max(1 if data.max_bad_share else 0, int(data.max_bad_share * len(label_N))) or not found_N.any():
-        raise UserError(
-            f"{len(bad)} of {len(label_N)} videos can't be used, such as {min(bad)}. Mend or remove them, or raise "
-            "--max-bad-share."
-        )
+    check_bad(bad, len(label_N), data)
     x_NVTSD = x_NVTSD if found_N.all() else x_NVTSD[found_N]
     return Features(x_NVTSD=x_NVTSD, label_N=label_N[found_N], index_N=found_N.nonzero()[:, 0], bad=bad)
 

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from mam2.config import UserError, from_json, seed_of
-from mam2.data import sampling, transforms
-from mam2.data.clips import train_clips
-from mam2.data.decode import Video
+from mam2.data.clips import Data, train_clips, views_of
 from mam2.data.synthetic import render
 from mam2.masks import MASKS, Mask, Masking, put
 from mam2.objectives.mam2 import MAM2
@@ -52,7 +50,7 @@ def show(
     if not isinstance(model, MAM2):
         raise UserError(f"{run} was trained by {type(model).__name__}; only what MAM2 predicts can be drawn.")
     size, frames = config.encoder.size, config.encoder.frames
-    clip_TCHW = middle_of(video, num_frames=frames, stride_frames=config.data.stride_frames, size=size)
+    clip_TCHW = middle_of(video, config.data, num_frames=frames, size=size)
     prediction = predict(model, targets, config.mask, clip_TCHW, seed=seed)
     contact_sheet(prediction, Path(out), title=Path(video).name)
     for path in animations:
@@ -88,7 +86,7 @@ def show_masks(video: str | Path | None, out: str | Path, *, ratio: float = 0.75
     if video is None:
         clip_TCHW = render("approach", seed=0, num_frames=16, size=224)
     else:
-        clip_TCHW = middle_of(video, num_frames=16, stride_frames=4, size=224)
+        clip_TCHW = middle_of(video, Data(), num_frames=16, size=224)
     grid, masks = (14, 14), []
     for kind in MASKS:
         mask = Masking(kind=kind, ratio=ratio)(16, grid, sample_B=torch.tensor([0]), seed=seed)
@@ -105,7 +103,7 @@ def show_reconstruction(file: str | Path, videos: list[str], out: str | Path, *,
     tokenizer, frames = load_vq(file), []
     for video in videos[:: max(1, len(videos) // 6)]:  # from all over: neighbours are of one class
         try:
-            frames.append(middle_of(video, num_frames=1, stride_frames=1, size=size)[0])
+            frames.append(middle_of(video, Data(), num_frames=1, size=size)[0])
         except UserError:  # damaged: the training has told so
             continue
         if len(frames) == 6:
@@ -128,12 +126,9 @@ def show_reconstruction(file: str | Path, videos: list[str], out: str | Path, *,
     page_of_rows(rows, list(range(len(frames))), title=Path(file).name, footer=[]).save(out)
 
 
-def middle_of(video: str | Path, *, num_frames: int, stride_frames: int, size: int) -> Tensor:
+def middle_of(video: str | Path, data: Data, *, num_frames: int, size: int) -> Tensor:
     """The clip in the middle of a video, as in testing with one view: uint8 (T, 3, size, size)."""
-    with Video(str(video)) as opened:
-        (indices,) = sampling.views(opened.num_frames, clip_frames=num_frames, stride_frames=stride_frames, clips=1)
-        (clip_TCHW,) = transforms.test_crops(opened.frames(indices), size=size, crops=1)
-    return clip_TCHW
+    return views_of(str(video), data, num_frames=num_frames, size=size, clips=1, crops=1)[0]
 
 
 def masked_patches(mask: Mask, num_patches: int) -> Tensor:

@@ -86,6 +86,8 @@ def write_video(
                 frame.pts, frame.time_base = ticks[i], Fraction(1, 1000)
             container.mux(_shifted(stream.encode(frame), shift))
         container.mux(_shifted(stream.encode(), shift))
+    if encoder == "libsvtav1":  # run as root it gives the thread that calls it real-time priority, and leaves it so
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 

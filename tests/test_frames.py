@@ -294,7 +294,7 @@ def test_all_videos_of_a_manifest_become_folders_that_train_as_the_videos_do(vid
     lines = [f"{path},{path.parent.name},{('train', 'val')[number % 2]}" for number, path in enumerate(paths)]
     table.write_text("\n".join(["path,label,split", *lines, f"{tmp_path / 'bad.mp4'},left,train"]))
     with caplog.at_level(logging.INFO, logger="mam2"):
-        done = write_all_frames(table, out, num_workers=2)
+        done = write_all_frames(table, out, num_workers=2, max_bad_share=0.2)
     assert done.num_videos == len(paths) == 8
     assert done.bad.keys() == {str(tmp_path / "bad.mp4")}
     assert done.estimated_bytes > 8 * 10 * 100
@@ -313,7 +313,7 @@ def test_all_videos_of_a_manifest_become_folders_that_train_as_the_videos_do(vid
     shutil.rmtree(gone)
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="mam2"):
-        write_all_frames(table, out, num_workers=1)
+        write_all_frames(table, out, num_workers=1, max_bad_share=0.2)
     assert "2 of 9 videos to extract" in caplog.text  # the lost one, and the damaged one again
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.jpg") if gone not in path.parents}
     assert kept.items() <= before.items()

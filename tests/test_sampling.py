@@ -48,7 +48,7 @@ def test_too_few_frames_are_refused_with_the_way_out():
         dense(9, clip_frames=16, stride_frames=4, rng=random.Random(0), path="/data/a.avi")
     assert str(caught.value) == (
         "/data/a.avi has 9 frames; a 16-frame clip needs at least 16. "
-        "Use --data.short repeat to repeat its last frame, or leave the video out."
+        "Leave the video out; to fine-tune, --data.short repeat repeats its last frame."
     )
     assert isinstance(caught.value, UserError)
 

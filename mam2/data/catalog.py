@@ -72,9 +72,10 @@ def read_catalog(root: str | Path, *, labelled: bool, classes: Sequence[str] | N
         raise UserError(f"{root} {found}. Accepted: a folder of videos, or a .csv with the columns path and label.")
     if not labelled:
         return Catalog(items=tuple(Item(path=row.path, label=None) for row in rows), classes=())
-    known = tuple(classes) if classes is not None else _classes_of(all_rows)
+    is_csv = root.is_file()  # a folder's name is a name, be it 2019; a label of a CSV may be a number
+    known = tuple(classes) if classes is not None else _classes_of(all_rows, numbers=is_csv)
     number_of = {name: number for number, name in enumerate(known)}
-    items = tuple(Item(path=row.path, label=_label_number(row, number_of)) for row in rows)
+    items = tuple(Item(path=row.path, label=_label_number(row, number_of, numbers=is_csv)) for row in rows)
     return Catalog(items=items, classes=known)
 
 
@@ -199,20 +200,20 @@ def _check_rows(rows: list[Row], *, labelled: bool, csv_path: Path) -> None:
         )
 
 
-def _classes_of(rows: list[Row]) -> tuple[str, ...]:
+def _classes_of(rows: list[Row], *, numbers: bool) -> tuple[str, ...]:
     """The classes of rows whose labels are names, sorted; or, if all are numbers, '0' up to the largest."""
     labels = {row.label for row in rows} - {""}  # a test split may have none
-    numbers = [_class_number(label) for label in labels]
-    if None in numbers:
+    found = [_class_number(label) for label in labels]
+    if not numbers or None in found:
         return tuple(sorted(labels))
-    return tuple(str(i) for i in range(1 + max(number for number in numbers if number is not None)))
+    return tuple(str(i) for i in range(1 + max(number for number in found if number is not None)))
 
 
-def _label_number(row: Row, number_of: dict[str, int]) -> int:
+def _label_number(row: Row, number_of: dict[str, int], *, numbers: bool) -> int:
     if row.label in number_of:
         return number_of[row.label]
     number = _class_number(row.label)
-    if number is not None and number < len(number_of):
+    if numbers and number is not None and number < len(number_of):
         return number
     raise UserError(f"{row.place}: {row.label!r} is not a known class. {did_you_mean(row.label, number_of)}")
 

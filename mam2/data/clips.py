@@ -6,14 +6,14 @@ T frames, C = 3 channels, H = W = size pixels, V views.
 from __future__ import annotations
 
 import random
-import typing
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from mam2.config import UserError
+from mam2.config import UserError, check_choices
 from mam2.data import sampling, transforms
+from mam2.data.decode import Backend
 from mam2.data.frames import open_video
 from mam2.data.sampling import Short
 
@@ -40,6 +40,7 @@ class Data:
             many times more clips (Table 8: 2).
         short: what to do with a video too short for the clip: "shrink" brings the clip's frames closer
             together, "repeat" repeats the last frame, "skip" does without the video.
+        backend: what decodes video files: "pyav", or "torchcodec" where that is installed.
         num_workers: processes that decode; 0 decodes in the training process.
         timeout_seconds: a process that makes nothing for so long is replaced, and a video that is to blame left out.
         max_bad_share: damaged or too short videos that are replaced by others, as a share of all; one is
@@ -61,6 +62,7 @@ class Data:
     erasing: float = 0.0
     repeats: int = 1
     short: Short = "shrink"
+    backend: Backend = "pyav"
     num_workers: int = 2
     timeout_seconds: int = 120
     max_bad_share: float = 0.05
@@ -78,11 +80,7 @@ class Data:
         for name, most in (("max_bad_share", 1), ("erasing", 1), ("rand_augment_magnitude", 10), ("target_fps", 1000)):
             if not 0 <= getattr(self, name) <= most:
                 raise UserError(f"data.{name} is {getattr(self, name)}; it must be from 0 to {most}.")
-        hints = typing.get_type_hints(Data)
-        for name in ("augment", "short", "sampling"):
-            accepted = typing.get_args(hints[name])
-            if getattr(self, name) not in accepted:
-                raise UserError(f"data.{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
+        check_choices(self, "data.")
 
 
 def train_clips(path: str, data: Data, *, num_frames: int, size: int, rng: random.Random) -> list[torch.Tensor]:
@@ -91,8 +89,13 @@ def train_clips(path: str, data: Data, *, num_frames: int, size: int, rng: rando
     Raises:
         UserError: a video that can't be decoded, or is too short.
     """
-    with open_video(path) as video:
+    with open_video(path, backend=data.backend) as video:
         if data.sampling == "uniform":
+            if video.num_frames < num_frames and data.short != "repeat":
+                raise sampling.ShortVideo(
+                    f"{path} has {video.num_frames} frames, fewer than the {num_frames} of a clip. Use --data.short "
+                    "repeat to take some of them twice, or leave the video out."
+                )
             indices = sampling.uniform(video.num_frames, clip_frames=num_frames, rng=rng)
         else:
             indices = sampling.dense(
@@ -128,7 +131,7 @@ def views_of(path: str, data: Data, *, num_frames: int, size: int, clips: int, c
     Raises:
         UserError: a video that can't be decoded.
     """
-    with open_video(path) as video:
+    with open_video(path, backend=data.backend) as video:
         if data.sampling == "uniform":
             windows = sampling.uniform_views(video.num_frames, clip_frames=num_frames, clips=clips)
         else:

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from mam2.config import UserError
 from mam2.data.catalog import Row, read_rows
 from mam2.data.decode import Video
 from mam2.data.frames import META, Frames, read_meta
-from mam2.data.journal import start_worker
+from mam2.data.journal import relative_to, start_worker
 from mam2.data.packets import VideoError
 
 log = logging.getLogger("mam2")
@@ -115,7 +116,13 @@ class Extracted:
 
 
 def write_all_frames(
-    manifest: str | Path, folder: str | Path, *, short_side: int = 256, quality: int = 90, num_workers: int = 2
+    manifest: str | Path,
+    folder: str | Path,
+    *,
+    short_side: int = 256,
+    quality: int = 90,
+    num_workers: int = 2,
+    max_bad_share: float = 0.05,
 ) -> Extracted:
     """Extracts the frames of all videos of a manifest, as the paper does before pre-training (App. B).
 
@@ -128,6 +135,7 @@ def write_all_frames(
         short_side: pixels to which the shorter side is reduced.
         quality: of the JPEG files, 1 to 100.
         num_workers: processes, at least 1.
+        max_bad_share: videos that may fail, as a share of all.
 
     Raises:
         UserError: a wrong manifest, too little room on the disk, no video that can be extracted, or a full disk.
@@ -135,7 +143,7 @@ def write_all_frames(
     manifest, folder = Path(manifest), Path(folder)
     _check_settings(short_side, quality)
     rows = read_rows(manifest, needed=("path",))
-    places = [folder / f"{number:07d}_{Path(row.path).stem}" for number, row in enumerate(rows)]
+    places = [folder / _folder_of(relative_to(row.path, manifest.parent)) for row in rows]
     missing = [row.path for row, place in zip(rows, places, strict=True) if not place.exists()]
     estimated = _estimate(missing, short_side, quality)
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,11 +168,21 @@ def write_all_frames(
                     bad[row.path] = reason
                 else:
                     made.append((row, place))
+        except BrokenProcessPool as error:
+            raise UserError(
+                "A process that extracts frames died: out of memory, or a file that crashes the decoder. Run again "
+                "with --num-workers 1 to see which; what was extracted is kept."
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    if not made:
-        raise UserError(f"None of the {len(rows)} videos could be extracted; the first: {next(iter(bad.values()))}")
+    for reason in list(bad.values())[:5]:
+        log.warning("Left out: %s", reason)
+    if not made or len(bad) > max_bad_share * len(rows):
+        raise UserError(
+            f"{len(bad)} of {len(rows)} videos can't be extracted; at most {max_bad_share:.1%} may be. The first: "
+            f"{next(iter(bad.values()))} What was extracted is kept."
+        )
     draft = folder / ".frames.csv.partial"
     with draft.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -172,6 +190,13 @@ def write_all_frames(
         writer.writerows((place.name, row.label, row.split) for row, place in made)
     draft.replace(folder / "frames.csv")
     return Extracted(folder / "frames.csv", len(made), bad, estimated)
+
+
+def _folder_of(path: str) -> str:
+    """A folder's name for a video: the video's, cut where it is long, and a hash of where it lies: no two are alike."""
+    digest = hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest()
+    stem = Path(path).stem.encode("utf-8", "replace")[:80].decode("utf-8", "ignore").strip(" .")
+    return f"{stem}_{digest}"
 
 
 def _estimate(paths: list[str], short_side: int, quality: int, num_samples: int = 12) -> int:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -132,7 +133,9 @@ def _probes(paths: Sequence[str], num_workers: int) -> Generator[tuple[str, Prob
 
 
 def start_worker() -> None:
-    """What a process of a pool does first: ends with its parent, and leaves Ctrl-C to it."""
+    """What a process of a pool does first: ends with its parent, leaves Ctrl-C to it, and uses one thread, as those of
+    the process it was forked from are not here, and would be waited for."""
+    torch.set_num_threads(1)
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
 

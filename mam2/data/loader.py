@@ -121,6 +121,7 @@ class TrainLoader:
     Attributes:
         steps_per_epoch: full batches in one pass over the videos, at least 1.
         num_steps: the length of the whole run.
+        data, num_videos: the settings, and how many videos there are.
         bad: path and reason of the unusable videos that this process met so far.
 
     Raises:
@@ -152,6 +153,7 @@ class TrainLoader:
         self.steps_per_epoch = steps_per_epoch(len(catalog.items), batch_size)
         self.num_steps = num_steps
         self.bad: dict[str, str] = {}
+        self.data, self.num_videos = data, len(catalog.items)
         self._steps = range(start_step, num_steps)
         local = batch_size // world_size
         positions = range(rank * local, (rank + 1) * local)
@@ -180,6 +182,7 @@ class ViewLoader:
         world_size: the number of processes.
 
     Attributes:
+        data: the settings.
         bad: path and reason of the unusable videos that this process met so far.
 
     Raises:
@@ -202,6 +205,7 @@ class ViewLoader:
             raise UserError(f"A test with {clips} clips and {crops} crops; both must be at least 1.")
         self.bad: dict[str, str] = {}
         self._indices = range(rank, len(catalog.items), world_size)
+        self.data = data
         self._set = _ViewSet(catalog.items, data, num_frames, size, clips, crops)
 
     def __iter__(self) -> Iterator[Views]:
@@ -325,6 +329,11 @@ def _report(new_bad: dict[str, str], bad: dict[str, str], num_videos: int, data:
         if path not in bad:
             bad[path] = reason
             _LOG.warning("Left out: %s", reason)
+    check_bad(bad, num_videos, data)
+
+
+def check_bad(bad: dict[str, str], num_videos: int, data: Data) -> None:
+    """Raises UserError if more videos are unusable than `data.max_bad_share` forgives; `bad` is of all processes."""
     num_forgiven = _num_forgiven(num_videos, data)
     if len(bad) > num_forgiven or len(bad) == num_videos:
         reasons = "".join(f"\n  {reason}" for reason in list(bad.values())[:5])

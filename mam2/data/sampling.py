@@ -52,12 +52,12 @@ def dense(
     if short != "repeat" and num_frames < clip_frames:
         raise ShortVideo(
             f"{path} has {num_frames} frames; a {clip_frames}-frame clip needs at least {clip_frames}. "
-            "Use --data.short repeat to repeat its last frame, or leave the video out."
+            "Leave the video out; to fine-tune, --data.short repeat repeats its last frame."
         )
     if short == "skip" and num_frames < window_frames:
         raise ShortVideo(
             f"{path} has {num_frames} frames; {clip_frames} frames {stride_frames} apart need at least "
-            f"{window_frames}. Use --data.short shrink or repeat, or leave the video out."
+            f"{window_frames}. Use --data.short shrink, or leave the video out."
         )
     if short == "shrink":
         stride_frames = min(stride_frames, num_frames // clip_frames)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -50,11 +53,11 @@ def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_sec
             for result in _loader(dataset, indices[done:], num_workers, timeout_seconds):
                 yield result
                 done, failures = done + 1, 0
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while it handed over an item
+            if not _tells_of_a_process(error, num_workers):
                 raise
             failures += 1
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             if failures == _ATTEMPTS:
                 raise UserError(
                     f"Decoding failed {failures} times at the same place ({reason}). If memory is short, use fewer "
@@ -65,6 +68,12 @@ def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_sec
                 for path in dataset.paths(indices[done]):
                     if fault := _fault(dataset, path, timeout_seconds):
                         dataset.shunned[path] = fault
+
+
+def _tells_of_a_process(error: Exception, num_workers: int) -> bool:
+    """Did a process fail, rather than the data set in it, whose errors DataLoader passes on as "Caught ..."?"""
+    own = num_workers > 0 and not str(error).startswith("Caught ")
+    return own and ("DataLoader" in str(error) or not isinstance(error, RuntimeError))
 
 
 def _loader(dataset: VideoSet, indices: range, num_workers: int, timeout_seconds: int) -> Any:
@@ -80,12 +89,23 @@ def _loader(dataset: VideoSet, indices: range, num_workers: int, timeout_seconds
             timeout=timeout_seconds if num_workers else 0,
             generator=torch.Generator(),  # or else the loader would draw from the run's own random numbers
         )
-        return iter(loader)
+        with _sigchld_kept():
+            return iter(loader)
+
+
+@contextmanager
+def _sigchld_kept() -> Iterator[None]:
+    """Undoes the handler that DataLoader installs: it raises wherever the main thread happens to be when a worker dies,
+    in the middle of a step for one. Without it, the loader itself notices when it waits for that worker."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _fault(dataset: VideoSet, path: str, timeout_seconds: int) -> str:
     """What becomes of a process that decodes this video; empty if nothing happens to it."""
-    process = multiprocessing.Process(target=dataset.decode, args=(path,), daemon=True)
+    process = multiprocessing.Process(target=_decode_alone, args=(dataset, path), daemon=True)
     process.start()
     process.join(timeout_seconds)
     if process.is_alive():
@@ -94,6 +114,11 @@ def _fault(dataset: VideoSet, path: str, timeout_seconds: int) -> str:
     if process.exitcode:
         return f"{path} ends the process that decodes it (exit {process.exitcode}). Re-encode or remove it."
     return ""
+
+
+def _decode_alone(dataset: VideoSet, path: str) -> None:
+    torch.set_num_threads(1)  # the threads of the process it was forked from are not here, and would be waited for
+    dataset.decode(path)
 
 
 def _own_process_group(worker: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mam2.config import UserError
+from mam2.config import UserError, check_choices
 from mam2.model.layers import (
     BLOCKS,
     AttentionKind,
@@ -58,6 +58,11 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if min(self.width, self.depth, self.num_heads, self.frames, self.size, self.patch_size) < 1:
             raise UserError(f"{self}: every size must be at least 1.")
+        check_choices(self, "encoder.")
+        if not 0 <= self.drop_path < 1 or self.layer_scale < 0:
+            raise UserError(
+                f"drop_path {self.drop_path} must be from 0 to below 1, layer_scale {self.layer_scale} from 0 up."
+            )
         if self.size % self.patch_size:
             raise UserError(f"size {self.size} is no multiple of patch_size {self.patch_size}; change one of them.")
         if self.width % self.num_heads or self.width % 4:

@@ -5,6 +5,7 @@ B clips, T frames, N patches a frame, V visible, M masked, D width, K codes, P p
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mam2.config import Duration, Steps, UserError
+from mam2.config import Duration, Steps, UserError, check_choices
 from mam2.losses import Losses, Reduction, alignment_loss, appearance_loss, motion_loss, motion_loss_of_none
 from mam2.masks import Mask, take
 from mam2.model.decoders import Decoder, OrderDecoder
@@ -62,6 +63,14 @@ class MAM2Config:
     def __post_init__(self) -> None:
         if min(self.width, self.num_heads) < 1 or self.width % self.num_heads:
             raise UserError(f"objective.width {self.width} must be a multiple of objective.num_heads {self.num_heads}.")
+        check_choices(self, "objective.")
+        if min(self.regressor_depth, self.appearance_depth, self.motion_depth) < 0:
+            raise UserError(
+                f"objective.regressor_depth {self.regressor_depth}, appearance_depth {self.appearance_depth} and "
+                f"motion_depth {self.motion_depth} must all be at least 0."
+            )
+        if not 0 <= self.alignment_weight < math.inf:
+            raise UserError(f"objective.alignment_weight is {self.alignment_weight}; it must be from 0 (off) up.")
         if not 0 <= self.teacher_momentum < 1:
             raise UserError(
                 f"objective.teacher_momentum is {self.teacher_momentum}; it must be from 0 (off) to below 1."
@@ -82,6 +91,15 @@ class MAM2Config:
         """Whether regressed representations are aligned with the encoder's."""
         # Paper: Table 2 ticks alignment for "w/o regressor"; here: there is nothing to align without one.
         return self.alignment_weight > 0 and self.regressor_depth > 0
+
+    def check_sizes(self, sizes: TargetSizes) -> None:
+        """Raises UserError unless targets of these sizes can be predicted."""
+        alone = self.decoders != "coupled" and self.regressor_depth
+        if sizes.clip_order and self.needs_motion and not alone:
+            raise UserError(
+                "Clip order is predicted by a motion decoder of its own from what a regressor puts out. Use "
+                "--objective.decoders disentangled or motion, and --objective.regressor-depth of at least 1."
+            )
 
     def alpha(self, step: int, steps_per_epoch: int) -> float:
         """α of Eq. 4 at a step."""
@@ -126,11 +144,7 @@ class MAM2(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.steps_per_epoch = config, steps_per_epoch
-        if sizes.clip_order and (config.decoders == "coupled" or not config.regressor_depth):
-            raise UserError(
-                "Clip order is predicted by a motion decoder of its own from what a regressor puts out. Use "
-                "--objective.decoders disentangled or motion, and --objective.regressor-depth of at least 1."
-            )
+        config.check_sizes(sizes)
         self.encoder = VideoEncoder(encoder)
         width, heads, attention = config.width, config.num_heads, encoder.attention
         # Table 1c: "a projection layer after the encoder", shared by visible features, targets and positions.

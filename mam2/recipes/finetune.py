@@ -37,7 +37,7 @@ def finetune_b_ssv2() -> Finetune:
     base = Finetune()
     return replace(
         base,
-        data=replace(base.data, flip=False, sampling="uniform"),
+        data=replace(base.data, flip=False, sampling="uniform", short="repeat"),
         loop=replace(base.loop, duration=Epochs(35)),
         clips=2,
     )

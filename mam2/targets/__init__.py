@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mam2.config import UserError, did_you_mean
+from mam2.config import UserError, check_choices, did_you_mean
 from mam2.masks import Mask, take
 from mam2.targets.dalle import load_dalle
 from mam2.targets.flow import OpticalFlow
@@ -101,6 +101,9 @@ class TargetsConfig:
     flow_file: str = ""
 
     def __post_init__(self) -> None:
+        check_choices(self, "targets.")
+        if min(self.num_codes, self.vq_steps) < 1:
+            raise UserError(f"targets.num_codes {self.num_codes} and vq_steps {self.vq_steps} must be at least 1.")
         for field, names in (("appearance", APPEARANCES), ("motion", MOTIONS)):
             if (name := getattr(self, field)) not in names:
                 raise UserError(f"targets.{field} is {name!r}. {did_you_mean(name, names)} `mam2 targets` lists them.")

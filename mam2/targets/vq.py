@@ -112,6 +112,10 @@ class VQConfig:
     code_dim: int = 32
     width: int = 256
 
+    def __post_init__(self) -> None:
+        if min(self.patch_size, self.num_codes, self.code_dim, self.width) < 1:
+            raise UserError(f"{self}: every size must be at least 1.")
+
 
 class VQ(nn.Module):
     """A frozen quantised autoencoder of single patches: MLP, nearest code by cosine, MLP. See `train_vq`.

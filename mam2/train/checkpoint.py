@@ -23,10 +23,11 @@ from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder
 
 FORMAT_ENCODER = "mam2.encoder"
 FORMAT_CLASSIFIER = "mam2.classifier"
-# May differ between the two sittings of one run: they do not touch its numbers, but for rounding.
+# May differ between the two sittings of one run: they do not touch its numbers, but for rounding (and, with
+# accumulated parts, for the partners of mixup and cutmix).
 FREE_FIELDS = (
-    *("data.root", "data.num_workers", "data.max_bad_share"),
-    *("loop.accumulate", "loop.log_every", "loop.save_every", "loop.keep"),
+    *("data.root", "data.num_workers", "data.timeout_seconds", "data.backend", "data.max_bad_share"),
+    *("loop.accumulate", "loop.log_every", "loop.save_every", "loop.keep", "clips", "crops"),
 )
 
 

@@ -21,10 +21,10 @@ import torch
 from torch import nn
 
 from mam2 import distributed
-from mam2.config import Duration, Epochs, UserError, seed_of
+from mam2.config import Duration, Epochs, UserError, check_choices, seed_of
 from mam2.data.catalog import Catalog
 from mam2.data.clips import Data
-from mam2.data.loader import Batch, TrainLoader, steps_per_epoch
+from mam2.data.loader import Batch, TrainLoader, check_bad, steps_per_epoch
 from mam2.losses import Losses
 from mam2.model.encoder import EncoderConfig
 from mam2.train import checkpoint
@@ -65,6 +65,10 @@ class Loop:
                 f"batch_size {self.batch_size}, accumulate {self.accumulate}, log_every {self.log_every} and keep "
                 f"{self.keep} must all be at least 1."
             )
+
+        check_choices(self, "loop.")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"loop.seed is {self.seed}; accepted: 0 to 2^63 - 1.")
 
     def check_batch(self) -> None:
         """Raises UserError unless the batch divides into processes and accumulated parts."""
@@ -190,12 +194,15 @@ def fit(
                     shown |= {k: torch.stack([r.parts[k] for r in results]).mean() for k in results[0].parts}
                     figures = distributed.mean(shown)
                     seconds = clock.lap() + data_seconds
+                    bad = {path: why for found in distributed.gather(loader.bad) for path, why in found.items()}
+                    check_bad(bad, loader.num_videos, loader.data)
+                    num_clips = len(batch.label_B) * distributed.world_size()
                     row = {"step": done, "epoch": done / per_epoch, **figures, "lr": rate}
-                    row |= {"grad_norm": norm.item(), "clips_per_second": loop.batch_size / seconds}
+                    row |= {"grad_norm": norm.item(), "clips_per_second": num_clips / seconds}
                     row |= {
                         "data_seconds": data_seconds,
                         "memory_gib": memory_gib(),
-                        "bad_videos": len(loader.bad),
+                        "bad_videos": len(bad),
                     }
                     features = [r.features_BTD for r in results if r.features_BTD is not None]
                     if features:

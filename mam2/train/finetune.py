@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,15 @@ class Finetune:
     cutmix: float = 1.0
     clips: int = 7
     crops: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.clips, self.crops) < 1:
+            raise UserError(f"clips {self.clips} and crops {self.crops} must be at least 1.")
+        if not (0 <= self.label_smoothing < 1 and 0 <= self.mixup < math.inf and 0 <= self.cutmix < math.inf):
+            raise UserError(
+                f"label_smoothing {self.label_smoothing}, mixup {self.mixup}, cutmix {self.cutmix}: accepted are 0 to "
+                "below 1, and 0 (off) up for the other two."
+            )
 
 
 def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
@@ -152,7 +162,8 @@ def evaluate_run(
     record = checkpoint.read_run(run)
     classifier, classes = checkpoint.load_classifier(run)
     config = from_json(Finetune, record["config"])
-    clips, crops = clips or config.clips, crops or config.crops
+    clips = config.clips if clips is None else clips
+    crops = config.crops if crops is None else crops
     catalog = read_catalog(root, labelled=True, classes=classes, split=split)
     device = distributed.device()
     loader = ViewLoader(

@@ -36,6 +36,11 @@ class Optim:
     layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
+        if not all(0 <= beta < 1 for beta in self.betas) or self.weight_decay < 0 or self.min_lr < 0:
+            raise UserError(
+                f"betas {self.betas}, weight_decay {self.weight_decay}, min_lr {self.min_lr}: accepted are betas from "
+                "0 to below 1, the others from 0 up."
+            )
         if self.base_lr <= 0 or not 0 < self.layer_decay <= 1 or self.max_grad_norm < 0:
             raise UserError(
                 f"base_lr {self.base_lr}, layer_decay {self.layer_decay}, max_grad_norm {self.max_grad_norm}: accepted "

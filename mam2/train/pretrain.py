@@ -20,7 +20,7 @@ from mam2.masks import Masking
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives import OBJECTIVES, ObjectiveConfig
 from mam2.objectives.mam2 import MAM2Config
-from mam2.targets import TargetMaker, TargetsConfig, TargetSizes
+from mam2.targets import TargetMaker, TargetsConfig, TargetSizes, target_sizes
 from mam2.targets.vq import VQConfig
 from mam2.train import checkpoint
 from mam2.train.engine import Loop, autocast_dtype, fit, train_loader
@@ -46,8 +46,17 @@ class Pretrain:
         encoder = self.encoder
         if encoder.frames < 2:
             raise UserError(f"encoder.frames is {encoder.frames}; motion needs clips of at least 2 frames.")
+        if self.data.short == "repeat" and self.objective.needs_motion:
+            raise UserError(
+                "data.short is 'repeat', but between a frame and its copy there is no motion to predict. Use "
+                "--data.short shrink or skip in pre-training."
+            )
         mask = self.mask(encoder.frames, encoder.grid, sample_B=torch.tensor([0]), seed=0)
-        if not mask.same_in_all_frames() and (encoder.attention == "factorised" or self.targets.motion == "clip_order"):
+        sizes = target_sizes(self.targets, patch_size=encoder.patch_size)
+        if isinstance(self.objective, MAM2Config):
+            self.objective.check_sizes(sizes)
+        needs_tubes = encoder.attention == "factorised" or (sizes.clip_order and self.objective.needs_motion)
+        if needs_tubes and not mask.same_in_all_frames():
             raise UserError(
                 f"The mask {self.mask.kind!r} differs from frame to frame, but factorised attention follows a patch "
                 "through time, and clip order a tube. Use --encoder.attention joint and another --targets.motion, or "

@@ -19,6 +19,7 @@ from mam2.config import UserError
 
 _LOG = logging.getLogger("mam2")
 _ATTEMPTS = 4
+_AHEAD = 2  # items that each process makes ahead of time
 
 
 class VideoSet(Protocol):
@@ -41,8 +42,8 @@ def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_sec
     """dataset[i] for all indices, in order, made by `num_workers` processes; 0: in this one.
 
     A process that dies (out of memory, a crash in a decoder) or makes nothing for `timeout_seconds` is replaced, and
-    the item is made anew. If that fails again, each of its videos is tried in a process of its own, and those that end
-    or stall it are shunned.
+    the item is made anew. If that fails again, each of its videos, and of the items that were made ahead of it, is
+    tried in a process of its own, and the first that ends or stalls it is shunned.
 
     Raises:
         UserError: the same item failed again and again.
@@ -61,13 +62,11 @@ def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_sec
             if failures == _ATTEMPTS:
                 raise UserError(
                     f"Decoding failed {failures} times at the same place ({reason}). If memory is short, use fewer "
-                    "--data.num-workers; if the disk is slow, a larger --data.timeout-seconds."
+                    "num_workers; if the disk is slow, a larger timeout_seconds."
                 ) from error
             _LOG.warning(f"A decoding process failed ({reason}); starting new ones.")
             if failures > 1:
-                for path in dataset.paths(indices[done]):
-                    if fault := _fault(dataset, path, timeout_seconds):
-                        dataset.shunned[path] = fault
+                _shun(dataset, indices[done : done + num_workers * _AHEAD], timeout_seconds)
 
 
 def _tells_of_a_process(error: Exception, num_workers: int) -> bool:
@@ -84,6 +83,7 @@ def _loader(dataset: VideoSet, indices: range, num_workers: int, timeout_seconds
             batch_size=None,  # an item is a whole batch already
             sampler=indices,
             num_workers=num_workers,
+            prefetch_factor=_AHEAD if num_workers else None,
             collate_fn=_unchanged,
             worker_init_fn=_own_process_group,
             timeout=timeout_seconds if num_workers else 0,
@@ -101,6 +101,13 @@ def _sigchld_kept() -> Iterator[None]:
     yield
     if before is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, before)
+
+
+def _shun(dataset: VideoSet, indices: range, timeout_seconds: int) -> None:
+    for path in dict.fromkeys(path for index in indices for path in dataset.paths(index)):
+        if path not in dataset.shunned and (fault := _fault(dataset, path, timeout_seconds)):
+            dataset.shunned[path] = fault
+            return
 
 
 def _fault(dataset: VideoSet, path: str, timeout_seconds: int) -> str:

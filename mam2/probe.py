@@ -9,41 +9,36 @@ classes, B samples.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import logging
+import math
 import random
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from mam2 import distributed
 from mam2.config import Epochs, UserError, seed_of, to_json
-from mam2.data.catalog import Catalog, read_catalog
+from mam2.data.catalog import few_shot, read_catalog
 from mam2.data.clips import Data, Sampling
-from mam2.data.loader import ViewLoader, Views, check_bad
 from mam2.evaluate import Evaluation
+from mam2.features import Features, extract
+from mam2.heads import AttentiveHead, Standardise, linear, neighbours
 from mam2.model.encoder import VideoEncoder
-from mam2.model.layers import init_weights, layer_norm
 from mam2.train import checkpoint
 from mam2.train.engine import autocast_dtype
 from mam2.train.optim import Optim, make_optimizer, set_learning_rate
 from mam2.train.optim import learning_rate as rate_of
 
 log = logging.getLogger("mam2")
-VIDEOS_A_FILE = 256  # features are saved, and an interrupted extraction resumes, in such portions
-_SHOTS, _HOLD_OUT, _ORDER, _WEIGHTS = range(4)  # keep the seeds of the draws apart
+_HOLD_OUT, _ORDER, _WEIGHTS = range(1, 4)  # keep the seeds of the draws apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +117,14 @@ class Probe:
             least = 0 if name == "shots" else 1
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
-        if not 0 < self.held_out < 1 or self.temperature <= 0 or min(self.learning_rates, default=0) <= 0:
+        rates = len(self.learning_rates) > 0 and all(0 < rate < math.inf for rate in self.learning_rates)
+        if not 0 < self.held_out < 1 or not self.temperature > 0 or not rates:
             raise UserError(
                 f"held_out {self.held_out}, temperature {self.temperature}, learning_rates {self.learning_rates}: "
                 "accepted are a share between 0 and 1, a temperature above 0, and one rate or more, all above 0."
             )
-        if min(self.neighbours, default=0) < 1 or min(self.weight_decays, default=-1) < 0:
+        decays = len(self.weight_decays) > 0 and all(0 <= decay < math.inf for decay in self.weight_decays)
+        if min(self.neighbours, default=0) < 1 or not decays:
             raise UserError(
                 f"neighbours {self.neighbours}, weight_decays {self.weight_decays}: accepted are one or more of each, "
                 "neighbours from 1, weight decays from 0 up."
@@ -138,23 +135,6 @@ class Probe:
         """How videos are read."""
         kept = ("sampling", "stride_frames", "num_workers", "max_bad_share")
         return Data(**{name: getattr(self, name) for name in kept})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Features:
-    """What the encoder made of the videos.
-
-    Attributes:
-        x_NVTSD: float32 with S = 1 for linear and knn, float16 for attentive.
-        label_N: int64, the classes.
-        index_N: int64, each video's place in the catalog, sorted.
-        bad: path and reason of videos that could not be used.
-    """
-
-    x_NVTSD: Tensor
-    label_N: Tensor
-    index_N: Tensor
-    bad: dict[str, str]
 
 
 def probe(config: Probe, out: str | Path) -> dict[str, Any]:
@@ -177,14 +157,22 @@ def probe(config: Probe, out: str | Path) -> dict[str, Any]:
     folder = Path(out)
     encoder = checkpoint.load_encoder(config.encoder)
     catalog = read_catalog(config.train, labelled=True, split=config.train_split)
-    train = few(catalog, config)
+    train = few_shot(catalog, shots=config.shots, seed=config.seed)
     test = read_catalog(config.test, labelled=True, classes=catalog.classes, split=config.test_split)
     if both := {item.path for item in train.items} & {item.path for item in test.items}:
         log.warning(f"{len(both)} videos are trained and tested on, such as {min(both)}: the result is too good.")
 
     def judged(encoder: VideoEncoder) -> tuple[dict[str, Any], Evaluation, Features, Features]:
-        seen = extract(encoder, train, config, folder, clips=config.train_clips, crops=config.train_crops)
-        seen_test = extract(encoder, test, config, folder, clips=config.test_clips, crops=config.test_crops)
+        features_of = partial(
+            extract,
+            encoder,
+            data=config.data(),
+            folder=folder / "features",
+            squares=squares_of(config, encoder),
+            dtype=autocast_dtype(config.precision, distributed.device(), width=encoder.config.width),
+        )
+        seen = features_of(train, clips=config.train_clips, crops=config.train_crops)
+        seen_test = features_of(test, clips=config.test_clips, crops=config.test_crops)
         heads = encoder.config.num_heads
         return *judge(config, seen, seen_test, num_classes=len(catalog.classes), num_heads=heads), seen, seen_test
 
@@ -207,134 +195,6 @@ def probe(config: Probe, out: str | Path) -> dict[str, Any]:
     if distributed.rank() == 0:
         checkpoint.write_text(folder / f"probe_{config.kind}.json", json.dumps(report, indent=2))
     return report
-
-
-def few(catalog: Catalog, config: Probe) -> Catalog:
-    """`shots` videos of each class, drawn by the seed; the whole catalog if that is 0.
-
-    Raises:
-        UserError: a class with fewer videos.
-    """
-    if not config.shots:
-        return catalog
-    drawn = []
-    for label, name in enumerate(catalog.classes):
-        items = [item for item in catalog.items if item.label == label]
-        if len(items) < config.shots:
-            raise UserError(
-                f"{config.train} has {len(items)} videos of class {name!r}; {config.shots} shots need as many. Lower "
-                "--shots or leave the class out."
-            )
-        drawn += random.Random(seed_of(config.seed, _SHOTS, label)).sample(items, config.shots)
-    return Catalog(items=tuple(drawn), classes=catalog.classes)
-
-
-def extract(
-    encoder: VideoEncoder,
-    catalog: Catalog,
-    config: Probe,
-    folder: Path,
-    *,
-    clips: int,
-    crops: int,
-    clips_at_once: int = 16,
-) -> Features:
-    """The features of a data set, computed once: what is in `folder`/features already is read.
-
-    They are kept by the encoder's weights, the videos (path, size, time of change) and the views; labels may change.
-
-    Raises:
-        UserError: too many unusable videos.
-    """
-    device = distributed.device()
-    dtype = autocast_dtype(config.precision, device, width=encoder.config.width)
-    squares = min(config.token_grid, *encoder.config.grid) if config.kind == "attentive" else 1
-    files = [(item.path, (s := Path(item.path).stat()).st_size, s.st_mtime_ns) for item in catalog.items]
-    views = (clips, crops, config.sampling, config.stride_frames, squares, str(dtype), VIDEOS_A_FILE)
-    key = hashlib.sha256(repr((_digest(encoder), files, views)).encode()).hexdigest()[:16]
-    place = folder / "features" / key
-    place.mkdir(parents=True, exist_ok=True)
-    num_parts = -(-len(files) // VIDEOS_A_FILE)
-    missing = [part for part in range(num_parts) if not (place / f"{part:05d}.safetensors").exists()]
-    distributed.barrier()  # all have looked before any writes
-    encoder = encoder.to(device).eval()
-    for part in missing[distributed.rank() :: distributed.world_size()]:
-        loader = ViewLoader(
-            catalog,
-            config.data(),
-            num_frames=encoder.config.frames,
-            size=encoder.config.size,
-            clips=clips,
-            crops=crops,
-            rank=part,
-            world_size=num_parts,
-        )
-        shown = track(
-            loader,
-            description=f"features {part + 1}/{num_parts}",
-            total=len(range(part, len(files), num_parts)),
-            console=Console(stderr=True),
-            disable=distributed.rank() != 0,
-        )
-        tensors = _encode(
-            encoder,
-            iter(shown),
-            squares=squares,
-            num_views=clips * crops,
-            dtype=dtype,
-            clips_at_once=clips_at_once,
-        )
-        checkpoint.write_tensors(place / f"{part:05d}.safetensors", tensors, {"bad": json.dumps(loader.bad)})
-    distributed.barrier()
-    return _read(place, num_parts, catalog, config.data())
-
-
-def _digest(encoder: VideoEncoder) -> str:
-    digest = hashlib.sha256(json.dumps(to_json(dataclasses.replace(encoder.config, drop_path=0.0))).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-@torch.no_grad()
-def _encode(
-    encoder: VideoEncoder,
-    videos: Iterator[Views],
-    *,
-    squares: int,
-    num_views: int,
-    dtype: torch.dtype | None,
-    clips_at_once: int,
-) -> dict[str, Tensor]:
-    """The tensors of one file: features (N, V, T, S, D) and the videos' places in the catalog."""
-    config, device = encoder.config, next(encoder.parameters()).device
-    kept = torch.float32 if squares == 1 else torch.float16
-    rows, places = [torch.empty(0, num_views, config.frames, squares**2, config.width, dtype=kept)], []
-    while some := list(islice(videos, max(1, clips_at_once // num_views))):
-        for part_BTCHW in torch.cat([video.views_VTCHW for video in some]).split(clips_at_once):
-            with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-                features_BTND = encoder(part_BTCHW.to(device))
-            image_BTDhw = features_BTND.float().transpose(2, 3).unflatten(3, config.grid)
-            pooled_BTDS = F.adaptive_avg_pool2d(image_BTDhw.flatten(0, 1), squares).flatten(2)
-            rows.append(pooled_BTDS.transpose(1, 2).unflatten(0, (-1, config.frames)).to("cpu", kept))
-        places += [video.index for video in some]
-    x_NVTSD = torch.cat(rows[1:]).unflatten(0, (-1, num_views)) if places else rows[0]
-    return {"x_NVTSD": x_NVTSD, "index_N": torch.tensor(places, dtype=torch.int64)}
-
-
-def _read(place: Path, num_parts: int, catalog: Catalog, data: Data) -> Features:
-    label_N = torch.tensor([-1 if item.label is None else item.label for item in catalog.items])
-    found_N, bad, x_NVTSD = torch.zeros(len(label_N), dtype=torch.bool), dict[str, str](), torch.empty(0)
-    for part in range(num_parts):
-        tensors, metadata = checkpoint.read_tensors(place / f"{part:05d}.safetensors")
-        if part == 0:
-            x_NVTSD = tensors["x_NVTSD"].new_empty(len(label_N), *tensors["x_NVTSD"].shape[1:])
-        x_NVTSD[tensors["index_N"]], found_N[tensors["index_N"]] = tensors["x_NVTSD"], True
-        bad |= json.loads(metadata["bad"])
-    check_bad(bad, len(label_N), data)
-    x_NVTSD = x_NVTSD if found_N.all() else x_NVTSD[found_N]
-    return Features(x_NVTSD=x_NVTSD, label_N=label_N[found_N], index_N=found_N.nonzero()[:, 0], bad=bad)
 
 
 def judge(
@@ -375,6 +235,11 @@ def judge(
         head = make(x_NV, train.label_N, chosen)
         result = evaluation(probabilities(head, test_NV))
     return {"top1": result.top(1), "top5": result.top(5), "chosen": chosen, "sweep": sweep}, result
+
+
+def squares_of(config: Probe, encoder: VideoEncoder) -> int:
+    """How many squares a side a frame's patches are averaged to."""
+    return min(config.token_grid, *encoder.config.grid) if config.kind == "attentive" else 1
 
 
 def samples(features: Features, config: Probe) -> Tensor:
@@ -473,78 +338,3 @@ def probabilities(head: nn.Module, x_NV: Tensor, *, videos_at_once: int = 64) ->
         for part in x_NV.split(videos_at_once)
     ]
     return torch.cat(parts)
-
-
-class Standardise(nn.Module):
-    """(x - mean) / standard deviation over all samples and tokens of the training features it is made from."""
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__()
-        count = x.numel() // x.shape[-1]
-        parts = [part.flatten(0, -2) for part in x.split(256)]  # in doubles, not all at once
-        mean_F = sum((part.double().sum(dim=0) for part in parts), torch.zeros(())) / count
-        std_F = (sum(((part.double() - mean_F).square().sum(dim=0) for part in parts), torch.zeros(())) / count).sqrt()
-        self.mean_F: Tensor
-        self.std_F: Tensor
-        self.register_buffer("mean_F", mean_F.float())
-        self.register_buffer("std_F", torch.where(std_F > 1e-6, std_F, 1.0).float())  # a constant stays a constant
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x.float() - self.mean_F) / self.std_F
-
-
-def linear(width: int, num_classes: int) -> nn.Linear:
-    """A linear layer that starts at zero: the problem is convex, so nothing needs to be drawn."""
-    layer = nn.Linear(width, num_classes)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-class AttentiveHead(nn.Module):
-    """One learned query attends to all tokens, LayerNorm, linear layer: tokens (B, S, D) to logits (B, K).
-
-    Multi-head cross-attention as in CAE's attentive probe and V-JEPA's pooler (without the latter's MLP). With a single
-    query the projections can be taken out of the sum over tokens: q·(W x) = (Wᵀq)·x, and Σ a (V x) = V Σ a x. The
-    result is the same and the cost falls by the width; a key's bias would cancel in the softmax.
-    """
-
-    def __init__(self, width: int, num_heads: int, num_classes: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.query_D = nn.Parameter(torch.empty(width))
-        self.key_DD = nn.Parameter(torch.empty(width, width))
-        self.value = nn.Linear(width, width)
-        self.norm = layer_norm(width)
-        self.head = nn.Linear(width, num_classes)
-        init_weights(self)
-        nn.init.xavier_uniform_(self.key_DD)
-        nn.init.trunc_normal_(self.query_D, std=0.02)
-
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        return self.head(self.norm(self.pool(x_BSD)))
-
-    def pool(self, x_BSD: Tensor) -> Tensor:
-        """What the query gathers, (B, D)."""
-        heads = (self.num_heads, -1)
-        query_hD = torch.einsum("hd,hdD->hD", self.query_D.view(heads), self.key_DD.unflatten(0, heads))
-        scores_BSh = x_BSD @ query_hD.T * (len(self.query_D) / self.num_heads) ** -0.5
-        pooled_BhD = scores_BSh.softmax(dim=1).transpose(1, 2) @ x_BSD
-        values_Bhd = torch.einsum("bhD,hdD->bhd", pooled_BhD, self.value.weight.unflatten(0, heads))
-        return values_Bhd.flatten(1) + self.value.bias
-
-
-def neighbours(
-    bank_NF: Tensor, label_N: Tensor, query_BF: Tensor, *, k: int, temperature: float, num_classes: int
-) -> Tensor:
-    """Votes (B, K), 1 in sum: each of the k training videos of largest cosine votes with exp(cosine / temperature).
-
-    As DINO's (Caron et al., 2021); a training set smaller than k votes as a whole.
-    """
-    bank_NF, query_BF = F.normalize(bank_NF.float(), dim=1), F.normalize(query_BF.float(), dim=1)
-    votes_BK = torch.zeros(len(query_BF), num_classes)
-    for places in torch.arange(len(query_BF)).split(1024):
-        cosine_Bk, nearest_Bk = (query_BF[places] @ bank_NF.T).topk(min(k, len(bank_NF)), dim=1)
-        weight_Bk = (cosine_Bk / temperature).softmax(dim=1)
-        votes_BK[places] = torch.zeros(len(places), num_classes).scatter_add(1, label_N[nearest_Bk], weight_Bk)
-    return votes_BK

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mam2.config import UserError
-from mam2.data.catalog import Item, read_catalog
+from mam2.data.catalog import Catalog, Item, few_shot, read_catalog
 
 
 @pytest.fixture
@@ -193,3 +193,15 @@ def test_real_folders(real_data):
     assert len(read_catalog(real_data / "arid6" / "labels.csv", labelled=False, split="val").items) == 96
     with pytest.raises(UserError, match=r"labels\.csv holds the splits train, val\. Name one of them"):
         read_catalog(real_data / "arid6" / "labels.csv", labelled=True)
+
+
+def test_shots_are_so_many_of_each_class():
+    items = tuple(Item(path=f"{i}.mp4", label=i % 3) for i in range(20))
+    catalog = Catalog(items=items, classes=("a", "b", "c"))
+    assert few_shot(catalog, shots=0, seed=0) is catalog
+    five, other = (few_shot(catalog, shots=5, seed=seed).items for seed in (0, 1))
+    assert [item.label for item in five] == [0] * 5 + [1] * 5 + [2] * 5
+    assert len({item.path for item in five}) == 15
+    assert five == few_shot(catalog, shots=5, seed=0).items != other
+    with pytest.raises(UserError, match="6 training videos of class 'c'; 7 shots need as many"):
+        few_shot(catalog, shots=7, seed=0)

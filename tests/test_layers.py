@@ -18,6 +18,7 @@ LEVELS = (
     {"model", "targets"},
     {"objectives", "evaluate"},
     {"train"},
+    {"heads", "features"},
     {"probe", "cost", "visualize", "sheet", "report", "show", "export"},
     {"recipes", "quickstart"},
     {"__main__", "__init__"},

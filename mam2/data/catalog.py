@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mam2.config import UserError, did_you_mean
+from mam2.config import UserError, did_you_mean, seed_of
 from mam2.data.decode import VIDEO_SUFFIXES
 
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "test": "test"}
 """The words for splits in lists and in the names of folders, and what they mean."""
+
+_SHOTS = 0x5407  # keeps the seeds of few_shot apart from others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,26 @@ def read_catalog(root: str | Path, *, labelled: bool, classes: Sequence[str] | N
     number_of = {name: number for number, name in enumerate(known)}
     items = tuple(Item(path=row.path, label=_label_number(row, number_of, numbers=is_csv)) for row in rows)
     return Catalog(items=items, classes=known)
+
+
+def few_shot(catalog: Catalog, *, shots: int, seed: int) -> Catalog:
+    """`shots` videos of each class, drawn by the seed; the whole catalog if that is 0.
+
+    Raises:
+        UserError: a class with fewer videos.
+    """
+    if not shots:
+        return catalog
+    drawn = []
+    for label, name in enumerate(catalog.classes):
+        items = [item for item in catalog.items if item.label == label]
+        if len(items) < shots:
+            raise UserError(
+                f"There are {len(items)} training videos of class {name!r}; {shots} shots need as many. Lower --shots "
+                "or leave the class out."
+            )
+        drawn += random.Random(seed_of(seed, _SHOTS, label)).sample(items, shots)
+    return Catalog(items=tuple(drawn), classes=catalog.classes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -184,6 +184,7 @@ class ViewLoader:
     Attributes:
         data: the settings.
         bad: path and reason of the unusable videos that this process met so far.
+        shunned: those of them that ended or stalled the process that decoded them.
 
     Raises:
         UserError: fewer than one clip or crop; while iterating, too many unusable videos.
@@ -207,6 +208,7 @@ class ViewLoader:
         self._indices = range(rank, len(catalog.items), world_size)
         self.data = data
         self._set = _ViewSet(catalog.items, data, num_frames, size, clips, crops)
+        self.shunned = self._set.shunned
 
     def __iter__(self) -> Iterator[Views]:
         for views, bad in _results(self._set, self._indices):

@@ -17,7 +17,7 @@ from torch import nn
 
 from mam2 import distributed
 from mam2.config import Epochs, UserError, from_json, seed_of
-from mam2.data.catalog import read_catalog
+from mam2.data.catalog import few_shot, read_catalog
 from mam2.data.clips import Data
 from mam2.data.loader import Batch, ViewLoader
 from mam2.data.mixing import mix
@@ -42,6 +42,7 @@ class Finetune:
 
     Attributes:
         init: a pre-training run's folder, an encoder.safetensors file, or "scratch".
+        shots: labelled videos a class, drawn by the loop's seed; 0 takes all.
         label_smoothing: as in Szegedy et al. (2016).
         mixup: λ ~ Beta(mixup, mixup) of two clips added; 0 is off.
         cutmix: λ ~ Beta(cutmix, cutmix) for a box of one clip in another; 0 is off. Half the batches get each.
@@ -50,6 +51,7 @@ class Finetune:
     """
 
     init: str = ""
+    shots: int = 0
     data: Data = field(
         default_factory=lambda: Data(augment="random_resized_crop", rand_augment_ops=2, repeats=2)  # Table 8
     )
@@ -63,8 +65,10 @@ class Finetune:
     crops: int = 3
 
     def __post_init__(self) -> None:
-        if min(self.clips, self.crops) < 1:
-            raise UserError(f"clips {self.clips} and crops {self.crops} must be at least 1.")
+        if min(self.clips, self.crops) < 1 or self.shots < 0:
+            raise UserError(
+                f"clips {self.clips} and crops {self.crops} must be at least 1, and shots {self.shots} at least 0."
+            )
         if not (0 <= self.label_smoothing < 1 and 0 <= self.mixup < math.inf and 0 <= self.cutmix < math.inf):
             raise UserError(
                 f"label_smoothing {self.label_smoothing}, mixup {self.mixup}, cutmix {self.cutmix}: accepted are 0 to "
@@ -85,6 +89,7 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
     """
     folder = Path(out)
     catalog = read_catalog(config.data.root, labelled=True, split=config.data.split)
+    catalog = few_shot(catalog, shots=config.shots, seed=config.loop.seed)
     device = distributed.device()
     config.loop.check_batch()
     classifier = build(config, num_classes=len(catalog.classes)).to(device)

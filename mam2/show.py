@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mam2.config import UserError, from_json, seed_of
+from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data, train_clips, views_of
+from mam2.data.mixing import mix
 from mam2.data.synthetic import render
 from mam2.masks import MASKS, Mask, Masking, put
 from mam2.objectives.mam2 import MAM2
@@ -23,6 +26,7 @@ from mam2.train.finetune import Finetune
 from mam2.train.pretrain import Pretrain, load_run
 from mam2.visualize import Row, enlarge, frames_shown, mask_figure, page_of_rows, zoom_to
 
+log = logging.getLogger("mam2")
 KINDS = {"pretrain": Pretrain, "finetune": Finetune}
 
 
@@ -60,21 +64,46 @@ def show(
 def show_augmented(run: str | Path, video: str | Path, out: str | Path, *, seed: int = 0) -> None:
     """Draws four clips of a video as a run's training gets them, repeats included, as a PNG (Tables 7 and 8).
 
+    A run that mixes clips has them mixed with one of its own training videos, where those are at hand.
+
     Raises:
         UserError: no run, or no video.
     """
     record = read_run(Path(run))
     config: Pretrain | Finetune = from_json(KINDS[record["kind"]], record["config"])
-    size, rows = config.encoder.size, []
+    sizes = {"num_frames": config.encoder.frames, "size": config.encoder.size}
+    mixing = isinstance(config, Finetune) and max(config.mixup, config.cutmix) > 0
+    other, rows = _other_video(config.data, str(video), seed=seed) if mixing else "", list[Row]()
     for draw in range(4):
         rng = random.Random(seed_of(seed, draw))
-        clips = train_clips(str(video), config.data, num_frames=config.encoder.frames, size=size, rng=rng)
-        for repeat, clip_TCHW in enumerate(clips):
-            which = f"draw {draw + 1}" + (f", repeat {repeat + 1}" if len(clips) > 1 else "")
-            frames_TCHW = to_float(clip_TCHW)
-            rows.append(Row(name=which, description="", frames_TCHW=enlarge(frames_TCHW, zoom_to(frames_TCHW, 128))))
+        clips_BTCHW = to_float(torch.stack(train_clips(str(video), config.data, rng=rng, **sizes)))
+        kept = 1.0
+        if isinstance(config, Finetune) and other:
+            others_BTCHW = to_float(torch.stack(train_clips(other, config.data, rng=rng, **sizes)))
+            pair_BTCHW, whose_B = (
+                torch.cat([clips_BTCHW, others_BTCHW]),
+                torch.arange(2).repeat_interleave(len(clips_BTCHW)),
+            )
+            switches = {"mixup": config.mixup, "cutmix": config.cutmix, "smoothing": 0.0}
+            mixed_BTCHW, share_B2 = mix(pair_BTCHW, whose_B, num_classes=2, rng=rng, **switches)
+            clips_BTCHW, kept = mixed_BTCHW[: len(clips_BTCHW)], share_B2[0, 0].item()
+        for repeat, frames_TCHW in enumerate(clips_BTCHW):
+            which = f"draw {draw + 1}" + (f", repeat {repeat + 1}" if len(clips_BTCHW) > 1 else "")
+            mixed = f"{1 - kept:.0%} of it is {Path(other).name}" if other else ""
+            rows.append(Row(name=which, description=mixed, frames_TCHW=enlarge(frames_TCHW, zoom_to(frames_TCHW, 128))))
     shown = frames_shown(config.encoder.frames, 8)
     page_of_rows(rows, shown, title=f"{Path(video).name}, as training gets it", footer=[]).save(out)
+
+
+def _other_video(data: Data, video: str, *, seed: int) -> str:
+    """A video of the training data that is not this one; "", with a warning, if there is none."""
+    try:
+        items = read_catalog(data.root, labelled=False, split=data.split).items
+    except UserError as error:
+        log.warning(f"Mixup and cutmix are not drawn, for want of a second video: {error}")
+        return ""
+    others = [item.path for item in items if Path(item.path).absolute() != Path(video).absolute()]
+    return random.Random(seed).choice(others) if others else ""
 
 
 def show_masks(video: str | Path | None, out: str | Path, *, ratio: float = 0.75, seed: int = 0) -> None:

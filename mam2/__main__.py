@@ -305,6 +305,7 @@ def prepare(
     short_side: int = 256,
     quality: int = 90,
     num_workers: int = 2,
+    timeout_seconds: int = 120,
     max_missing_share: float = 0.05,
 ) -> None:
     """Check a data set against its official lists and write its manifest, a CSV for --data.root; extract its frames.
@@ -319,6 +320,7 @@ def prepare(
         short_side: of the frames, pixels (256 or 320 are usual).
         quality: of the frames' JPEG files, 1 to 100.
         num_workers: processes.
+        timeout_seconds: to open a video; one that takes longer is unreadable. Its frames may take 30 times as long.
         max_missing_share: of the listed videos, that may be missing or unreadable.
     """
     from mam2.data.extract import write_all_frames
@@ -331,6 +333,7 @@ def prepare(
         annotations=annotations,
         out=out,
         num_workers=num_workers,
+        timeout_seconds=timeout_seconds,
         max_missing_share=max_missing_share,
     )
     listing = Table(
@@ -351,7 +354,8 @@ def prepare(
             frames,
             short_side=short_side,
             quality=quality,
-            num_workers=max(1, num_workers),
+            num_workers=num_workers,
+            timeout_seconds=30 * timeout_seconds,
             max_bad_share=max_missing_share,
         )
         print(f"{done.num_videos} videos as frames, {len(done.bad)} left out: {done.manifest}")

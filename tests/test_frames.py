@@ -21,6 +21,7 @@ from mam2.data.decode import Video
 from mam2.data.extract import estimate_bytes, write_all_frames, write_frames
 from mam2.data.frames import Frames, open_video
 from mam2.data.packets import VideoError
+from mam2.data.prepare import prepare
 from mam2.data.synthetic import render, write_video
 
 
@@ -329,3 +330,15 @@ def test_frames_that_do_not_fit_on_the_disk_are_not_begun(videos, tmp_path, monk
     with pytest.raises(UserError, match="Make room"):
         write_all_frames(table, tmp_path / "frames")
     assert not list((tmp_path / "frames").iterdir())
+
+
+def test_frame_folders_are_prepared_again(tmp_path):
+    (tmp_path / "videos").mkdir()
+    for name in ("a", "b"):
+        write_video(tmp_path / "videos" / f"{name}.mp4", render("left", seed=ord(name), num_frames=4, size=32))
+    manifest = prepare("folder", tmp_path / "videos", num_workers=0).manifest
+    made = write_all_frames(manifest, tmp_path / "frames", num_workers=0)
+    report = prepare("folder", made.manifest, num_workers=1)
+    assert (report.missing.count, report.unreadable.count, report.duplicates.count) == (0, 0, 0)
+    rows = report.manifest.read_text().splitlines()[1:]
+    assert [row.split(",")[2] for row in rows] == ["4", "4"]

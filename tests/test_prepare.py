@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -455,15 +457,24 @@ def test_names_that_a_csv_can_not_hold(tree):
     assert sum("Rename it" in text for text in lost) == 2
 
 
-def test_a_reader_that_dies_is_said(tree, monkeypatch):
+@pytest.mark.parametrize("fault", ["dies", "hangs"])
+def test_a_video_that_ends_or_stalls_its_reader_is_unreadable(tree, monkeypatch, fault):
     root = tree({f"{i}.mp4": None for i in range(3)})
-    monkeypatch.setattr(journals, "start_worker", dies)
-    with pytest.raises(UserError, match=r"A process that reads videos died at .*0\.mp4 or soon after.*num_workers=0"):
-        prepare("folder", root, num_workers=1)
+    honest = journals.open_video
 
+    def treacherous(path):
+        if path.endswith("1.mp4"):
+            os.kill(os.getpid(), signal.SIGKILL) if fault == "dies" else time.sleep(60)
+        return honest(path)
 
-def dies():
-    os._exit(1)
+    monkeypatch.setattr(journals, "open_video", treacherous)
+    report = prepare("folder", root, num_workers=1, timeout_seconds=2, max_missing_share=0.5)
+    said = {"dies": "ends the process that decodes it", "hangs": "could not be decoded within 2 seconds"}[fault]
+    assert report.unreadable.count == 1
+    assert said in report.unreadable.first[0]
+    assert [item.path for item in read_catalog(report.manifest, labelled=False).items] == [
+        str(root / name) for name in ("0.mp4", "2.mp4")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -585,7 +596,7 @@ def test_nothing_to_prepare(tree, tmp_path):
             r"nowhere does not exist\. Accepted: a folder of videos, or a \.csv with the column path",
         ),
         ({"root": "file"}, r"file is no such thing"),
-        ({"num_workers": -1}, r"num_workers is -1; it must be at least 0"),
+        ({"num_workers": -1}, r"num_workers is -1 and timeout_seconds 120; they must be at least 0 and 1"),
         ({"max_missing_share": 5.0}, r"max_missing_share is 5\.0; a share is 0 to 1"),
         ({"split": 2}, r"The split is 2; only UCF101 and HMDB51 have more than one"),
         ({"out": "manifest.txt"}, r"The manifest can't be manifest\.txt\. Give a new file"),

@@ -12,9 +12,9 @@ import logging
 import os
 import shutil
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from mam2.config import UserError
 from mam2.data.catalog import Row, read_rows
 from mam2.data.decode import Video
 from mam2.data.frames import META, Frames, read_meta
-from mam2.data.journal import relative_to, start_worker
+from mam2.data.journal import relative_to
 from mam2.data.packets import VideoError
+from mam2.data.workers import parallel
 
 log = logging.getLogger("mam2")
 _STDERR = Console(stderr=True)
@@ -122,6 +123,7 @@ def write_all_frames(
     short_side: int = 256,
     quality: int = 90,
     num_workers: int = 2,
+    timeout_seconds: int = 3600,
     max_bad_share: float = 0.05,
 ) -> Extracted:
     """Extracts the frames of all videos of a manifest, as the paper does before pre-training (App. B).
@@ -134,7 +136,8 @@ def write_all_frames(
         folder: where the frames go, a folder for each video.
         short_side: pixels to which the shorter side is reduced.
         quality: of the JPEG files, 1 to 100.
-        num_workers: processes, at least 1.
+        num_workers: processes; 0 does it in this one.
+        timeout_seconds: a video that keeps a process longer is left out, as one that ends it is.
         max_bad_share: videos that may fail, as a share of all.
 
     Raises:
@@ -157,25 +160,17 @@ def write_all_frames(
             f"{free / 1e9:.1f} GB free. Make room, or use a smaller --short-side or --quality."
         )
     bad, made = dict[str, str](), list[tuple[Row, Path]]()
-    with ProcessPoolExecutor(max(1, num_workers), initializer=start_worker) as pool:
-        jobs = [
-            pool.submit(_extract, row.path, place, short_side, quality) for row, place in zip(rows, places, strict=True)
-        ]
-        bar = track(zip(rows, places, jobs, strict=True), description="extracting", total=len(rows), console=_STDERR)
-        try:
-            for row, place, job in bar:
-                if reason := job.result():
-                    bad[row.path] = reason
-                else:
-                    made.append((row, place))
-        except BrokenProcessPool as error:
-            raise UserError(
-                "A process that extracts frames died: out of memory, or a file that crashes the decoder. Run again "
-                "with --num-workers 1 to see which; what was extracted is kept."
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    videos = _Videos([(row.path, place) for row, place in zip(rows, places, strict=True)], short_side, quality)
+    results = parallel(videos, range(len(rows)), num_workers=num_workers, timeout_seconds=timeout_seconds)
+    with closing(results):
+        bar = track(zip(rows, places, results, strict=True), description="extracting", total=len(rows), console=_STDERR)
+        for row, place, error in bar:
+            if error is None:
+                made.append((row, place))
+            elif isinstance(error, VideoError):
+                bad[row.path] = str(error)
+            else:
+                raise error
     for reason in list(bad.values())[:5]:
         log.warning("Left out: %s", reason)
     if not made or len(bad) > max_bad_share * len(rows):
@@ -208,17 +203,32 @@ def _estimate(paths: list[str], short_side: int, quality: int, num_samples: int 
     return sum(sizes) * len(paths) // max(1, len(sizes))
 
 
-def _extract(path: str, place: Path, short_side: int, quality: int) -> str:
-    """The reason why a video's frames can't be extracted; empty if they are there.
+@dataclass(frozen=True)
+class _Videos:
+    """Extracts the frames of each video, as `workers.parallel` asks for it, and tells what went wrong."""
 
-    Raises:
-        UserError: they can't be written, which is no fault of the video's.
-    """
-    try:
-        write_frames(path, place, short_side=short_side, quality=quality)
-    except VideoError as error:
-        return str(error)
-    return ""
+    videos: Sequence[tuple[str, Path]]
+    short_side: int
+    quality: int
+    shunned: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, index: int) -> UserError | None:
+        path, place = self.videos[index]
+        try:
+            if path in self.shunned:
+                raise VideoError(self.shunned[path])
+            write_frames(path, place, short_side=self.short_side, quality=self.quality)
+        except UserError as error:
+            return error
+        return None
+
+    def paths(self, index: int) -> list[str]:
+        return [self.videos[index][0]]
+
+    def decode(self, path: str) -> None:
+        with contextlib.suppress(UserError), Video(path) as video:
+            for _ in video.each():
+                pass
 
 
 def _check_settings(short_side: int, quality: int) -> None:

@@ -5,29 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import time
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mam2.config import UserError
-from mam2.data.decode import Video
-from mam2.distributed import end_with_parent
-
-_AT_ONCE = 4096  # paths handed to the processes together; a promise for each of 240,000 would take much memory
+from mam2.data.frames import Frames, open_video, read_meta
+from mam2.data.workers import parallel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
+class VideoInfo:
     """What opening a video told, and the file's size and time by which a change is noticed."""
 
     size_bytes: int
@@ -39,21 +33,24 @@ class Probe:
     digest: str
 
 
-def probe_all(paths: Sequence[str], journal: Path, *, num_workers: int) -> tuple[dict[str, Probe | str], int]:
+def probe_all(
+    paths: Sequence[str], journal: Path, *, num_workers: int, timeout_seconds: int
+) -> tuple[dict[str, VideoInfo | str], int]:
     """Opens videos, in `num_workers` processes (0: in this one), and draws a progress bar.
 
     Args:
         paths: the videos.
         journal: where the answers are kept. A video whose size and time are those of its line is not opened again.
         num_workers: processes.
+        timeout_seconds: a video that keeps a process longer counts as unreadable, as one that ends it does.
 
     Returns:
         What each path's video holds, or a sentence on why it can't be read; and how many were not in the journal.
 
     Raises:
-        UserError: the journal can't be written, or a process died. What was read until then is kept.
+        UserError: the journal can't be written. What was read until then is kept.
     """
-    known, opened, todo = _read_journal(journal), dict[str, Probe | str](), []
+    known, opened, todo = _read_journal(journal), dict[str, VideoInfo | str](), []
     for path in dict.fromkeys(paths):
         name = relative_to(path, journal.parent)
         try:
@@ -72,11 +69,12 @@ def probe_all(paths: Sequence[str], journal: Path, *, num_workers: int) -> tuple
     columns = (TextColumn("Reading videos"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Drawn by this thread: a second one would make it unsafe to fork the workers.
     progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False)
-    with _open_journal(journal) as file, progress, closing(_probes(todo, num_workers)) as probes:
+    results = parallel(_Videos(todo), range(len(todo)), num_workers=num_workers, timeout_seconds=timeout_seconds)
+    with _open_journal(journal) as file, progress, closing(results) as found_of:
         task, drawn = progress.add_task("", total=len(todo)), 0.0
-        for path, found in probes:
+        for path, found in zip(todo, found_of, strict=True):
             opened[path] = found
-            if isinstance(found, Probe):  # the others may be mended, and are few
+            if isinstance(found, VideoInfo):  # the others may be mended, and are few
                 line = json.dumps({"path": relative_to(path, journal.parent), **asdict(found)})
                 with writing(journal, journal):
                     file.write(line.encode() + b"\n")
@@ -98,57 +96,49 @@ def _open_journal(journal: Path) -> BinaryIO:
         return file
 
 
-def _read_journal(journal: Path) -> dict[str, Probe]:
+def _read_journal(journal: Path) -> dict[str, VideoInfo]:
     known = {}
     for line in journal.read_bytes().splitlines() if journal.is_file() else ():
         try:
             fields = json.loads(line)
             name = fields.pop("path")
-            known[name] = Probe(**fields)
+            known[name] = VideoInfo(**fields)
         except (ValueError, KeyError, TypeError, AttributeError):  # a line cut short by a kill
             continue
     return known
 
 
-def _probes(paths: Sequence[str], num_workers: int) -> Generator[tuple[str, Probe | str], None, None]:
-    if num_workers == 0:
-        yield from ((path, _probe(path)) for path in paths)
-        return
-    pool = ProcessPoolExecutor(num_workers, initializer=start_worker)
-    num_done = 0
-    try:
-        for start in range(0, len(paths), _AT_ONCE):
-            part = paths[start : start + _AT_ONCE]
-            for path, found in zip(part, pool.map(_probe, part), strict=True):
-                yield path, found
-                num_done += 1
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"A process that reads videos died at {shown(paths[num_done])} or soon after: out of memory, "
-            "or a file that crashes the decoder. Run again with num_workers=0 to see which; what was read is "
-            "kept."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+@dataclass(frozen=True)
+class _Videos:
+    """What each video tells, as `workers.parallel` asks for it."""
+
+    videos: Sequence[str]
+    shunned: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, index: int) -> VideoInfo | str:
+        path = self.videos[index]
+        return self.shunned.get(path) or _probe(path)
+
+    def paths(self, index: int) -> list[str]:
+        return [self.videos[index]]
+
+    def decode(self, path: str) -> None:
+        _probe(path)
 
 
-def start_worker() -> None:
-    """What a process of a pool does first: ends with its parent, leaves Ctrl-C to it, and uses one thread, as those of
-    the process it was forked from are not here, and would be waited for."""
-    torch.set_num_threads(1)
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
-
-
-def _probe(path: str) -> Probe | str:
+def _probe(path: str) -> VideoInfo | str:
     """Opens a video and decodes its first and last frame; the reason where that fails."""
     try:
         status = os.stat(path)
-        with Video(path) as video:
+        with open_video(path) as video:
             video.frames([video.num_frames - 1])
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-            return Probe(
+            if isinstance(video, Frames):  # made of a file that it names, or else told by its size and time
+                source = read_meta(path).get("source", {})
+                digest = source.get("sha256") or f"{path} {status.st_size} {status.st_mtime_ns}"
+            else:
+                with open(path, "rb") as file:
+                    digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+            return VideoInfo(
                 size_bytes=status.st_size,
                 mtime_ns=status.st_mtime_ns,
                 frames=video.num_frames,

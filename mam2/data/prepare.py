@@ -16,7 +16,7 @@ from pathlib import Path
 from mam2.config import UserError, did_you_mean
 from mam2.data.benchmarks import BENCHMARKS, Benchmark, Lists, read_lists, same_name
 from mam2.data.catalog import SPLIT_WORDS, read_rows, split_folders, video_paths
-from mam2.data.journal import Probe, probe_all, relative_to, shown, writing
+from mam2.data.journal import VideoInfo, probe_all, relative_to, shown, writing
 
 COLUMNS = ("path", "label", "frames", "fps", "width", "height", "split")
 """The first line of a manifest. `read_catalog` reads it; a path that is not absolute starts from the manifest."""
@@ -90,6 +90,7 @@ def prepare(
     annotations: str | Path | None = None,
     out: str | Path | None = None,
     num_workers: int = 2,
+    timeout_seconds: int = 120,
     max_missing_share: float = 0.05,
 ) -> Report:
     """Checks videos against a benchmark's official lists, opens each of them, and writes the manifest.
@@ -104,6 +105,7 @@ def prepare(
         out: the manifest, a .csv; None names it after the benchmark and puts it in `root`, where a relative path keeps
             its meaning when the folder is moved.
         num_workers: processes that open videos; 0 does it in this process.
+        timeout_seconds: a video that keeps a process longer counts as unreadable, as one that ends it does.
         max_missing_share: how many of the listed videos may be missing or unreadable, 0 to 1.
 
     Raises:
@@ -111,7 +113,7 @@ def prepare(
             or a manifest that can't be written. What was read until then is kept.
     """
     root = Path(root)
-    _check_arguments(name, root, split, num_workers, max_missing_share)
+    _check_arguments(name, root, split, num_workers, timeout_seconds, max_missing_share)
     manifest = _manifest_path(name, root, split, out)
     if name == "folder":
         found = _find_own(root)
@@ -120,9 +122,11 @@ def prepare(
         found = _match(lists, root)
     _check_share(found, [], root, max_missing_share)
     journal = manifest.with_name(f"{name}.journal.jsonl")
-    opened, num_read = probe_all([video.path for video in found.videos], journal, num_workers=num_workers)
+    opened, num_read = probe_all(
+        [video.path for video in found.videos], journal, num_workers=num_workers, timeout_seconds=timeout_seconds
+    )
     unreadable = [reason for video in found.videos if isinstance(reason := opened[video.path], str)]
-    readable = [(video, probe) for video in found.videos if isinstance(probe := opened[video.path], Probe)]
+    readable = [(video, probe) for video in found.videos if isinstance(probe := opened[video.path], VideoInfo)]
     _check_share(found, unreadable, root, max_missing_share)
     _write_manifest(readable, manifest, journal)
     splits = _count(found, readable, BENCHMARKS.get(name))
@@ -160,13 +164,17 @@ class _Found:
     num_classes: int
 
 
-def _check_arguments(name: str, root: Path, split: int, num_workers: int, max_missing_share: float) -> None:
+def _check_arguments(
+    name: str, root: Path, split: int, num_workers: int, timeout_seconds: int, max_missing_share: float
+) -> None:
     if name != "folder" and name not in BENCHMARKS:
         raise UserError(f"{name!r} is no data set that prepare knows. {did_you_mean(name, [*BENCHMARKS, 'folder'])}")
     if name == "folder" and split != 1:
         raise UserError(f"The split is {split}; only UCF101 and HMDB51 have more than one. Leave it out.")
-    if num_workers < 0:
-        raise UserError(f"num_workers is {num_workers}; it must be at least 0.")
+    if num_workers < 0 or timeout_seconds < 1:
+        raise UserError(
+            f"num_workers is {num_workers} and timeout_seconds {timeout_seconds}; they must be at least 0 and 1."
+        )
     if not 0 <= max_missing_share <= 1:
         raise UserError(f"max_missing_share is {max_missing_share}; a share is 0 to 1.")
     if not root.is_dir() and not (name == "folder" and root.is_file() and root.suffix.lower() == ".csv"):
@@ -231,10 +239,10 @@ def _find_own(root: Path) -> _Found:
         rows = read_rows(root, needed=("path",))
         splits = [SPLIT_WORDS.get(row.split.lower(), row.split) or "train" for row in rows]
         videos = [_Wanted(path=r.path, label=r.label, split=s) for r, s in zip(rows, splits, strict=True)]
-    there = [video for video in videos if os.path.isfile(video.path)]
+    there = [video for video in videos if os.path.exists(video.path)]
     return _Found(
         videos=there,
-        missing=[video.path for video in videos if not os.path.isfile(video.path)],
+        missing=[video.path for video in videos if not os.path.exists(video.path)],
         extra=[],
         listed={split: sum(video.split == split for video in videos) for split in sorted({v.split for v in videos})},
         num_classes=len({video.label for video in videos} - {""}),
@@ -252,7 +260,7 @@ def _check_share(found: _Found, unreadable: Sequence[str], root: Path, max_missi
         )
 
 
-def _write_manifest(readable: Sequence[tuple[_Wanted, Probe]], manifest: Path, journal: Path) -> None:
+def _write_manifest(readable: Sequence[tuple[_Wanted, VideoInfo]], manifest: Path, journal: Path) -> None:
     """Writes the manifest whole or not at all."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -276,7 +284,7 @@ def _problem(names: Sequence[str]) -> Problem:
     return Problem(count=len(names), first=tuple(shown(name) for name in names[:_NUM_SHOWN]))
 
 
-def _duplicates(readable: Sequence[tuple[_Wanted, Probe]]) -> list[str]:
+def _duplicates(readable: Sequence[tuple[_Wanted, VideoInfo]]) -> list[str]:
     first, across, within = dict[str, _Wanted](), list[str](), list[str]()
     for video, probe in readable:
         other = first.setdefault(probe.digest, video)
@@ -287,7 +295,7 @@ def _duplicates(readable: Sequence[tuple[_Wanted, Probe]]) -> list[str]:
 
 
 def _count(
-    found: _Found, readable: Sequence[tuple[_Wanted, Probe]], benchmark: Benchmark | None
+    found: _Found, readable: Sequence[tuple[_Wanted, VideoInfo]], benchmark: Benchmark | None
 ) -> tuple[SplitCount, ...]:
     table6 = {"train": benchmark.num_train, "val": benchmark.num_val} if benchmark else {}
     counts = []

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ class VideoSet(Protocol):
         """Does with a video what an item needs; an unusable one that says so is nothing to worry about."""
 
 
-def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_seconds: int) -> Iterator[Any]:
+def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_seconds: int) -> Generator[Any]:
     """dataset[i] for all indices, in order, made by `num_workers` processes; 0: in this one.
 
     A process that dies (out of memory, a crash in a decoder) or makes nothing for `timeout_seconds` is replaced, and

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Generator, Iterator
@@ -19,6 +22,7 @@ from mam2.config import UserError
 
 _LOG = logging.getLogger("mam2")
 _ATTEMPTS = 4
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h: larger blocks are given back to the system when they are freed
 _AHEAD = 2  # items that each process makes ahead of time
 
 
@@ -85,7 +89,7 @@ def _loader(dataset: VideoSet, indices: range, num_workers: int, timeout_seconds
             num_workers=num_workers,
             prefetch_factor=_AHEAD if num_workers else None,
             collate_fn=_unchanged,
-            worker_init_fn=_own_process_group,
+            worker_init_fn=_start,
             timeout=timeout_seconds if num_workers else 0,
             generator=torch.Generator(),  # or else the loader would draw from the run's own random numbers
         )
@@ -128,10 +132,14 @@ def _decode_alone(dataset: VideoSet, path: str) -> None:
     dataset.decode(path)
 
 
-def _own_process_group(worker: int) -> None:
-    """Signals to the trainer's process group (torchrun, Ctrl-C) must not kill its workers while it still saves.
-    They end when the trainer does."""
+def _start(worker: int) -> None:
+    """Puts a process out of reach of signals to the trainer's group (torchrun, Ctrl-C), which must not kill it while
+    the trainer still saves; it ends when the trainer does. And keeps its memory flat: once glibc has freed a batch it
+    takes the next from the heap, where holes between small blocks had it grow from 0.5 to 1.2 GiB."""
     os.setpgrp()
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 8 * 2**20)
 
 
 def _unchanged(result: Any) -> Any:

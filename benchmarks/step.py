@@ -151,11 +151,10 @@ class Workload:
                 context_position_BSD=context_BSD,
             ).view(query_BTMD.shape)
 
-        def lose(logits_BTMK: Tensor, motion_BTMP: Tensor, regressed_BTMD: Tensor) -> Tensor:
-            appearance = appearance_loss(logits_BTMK, masked.appearance, "mean")
+        def lose(motion_BTMP: Tensor, regressed_BTMD: Tensor) -> Tensor:
             motion = motion_loss(motion_BTMP, masked.motion, "mean")
             alignment = alignment_loss(regressed_BTMD, model.standardise(made.target_BTMD), "mean")
-            return appearance + motion + model.config.alignment_weight * alignment
+            return motion + model.config.alignment_weight * alignment
 
         def both_ways(call: Callable[..., Tensor], like: Tensor | None, *inputs: Tensor) -> Callable[[], None]:
             """Forward, and backward from a random gradient `like` the output (None: a scalar's)."""
@@ -174,7 +173,8 @@ class Workload:
             return encoder.encode(take(encoder.embed(clip_BTCHW), mask.visible_BTV))
 
         def appear(regressed_BTMD: Tensor, query_BTMD: Tensor) -> Tensor:
-            return model.appearance(regressed_BTMD, position_BTMD=query_BTMD)
+            hidden_BTMD = model.appearance.decode(regressed_BTMD, position_BTMD=query_BTMD)
+            return appearance_loss(hidden_BTMD, model.appearance.project, masked.appearance)
 
         def move(regressed_BTMD: Tensor, query_BTMD: Tensor) -> Tensor:
             return model.motion(regressed_BTMD, position_BTMD=query_BTMD)
@@ -190,9 +190,9 @@ class Workload:
             "encoder, visible patches": both_ways(see, visible),
             "alignment target, masked patches": align,
             "regressor": both_ways(regress, regressed, visible, context_BSD, query),
-            "appearance decoder and head": both_ways(appear, made.appearance_BTMK, regressed, query),
+            "appearance decoder, head and loss": both_ways(appear, None, regressed, query),
             "motion decoder": both_ways(move, made.motion, regressed, query),
-            "losses": both_ways(lose, None, made.appearance_BTMK, made.motion, regressed),
+            "other losses": both_ways(lose, None, made.motion, regressed),
             "update (norm, AdamW)": update,
         }
 

@@ -190,12 +190,13 @@ def predict(model: MAM2, targets: TargetMaker, masking: Masking, clip_TCHW: Tens
 
     appearance_TCHW = agreement_TN = None
     appearance_name = "Predicted appearance"
-    if predicted.appearance_BTMK is not None and targets.tokenizer is None:
+    appearance_BTMK = predicted.appearance_BTMK
+    if appearance_BTMK is not None and targets.tokenizer is None:
         appearance_name = "Predicted pixels, normalised per patch"
-        pixels_BTND = put(predicted.appearance_BTMK.float(), mask.masked_BTM, num_patches)
+        pixels_BTND = put(appearance_BTMK.float(), mask.masked_BTM, num_patches)
         appearance_TCHW = unpatchify(0.5 + pixels_BTND[0] / 6, patch_size, grid).clamp(0, 1).cpu()  # ±3σ
-    elif predicted.appearance_BTMK is not None and masked.appearance is not None:
-        codes_BTM = predicted.appearance_BTMK.argmax(dim=-1)
+    elif appearance_BTMK is not None and masked.appearance is not None:
+        codes_BTM = appearance_BTMK.argmax(dim=-1)
         codes_BTN = put(codes_BTM[..., None], mask.masked_BTM, num_patches)[..., 0]
         right_BTM = torch.eq(codes_BTM, masked.appearance)
         agreement_TN = put(right_BTM[..., None], mask.masked_BTM, num_patches)[0, ..., 0].cpu()

@@ -4,8 +4,25 @@ import math
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from mam2.losses import alignment_loss, appearance_loss, motion_loss, motion_loss_of_none
+from mam2.losses import (
+    alignment_loss,
+    appearance_loss,
+    linear_cross_entropy,
+    motion_loss,
+    motion_loss_of_none,
+)
+
+
+def as_it_is(width: int) -> nn.Linear:
+    """A head that changes nothing."""
+    head = nn.Linear(width, width)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(width))
+        head.bias.zero_()
+    return head
 
 
 def test_alignment_is_the_mean_squared_difference() -> None:
@@ -18,14 +35,14 @@ def test_appearance_is_cross_entropy_in_nats() -> None:
     logits = torch.tensor([[[[0.0, 0.0, 0.0], [math.log(2), 0.0, 0.0]]]])  # (1, 1, 2, 3)
     codes = torch.tensor([[[1, 0]]])
     expected = (math.log(3) + math.log(4 / 2)) / 2  # Eq. 2
-    assert appearance_loss(logits, codes).item() == pytest.approx(expected)
+    assert appearance_loss(logits, as_it_is(3), codes).item() == pytest.approx(expected)
 
 
 def test_appearance_pairs_each_token_with_its_code() -> None:
     codes = torch.randint(7, (2, 3, 5))
     logits = 50 * torch.nn.functional.one_hot(codes, 7).float()
-    assert appearance_loss(logits, codes).item() < 1e-6
-    assert appearance_loss(logits.flip(1), codes).item() > 1
+    assert appearance_loss(logits, as_it_is(7), codes).item() < 1e-6
+    assert appearance_loss(logits.flip(1), as_it_is(7), codes).item() > 1
 
 
 def test_motion_leaves_out_the_last_frame() -> None:
@@ -48,7 +65,8 @@ def test_losses_are_computed_in_float32() -> None:
     for loss in (alignment_loss(ones, target), motion_loss(ones, target[:, :1])):
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(512**-2)
-    assert appearance_loss(ones, torch.zeros(1, 2, 2, dtype=torch.int64)).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert appearance_loss(ones, as_it_is(2), torch.zeros(1, 2, 2, dtype=torch.int64)).dtype == torch.float32
 
 
 def test_the_sum_over_channels_is_the_mean_times_their_number() -> None:
@@ -60,8 +78,8 @@ def test_the_sum_over_channels_is_the_mean_times_their_number() -> None:
 
 def test_appearance_in_pixels_is_the_squared_error() -> None:
     predicted, target = torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[0.0, 1.0]]]])
-    assert appearance_loss(predicted, target).item() == (1 + 4) / 2
-    assert appearance_loss(predicted, target, "sum").item() == 1 + 4
+    assert appearance_loss(predicted, as_it_is(2), target).item() == (1 + 4) / 2
+    assert appearance_loss(predicted, as_it_is(2), target, "sum").item() == 1 + 4
 
 
 def test_clip_order_is_a_cross_entropy_of_two() -> None:
@@ -74,3 +92,38 @@ def test_the_loss_of_no_motion_is_that_of_predicting_zero() -> None:
     target = torch.randn(2, 3, 4, 5)
     for reduction in ("mean", "sum"):
         assert motion_loss_of_none(target, reduction) == motion_loss(torch.zeros(2, 4, 4, 5), target, reduction)
+
+
+@pytest.mark.parametrize("logits_at_once", [1, 33, 1000])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_logits_in_portions_are_all_logits_at_once(logits_at_once: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    bf16 = dtype is torch.bfloat16  # as autocast has it, on float32 weights
+    head, x, codes = nn.Linear(8, 11), torch.randn(13, 8, requires_grad=True), torch.randint(11, (13,))
+    if dtype is torch.float64:
+        head, x = head.double(), x.detach().double().requires_grad_()
+    wanted = {}
+    for name in ("plain", "portions"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            if name == "plain":
+                logits = head(x)
+                loss = F.cross_entropy(logits.float() if bf16 else logits, codes)
+            else:
+                loss = linear_cross_entropy(x, head.weight, head.bias, codes, logits_at_once=logits_at_once)
+            (3 * loss).backward()
+        wanted[name] = (loss.detach(), x.grad, head.weight.grad, head.bias.grad)
+        x.grad = head.weight.grad = head.bias.grad = None
+    tolerance = {"rtol": 0.02, "atol": 1e-3} if bf16 else {"rtol": 1e-5, "atol": 1e-6}
+    for plain, portions in zip(*wanted.values(), strict=True):
+        torch.testing.assert_close(portions, plain, check_dtype=False, **tolerance)
+
+
+def test_no_gradient_is_made_where_none_is_asked_for() -> None:
+    head, x, codes = nn.Linear(8, 11), torch.randn(13, 8), torch.randint(11, (13,))
+    with torch.no_grad():
+        assert not linear_cross_entropy(x, head.weight, head.bias, codes).requires_grad
+    head.requires_grad_(False)
+    x.requires_grad_()
+    linear_cross_entropy(x, head.weight, head.bias, codes).backward()
+    assert x.grad is not None
+    assert head.weight.grad is None

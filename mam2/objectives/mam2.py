@@ -115,7 +115,8 @@ class Predictions:
         visible_BTVD: the encoder's output for visible patches.
         regressed_BTMD: the regressor's output for masked patches.
         target_BTMD: what it is aligned with, no gradient.
-        appearance_BTMK: the appearance decoder's logits, or pixels.
+        appearance_BTMD: what the appearance decoder's projection sees.
+        project_appearance: that projection; `appearance_BTMK` are its logits, or pixels.
         motion: the motion decoder's patches (B, T, M, ·), of which the last frame's are not used; for clip order its
             logits (B, M, 2).
     """
@@ -123,8 +124,17 @@ class Predictions:
     visible_BTVD: Tensor
     regressed_BTMD: Tensor | None
     target_BTMD: Tensor | None
-    appearance_BTMK: Tensor | None
+    appearance_BTMD: Tensor | None
+    project_appearance: nn.Linear | None
     motion: Tensor | None
+
+    @property
+    def appearance_BTMK(self) -> Tensor | None:
+        """The logits or pixels, made when asked for: the loss does without all of them at once."""
+        if self.appearance_BTMD is None or self.project_appearance is None:
+            return None
+        pixels_or_logits: Tensor = self.project_appearance(self.appearance_BTMD)
+        return pixels_or_logits
 
 
 class MAM2(nn.Module):
@@ -186,8 +196,9 @@ class MAM2(nn.Module):
         predicted = self.predict(clip_BTCHW, mask, swapped_BM=swapped_BM)
 
         parts: dict[str, Tensor] = {}
-        if predicted.appearance_BTMK is not None and masked.appearance is not None:
-            parts["appearance"] = appearance_loss(predicted.appearance_BTMK, masked.appearance, reduction)
+        if self.appearance is not None and predicted.appearance_BTMD is not None and masked.appearance is not None:
+            hidden_BTMD, head = predicted.appearance_BTMD, self.appearance.project
+            parts["appearance"] = appearance_loss(hidden_BTMD, head, masked.appearance, reduction)
         if predicted.motion is not None and masked.motion is not None:
             parts["motion"] = motion_loss(predicted.motion, masked.motion, reduction)
         total = torch.stack(list(parts.values())).sum()
@@ -226,16 +237,16 @@ class MAM2(nn.Module):
             latent = torch.cat([context_BTVD, query_BTMD], dim=2)
             position = torch.cat([visible_position_BTVD, position_BTMD], dim=2)
 
-        appearance = motion = None
+        hidden_BTMD = motion = head = None
         if self.appearance is not None:
-            hidden_BTMD = self.appearance.decode(latent, position_BTMD=position)[:, :, -num_masked:]
-            appearance = self.appearance.project(hidden_BTMD)
+            hidden_BTMD, head = self.appearance.decode(latent, position_BTMD=position), self.appearance.project
+            hidden_BTMD = hidden_BTMD[:, :, -num_masked:]
             motion = self.motion_head(hidden_BTMD) if self.motion_head is not None else None
         if isinstance(self.motion, OrderDecoder):
             motion = self.motion(latent, position_BTMD=position, swapped_BM=swapped_BM)
         elif self.motion is not None:
             motion = self.motion(latent, position_BTMD=position)[:, :, -num_masked:]
-        return Predictions(visible_BTVD, regressed_BTMD, target_BTMD, appearance, motion)
+        return Predictions(visible_BTVD, regressed_BTMD, target_BTMD, hidden_BTMD, head, motion)
 
     @torch.no_grad()
     def alignment_target(self, clip_BTCHW: Tensor, tokens_BTND: Tensor, mask: Mask) -> Tensor:

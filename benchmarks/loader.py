@@ -19,7 +19,6 @@ import importlib
 import json
 import math
 import os
-import platform
 import random
 import shlex
 import statistics
@@ -30,7 +29,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ import av
 import numpy as np
 import psutil
 import torch
+from common import machine
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -62,6 +61,7 @@ HEIGHT, WIDTH, FPS, BITS_PER_SECOND = 256, 340, 30, 500_000  # of the videos wri
 MEAN_C, STD_C = (torch.tensor(values) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # ImageNet's
 PRETRAIN, FINETUNE, TEST = "pre-training", "fine-tuning", "test"
 FIRST, LATER, FRAMES = "H.264, first epoch", "H.264, later epochs", "JPEG frames"
+PACKAGES = ("torch", "torchvision", "av", "pillow", "numpy", "torchcodec", "decord2", "decord", "eva-decord")
 REFERENCE = {PRETRAIN: LATER, FINETUNE: LATER, TEST: FIRST}  # a test opens each video once
 
 
@@ -318,29 +318,6 @@ def about(path: str) -> dict[str, Any]:
     return {"codec": codec, **size, "fps": video.fps, "kbit_per_second": round(kbit)}
 
 
-def machine() -> dict[str, Any]:
-    """The machine and the versions that a measurement belongs to."""
-    versions = {}
-    for package in ("torch", "torchvision", "av", "pillow", "numpy", "torchcodec", "decord2", "decord", "eva-decord"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_average_1min": round(psutil.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "versions": versions,
-        "pyav_ffmpeg": {name: ".".join(map(str, numbers)) for name, numbers in av.library_versions.items()},
-    }
-
-
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Runs the benchmark; writes what it needs into `folder`."""
     if options.videos:
@@ -351,7 +328,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for number, path in enumerate(videos):
             write_h264(Path(path), filmed(round(options.seconds * FPS), seed=number))
     folders = [write_frames(path, folder / f"frames_{number}").path for number, path in enumerate(videos)]
-    result: dict[str, Any] = {"machine": machine(), "videos": [about(path) for path in videos]}
+    ffmpeg = {name: ".".join(map(str, numbers)) for name, numbers in av.library_versions.items()}
+    result: dict[str, Any] = {
+        "pyav_ffmpeg": ffmpeg,
+        "machine": machine(torch.device("cpu"), packages=PACKAGES),
+        "videos": [about(path) for path in videos],
+    }
     result["frame_folder_bytes_over_video"] = statistics.median(
         sum(file.stat().st_size for file in Path(frames).iterdir()) / os.path.getsize(path)
         for frames, path in zip(folders, videos, strict=True)

@@ -17,13 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
-import resource
 import shlex
 import statistics
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -31,8 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+from common import machine, peak_memory_gib, times_of
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -218,24 +214,6 @@ def flops_of(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def times_of(call: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
-    """Seconds of each of `repeats` calls."""
-    seconds = []
-    for _ in range(repeats):
-        synchronize(device)
-        start = time.perf_counter()
-        call()
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return seconds
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits for a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def cost(flops: float, seconds: float) -> dict[str, float]:
     """FLOPs, seconds, and the one over the other."""
     return {"flops": flops, "seconds": seconds, "flops_per_second": flops / seconds}
@@ -270,33 +248,6 @@ def peak_rates(dtype: torch.dtype, device: torch.device, repeats: int) -> dict[s
         multiply()
         rates[f"{m}x{k}x{n}"] = 2 * m * k * n / min(times_of(multiply, device, repeats))
     return rates
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """The most memory in use so far: the GPU's, or this process's resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """The machine and the versions that a measurement belongs to."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cpu_has_bf16": torch.cpu._is_avx512_bf16_supported(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_average_1min": round(psutil.getloadavg()[0], 2),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
 
 
 def measure(size: Size, *, batch: int, precision: str, repeats: int, tokenizer: bool) -> dict[str, Any]:

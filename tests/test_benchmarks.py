@@ -88,3 +88,17 @@ def test_refuses_nonsense(bench: types.ModuleType, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         bench.main(["--batch", "0"])
     assert "--batch is 0" in capsys.readouterr().err
+
+
+def test_the_memory_benchmark_compares_ways_to_the_same_loss(tmp_path: Path) -> None:
+    import memory
+
+    words = ["--clips", "2", "--tokens", "2048", "--width", "16", "--codes", "4096", "--precision", "fp32"]
+    result = memory.main([*words, "--repeats", "1", "--out", str(tmp_path / "memory.json")])
+    assert json.loads((tmp_path / "memory.json").read_text()) == result
+    plain = result["ways"]["plain"]
+    assert {"plain", "portions"} <= result["ways"].keys()
+    for row in result["ways"].values():
+        assert row["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+        assert row["gradient_norm"] == pytest.approx(plain["gradient_norm"], rel=1e-4)
+        assert row["seconds"] > 0

@@ -43,6 +43,10 @@ def objective(run: Pretrain, **fields: object) -> Pretrain:
     return replace(run, objective=replace(run.objective, **fields))
 
 
+def mask(run: Pretrain, **fields: float) -> Pretrain:
+    return replace(run, mask=replace(run.mask, **fields))
+
+
 VARIANTS: dict[str, Callable[[Pretrain], Pretrain]] = {
     "vq": lambda run: run,
     "random projection": partial(targets, appearance="random_projection", num_codes=512),
@@ -53,6 +57,9 @@ VARIANTS: dict[str, Callable[[Pretrain], Pretrain]] = {
     "w/o appearance": partial(objective, decoders="motion"),
     "w/o motion": partial(objective, decoders="appearance"),
     "w/o regressor": partial(objective, regressor_depth=0),
+    "half predicted": partial(mask, predicted=0.5),
+    "quarter predicted": partial(mask, predicted=0.25),
+    "half aligned": partial(mask, aligned=0.5),
     "w/o alignment": partial(objective, alignment_weight=0.0),
 }
 

@@ -57,8 +57,9 @@ def estimate(config: Pretrain) -> Cost:
         model = build(config, sizes)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model.to_empty(device=torch.device("cpu"))
-        shapes = real.visible_BTV.shape, real.masked_BTM.shape
-        mask = Mask(*(torch.zeros(shape, dtype=torch.int64) for shape in shapes))
+        visible, masked = (torch.zeros(of.shape, dtype=torch.int64) for of in (real.visible_BTV, real.masked_BTM))
+        aligned = None if real.aligned_BA is None else torch.zeros(real.aligned_BA.shape, dtype=torch.int64)
+        mask = Mask(visible, masked, aligned)
         clip = torch.empty(1, encoder.frames, 3, encoder.size, encoder.size, dtype=torch.uint8)
         targets = _empty_targets(config)
         counter = FlopCounterMode(display=False)

@@ -24,15 +24,24 @@ class Mask:
 
     Attributes:
         visible_BTV: int64 (B, T, V), in each frame the sorted positions in [0, N) that the encoder sees.
-        masked_BTM: int64 (B, T, M), the sorted other positions; V + M = N.
+        masked_BTM: int64 (B, T, M), the sorted other positions, V + M = N; or those of them that are predicted.
+        aligned_BA: int64 (B, A), which of the M are aligned (Eq. 1); None: all.
     """
 
     visible_BTV: Tensor
     masked_BTM: Tensor
+    aligned_BA: Tensor | None = None
 
     def to(self, device: torch.device) -> Mask:
         """The same mask on another device."""
-        return Mask(self.visible_BTV.to(device), self.masked_BTM.to(device))
+        aligned_BA = None if self.aligned_BA is None else self.aligned_BA.to(device)
+        return Mask(self.visible_BTV.to(device), self.masked_BTM.to(device), aligned_BA)
+
+    def aligned(self, x_BTMD: Tensor) -> Tensor:
+        """What belongs to the aligned ones of the masked patches: (B, T, A, D)."""
+        if self.aligned_BA is None:
+            return x_BTMD
+        return take(x_BTMD, self.aligned_BA[:, None].expand(-1, x_BTMD.shape[1], -1))
 
     def same_in_all_frames(self) -> bool:
         """Whether a patch that is masked in one frame of a clip is masked in all, as factorised attention needs."""
@@ -88,16 +97,25 @@ class Masking:
     Attributes:
         kind: "tube", "cube" or "random" (in space and time).
         ratio: share of each frame's patches that is masked (the paper: 0.75, which is 147 of 196).
+        predicted: share of the masked patches that is regressed and predicted, drawn at random (the paper: all); the
+            others are left out, as in VideoMAE V2's dual masking.
+        aligned: share of those that is aligned, drawn at random (the paper: all).
     """
 
     kind: str = "tube"
     ratio: float = 0.75
+    predicted: float = 1.0
+    aligned: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in MASKS:
             raise UserError(f"mask.kind is {self.kind!r}. {did_you_mean(self.kind, MASKS)}")
         if not 0 < self.ratio < 1:
             raise UserError(f"mask.ratio is {self.ratio}; it must lie between 0 and 1 (the paper's is 0.75).")
+        if not (0 < self.predicted <= 1 and 0 < self.aligned <= 1):
+            raise UserError(
+                f"mask.predicted is {self.predicted} and mask.aligned {self.aligned}; both must be above 0, at most 1."
+            )
 
     def __call__(self, num_frames: int, grid: tuple[int, int], *, sample_B: Tensor, seed: int) -> Mask:
         """Draws the masks of a batch.
@@ -118,15 +136,21 @@ class Masking:
                 f"Masking {self.ratio:.0%} of {num_patches} patches leaves {num_masked} masked and "
                 f"{num_patches - num_masked} visible; both are needed. Use a larger image or another mask ratio."
             )
-        clips = []
+        num_predicted = max(1, round(self.predicted * num_masked))
+        num_aligned = max(1, round(self.aligned * num_predicted))
+        clips, predicted, aligned = [], [], []
         for sample in sample_B.tolist():
             generator = Generator().manual_seed(seed_of(seed, sample, 0x3A5C))
             clips.append(MASKS[self.kind](num_frames, grid, num_masked, generator))
+            predicted.append(torch.randperm(num_masked, generator=generator)[:num_predicted].sort().values)
+            aligned.append(torch.randperm(num_predicted, generator=generator)[:num_aligned].sort().values)
         masked_BTN = torch.stack(clips)
         if (masked_BTN.sum(dim=2) != num_masked).any():
             raise UserError(f"The mask {self.kind!r} must mask exactly {num_masked} patches in every frame.")
         order_BTN = masked_BTN.to(torch.uint8).argsort(dim=2, stable=True)  # visible ones first, each part sorted
-        return Mask(order_BTN[..., :-num_masked], order_BTN[..., -num_masked:])
+        predicted_BTM = torch.stack(predicted)[:, None].expand(-1, num_frames, -1)
+        masked_BTM = order_BTN[..., -num_masked:].gather(2, predicted_BTM)
+        return Mask(order_BTN[..., :-num_masked], masked_BTM, None if self.aligned == 1 else torch.stack(aligned))
 
 
 def take(x_BTND: Tensor, positions_BTV: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -182,7 +183,8 @@ def predict(model: MAM2, targets: TargetMaker, masking: Masking, clip_TCHW: Tens
     patch_size, sample_B = model.encoder.config.patch_size, torch.zeros(1, dtype=torch.long)
     grid = (clip.shape[3] // patch_size, clip.shape[4] // patch_size)
     num_patches = grid[0] * grid[1]
-    mask = masking(clip.shape[1], grid, sample_B=sample_B, seed=seed).to(device)
+    everything = replace(masking, predicted=1.0, aligned=1.0)  # whatever share training predicts
+    mask = everything(clip.shape[1], grid, sample_B=sample_B, seed=seed).to(device)
     target = targets(clip, sample_B=sample_B, seed=seed)
     masked = target.at(mask)
     predicted = model.predict(clip, mask, swapped_BM=masked.motion if masked.clip_order else None)

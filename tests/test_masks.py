@@ -152,3 +152,29 @@ def test_mask_moves_to_a_device() -> None:
     mask = Masking()(2, (4, 4), sample_B=torch.arange(2), seed=0).to(torch.device("meta"))
     assert mask.visible_BTV.is_meta
     assert mask.masked_BTM.is_meta
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_a_share_of_the_masked_patches_is_predicted_and_a_share_of_those_aligned(kind: str) -> None:
+    of = {"num_frames": 4, "grid": (8, 8), "sample_B": torch.arange(5), "seed": 0}
+    whole, some = Masking(kind=kind)(**of), Masking(kind=kind, predicted=0.5, aligned=0.25)(**of)
+    assert torch.equal(some.visible_BTV, whole.visible_BTV)
+    assert some.masked_BTM.shape == (5, 4, 24)  # of 48
+    assert some.aligned_BA.shape == (5, 6)
+    assert (some.masked_BTM.diff(dim=2) > 0).all()
+    assert (some.aligned_BA.diff(dim=1) > 0).all()
+    assert some.same_in_all_frames() is whole.same_in_all_frames()
+    for clip in range(5):
+        for frame in range(4):
+            assert set(some.masked_BTM[clip, frame].tolist()) < set(whole.masked_BTM[clip, frame].tolist())
+    assert len({tuple(row.tolist()) for row in some.aligned_BA}) > 1  # another draw for every clip
+    x_BTMD = torch.arange(5 * 4 * 24).view(5, 4, 24, 1)
+    for clip in range(5):
+        assert torch.equal(some.aligned(x_BTMD)[clip], x_BTMD[clip][:, some.aligned_BA[clip]])
+    assert torch.equal(whole.aligned(x_BTMD), x_BTMD)
+
+
+@pytest.mark.parametrize("shares", [{"predicted": 0.0}, {"predicted": 1.5}, {"aligned": 0.0}])
+def test_impossible_shares_are_refused(shares: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="must be above 0, at most 1"):
+        Masking(**shares)

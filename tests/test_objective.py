@@ -480,3 +480,35 @@ def test_it_learns_one_batch_by_heart() -> None:
     last = model(clip, mask, targets, 0).parts
     assert last["appearance"] < 0.5 * first["appearance"]
     assert last["motion"] < 0.95 * first["motion"]
+
+
+def test_what_is_not_predicted_costs_nothing_and_changes_nothing_else() -> None:
+    """Queries do not see one another in the regressor: a predicted patch is regressed as if all were."""
+    model, clip = model_of(CONFIG), make_clip()
+    of = {"num_frames": 4, "grid": (4, 4), "sample_B": torch.arange(2), "seed": 0}
+    whole, half = Masking()(**of), Masking(predicted=0.5)(**of)
+    predicted = model.predict(clip, half)
+    assert predicted.appearance_BTMK.shape == (2, 4, 6, NUM_CODES)
+    kept_BTM = (whole.masked_BTM[..., None] == half.masked_BTM[..., None, :]).any(dim=-1)
+    everything = model.predict(clip, whole).regressed_BTMD
+    for clip_number in range(2):
+        expected = everything[clip_number][kept_BTM[clip_number]].view(4, 6, -1)
+        torch.testing.assert_close(predicted.regressed_BTMD[clip_number], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_share_of_the_patches_is_aligned() -> None:
+    model, clip, targets = model_of(CONFIG), make_clip(), make_targets()
+    mask = Masking(aligned=0.5)(4, (4, 4), sample_B=torch.arange(2), seed=0)
+    predicted = model.predict(clip, mask)
+    assert predicted.target_BTMD.shape == (2, 4, 6, 24)
+    errors = []
+    for clip_number in range(2):
+        which = mask.aligned_BA[clip_number]
+        tokens_BTND = model.encoder.embed(clip[clip_number : clip_number + 1])
+        target = model.encoder.encode(tokens_BTND[:, :, mask.masked_BTM[clip_number, 0, which]])
+        errors.append((predicted.regressed_BTMD[clip_number][:, which] - target[0]).square().mean())
+    found = model(clip, mask, targets, 0).parts
+    torch.testing.assert_close(found["alignment"], torch.stack(errors).mean().detach())
+    whole = model(clip, Mask(mask.visible_BTV, mask.masked_BTM), targets, 0).parts
+    assert found["appearance"] == whole["appearance"]
+    assert found["motion"] == whole["motion"]

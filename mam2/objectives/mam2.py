@@ -114,7 +114,7 @@ class Predictions:
     Attributes:
         visible_BTVD: the encoder's output for visible patches.
         regressed_BTMD: the regressor's output for masked patches.
-        target_BTMD: what it is aligned with, no gradient.
+        target_BTMD: what it is aligned with, no gradient; of the aligned patches alone.
         appearance_BTMD: what the appearance decoder's projection sees.
         project_appearance: that projection; `appearance_BTMK` are its logits, or pixels.
         motion: the motion decoder's patches (B, T, M, ·), of which the last frame's are not used; for clip order its
@@ -204,7 +204,7 @@ class MAM2(nn.Module):
         total = torch.stack(list(parts.values())).sum()
         if predicted.regressed_BTMD is not None and predicted.target_BTMD is not None:
             target_BTMD = self.standardise(predicted.target_BTMD)
-            parts["alignment"] = alignment_loss(predicted.regressed_BTMD, target_BTMD, reduction)
+            parts["alignment"] = alignment_loss(mask.aligned(predicted.regressed_BTMD), target_BTMD, reduction)
             total = total + self.config.alpha(step, self.steps_per_epoch) * parts["alignment"]  # Eq. 4
         if masked.motion is not None:
             parts["motion_of_none"] = motion_loss_of_none(masked.motion, reduction)
@@ -250,11 +250,12 @@ class MAM2(nn.Module):
 
     @torch.no_grad()
     def alignment_target(self, clip_BTCHW: Tensor, tokens_BTND: Tensor, mask: Mask) -> Tensor:
-        """The groundtruth masked patches through the encoder, or through its moving average (Sec. 2.1)."""
+        """The groundtruth masked patches, those that are aligned, through the encoder, or through its moving average
+        (Sec. 2.1)."""
         teacher = self.encoder
         if self.teacher is not None:
             teacher, tokens_BTND = self.teacher, self.teacher.embed(clip_BTCHW)
-        return self.project(teacher.encode(take(tokens_BTND, mask.masked_BTM)))
+        return self.project(teacher.encode(mask.aligned(take(tokens_BTND, mask.masked_BTM))))
 
     def standardise(self, target_BTMD: Tensor) -> Tensor:
         """The alignment target as `alignment_target` of the configuration asks for it."""

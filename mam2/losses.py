@@ -69,7 +69,8 @@ def linear_cross_entropy(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradients are computed in `forward`, while the logits are there, and scaled in `backward`."""
+    """The gradients are computed in `forward`, while the logits are there, and scaled, in place, in `backward`, which
+    therefore works once."""
 
     @staticmethod
     def forward(
@@ -96,13 +97,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 by_x_SD[start : start + rows] = by_logits @ weight
                 by_weight_KD += by_logits.T @ x
         if wants_gradients:
-            ctx.save_for_backward(by_x_SD, by_weight_KD.to(weight_KD.dtype), by_bias_K.to(bias_K.dtype))
+            ctx.gradients = [by_x_SD, by_weight_KD.to(weight_KD.dtype), by_bias_K.to(bias_K.dtype)]
         return loss / num_tokens
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return *(gradient * by for by in ctx.saved_tensors), None, None, None
+        gradients, ctx.gradients = ctx.gradients, []
+        if not gradients:
+            raise RuntimeError("linear_cross_entropy has gone backward already; compute it again for a second time.")
+        return *(by.mul_(gradient) for by in gradients), None, None, None
 
 
 def motion_loss(predicted: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:

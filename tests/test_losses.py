@@ -127,3 +127,11 @@ def test_no_gradient_is_made_where_none_is_asked_for() -> None:
     linear_cross_entropy(x, head.weight, head.bias, codes).backward()
     assert x.grad is not None
     assert head.weight.grad is None
+
+
+def test_a_second_backward_is_refused() -> None:
+    head, x = nn.Linear(8, 11), torch.randn(13, 8, requires_grad=True)
+    loss = linear_cross_entropy(x, head.weight, head.bias, torch.zeros(13, dtype=torch.int64))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="has gone backward already"):
+        loss.backward()

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -65,6 +65,47 @@ def probe(encoder: str, arguments: list[str]) -> None:
     default_out = (place if place.is_dir() else place.parent) / "probe"
     command.__defaults__ = (Probe(encoder=encoder), default_out)
     tyro.cli(command, args=arguments, prog=f"mam2 probe {encoder}", description=probe.__doc__)
+
+
+def cost(recipe: str, arguments: list[str]) -> None:
+    """mam2 cost RECIPE [--device h100|a100|cpu]: what pre-training will take, before anyone starts it."""
+    from mam2 import cost as costs
+    from mam2.recipes import NUM_TRAINING_VIDEOS, RECIPES, get_recipe
+    from mam2.train.pretrain import Pretrain
+
+    start = get_recipe(recipe, Pretrain)
+
+    def command(
+        config: Annotated[Pretrain, Flat],
+        device: Literal["h100", "a100", "cpu"] = "h100",
+        utilisation: float = 0.4,
+        videos: int = NUM_TRAINING_VIDEOS.get(RECIPES[recipe].data, 0),
+    ) -> None:
+        if videos < 1 or not 0 < utilisation <= 1:
+            raise UserError(
+                f"videos is {videos} and utilisation {utilisation}; accepted are a number of training videos, and a "
+                "share of the peak above 0. A recipe for one's own data needs --videos."
+            )
+        on = costs.this_cpu(width=config.encoder.width) if device == "cpu" else costs.DEVICES[device]
+        estimate, parts = costs.estimate(config), costs.parts_of(config)
+        table = Table("part of a step", "TFLOP a clip", "share", title=recipe)
+        for name, tflop in sorted(parts.items(), key=lambda part: -part[1]):
+            table.add_row(name, f"{tflop:.4g}", f"{tflop / estimate.tflop:.0%}")
+        table.add_section()
+        table.add_row("whole step", f"{estimate.tflop:.4g}", "")
+        achieved = utilisation * on.peak_tflops
+        hours = costs.gpu_hours(config, estimate, num_videos=videos, tflops=achieved)
+        fits = max(0, int((0.9 * on.memory_gib - estimate.state_gib) / estimate.clip_gib))
+        _print(
+            table,
+            f"{on.title}: {hours:,.4g} hours of one, for {config.loop.duration} of {videos:,} videos at "
+            f"{achieved:.3g} TFLOP/s ({utilisation:.0%} of {on.peak_tflops:.3g}).",
+            f"Memory: {estimate.state_gib:.2f} GiB for weights, gradients and AdamW, {estimate.clip_gib:.3g} GiB for "
+            f"each clip, besides the tokenizer's own: some {fits} clips fit in 90 % of {on.memory_gib:.0f} GiB.",
+            f"Disk: up to {costs.run_folder_gib(config, estimate):.2f} GiB for the run's folder.",
+        )
+
+    _run_with_recipe(command, "cost", recipe, start, arguments)
 
 
 def evaluate(
@@ -361,7 +402,7 @@ def prepare(
         print(f"{done.num_videos} videos as frames, {len(done.bad)} left out: {done.manifest}")
 
 
-WITH_NAME = {"pretrain": pretrain, "finetune": finetune, "probe": probe}
+WITH_NAME = {"pretrain": pretrain, "finetune": finetune, "probe": probe, "cost": cost}
 PLAIN: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "show": show,
@@ -417,7 +458,9 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _run_with_recipe(command: Callable[..., None], verb: str, recipe: str, config: Any, arguments: list[str]) -> None:
-    command.__defaults__ = (config, tyro.MISSING, True)
+    given = command.__defaults__ or ()
+    required = command.__code__.co_argcount - 1 - len(given)
+    command.__defaults__ = (config, *[tyro.MISSING] * required, *given)
     tyro.cli(
         command,
         args=arguments,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
+import psutil
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,11 +14,46 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mam2.config import UserError
 from mam2.data.loader import steps_per_epoch
-from mam2.masks import Mask
+from mam2.masks import Mask, take
+from mam2.model.encoder import VideoEncoder
+from mam2.objectives import ObjectiveConfig
 from mam2.targets import APPEARANCES, MOTIONS, Targets, target_sizes
+from mam2.train.engine import autocast_dtype
 from mam2.train.pretrain import Pretrain, build
 
-A100_TFLOPS = 312  # dense bf16, the data sheet's
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A machine to plan for.
+
+    Attributes:
+        title: its name.
+        peak_tflops: of matrix products in bf16, dense; the data sheet's.
+        memory_gib: its own memory.
+    """
+
+    title: str
+    peak_tflops: float
+    memory_gib: float
+
+
+DEVICES = {
+    "h100": Device(title="H100 SXM", peak_tflops=989, memory_gib=80),
+    "a100": Device(title="A100", peak_tflops=312, memory_gib=80),
+}
+
+
+def this_cpu(*, width: int) -> Device:
+    """This machine's processor, its peak measured: the best of a few products of 2048² matrices, in the type that an
+    encoder of this width is trained in."""
+    dtype = autocast_dtype("auto", torch.device("cpu"), width=width) or torch.float32
+    a, b, seconds = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype), []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    tflops, memory_gib = 2 * 2048**3 / min(seconds) / 1e12, psutil.virtual_memory().total / 2**30
+    return Device(title=f"this CPU, {torch.get_num_threads()} threads", peak_tflops=tflops, memory_gib=memory_gib)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +110,57 @@ def estimate(config: Pretrain) -> Cost:
         state_bytes = 4 * sum(p.numel() for p in model.parameters()) + 12 * sum(p.numel() for p in learned)
     return Cost(
         train_tflop=counter.get_total_flops() / 1e12,
-        targets_tflop=_targets_gflop(config) / 1e3,
+        targets_tflop=sum(_targets_gflop(config)) / 1e3,
         clip_gib=clip_bytes / 2**30,
         state_gib=state_bytes / 2**30,
     )
+
+
+def parts_of(config: Pretrain) -> dict[str, float]:
+    """TFLOP of a clip's step by part; their sum is `estimate(config).tflop`.
+
+    A part is counted by what the step costs less without it; the encoder, by itself.
+    """
+
+    def saved(objective: ObjectiveConfig) -> float:
+        return whole.train_tflop - estimate(replace(config, objective=objective)).train_tflop
+
+    whole, parts = estimate(config), dict[str, float]()
+    parts["encoder, visible patches"] = _encoder_tflop(config)
+    if config.objective.aligns:
+        parts["alignment target"] = saved(replace(config.objective, alignment_weight=0.0))
+    if config.objective.decoders == "disentangled":
+        parts["appearance decoder and head"] = saved(replace(config.objective, decoders="motion"))
+        parts["motion decoder"] = saved(replace(config.objective, decoders="appearance"))
+    rest = "regressor" if config.objective.decoders == "disentangled" else "regressor and decoder"
+    parts[rest] = whole.train_tflop - sum(parts.values())
+    appearance, motion = _targets_gflop(config)
+    parts |= {
+        f"{config.targets.appearance}, target": appearance / 1e3,
+        f"{config.targets.motion}, target": motion / 1e3,
+    }
+    return {name: tflop for name, tflop in parts.items() if tflop > 1e-9}
+
+
+def run_folder_gib(config: Pretrain, cost: Cost) -> float:
+    """The most that a run's folder takes of the disk: checkpoints of weights and both moments, one more while it is
+    written than are kept, and the encoder."""
+    return cost.state_gib * 12 / 16 * (config.loop.keep + 1) + cost.state_gib * 4 / 16
+
+
+def _encoder_tflop(config: Pretrain) -> float:
+    encoder = config.encoder
+    with torch.device("meta"):
+        model = VideoEncoder(encoder)
+    mask = config.mask(encoder.frames, encoder.grid, sample_B=torch.tensor([0]), seed=0)
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        model = model.to_empty(device=torch.device("cpu"))
+        clip = torch.empty(1, encoder.frames, 3, encoder.size, encoder.size, dtype=torch.uint8)
+        visible = torch.zeros(mask.visible_BTV.shape, dtype=torch.int64)
+        with torch.autocast("cpu", torch.bfloat16):
+            features = model.encode(take(model.embed(clip), visible))
+        features.sum().backward()
+    return counter.get_total_flops() / 1e12
 
 
 def gpu_hours(config: Pretrain, cost: Cost, *, num_videos: int, tflops: float) -> float:
@@ -109,8 +193,9 @@ def _empty_targets(config: Pretrain) -> Targets:
     return Targets(appearance, motion)
 
 
-def _targets_gflop(config: Pretrain) -> float:
-    """GFLOP of a clip's targets: the figures of 16 × 224², by the number of patches (tokenizers) or pixels (flow)."""
+def _targets_gflop(config: Pretrain) -> tuple[float, float]:
+    """GFLOP of a clip's appearance and motion targets: the figures of 16 × 224², by the number of patches (tokenizers)
+    or pixels (flow)."""
     encoder, targets, objective = config.encoder, config.targets, config.objective
     patches = encoder.frames * encoder.grid[0] * encoder.grid[1] / (16 * 196)
     pixels = encoder.frames * encoder.size**2 / (16 * 224**2)
@@ -118,4 +203,4 @@ def _targets_gflop(config: Pretrain) -> float:
     if targets.motion == "optical_flow" and targets.flow_model == "raft_small":
         motion_gflop = 259
     appearance = patches * APPEARANCES[targets.appearance].gflop if objective.needs_appearance else 0.0
-    return appearance + (pixels * motion_gflop if objective.needs_motion else 0.0)
+    return appearance, pixels * motion_gflop if objective.needs_motion else 0.0

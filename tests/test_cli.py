@@ -356,3 +356,21 @@ def test_a_run_is_not_continued_on_other_videos(run, videos, tmp_path):
 def test_an_unwritable_place_is_an_error_not_a_traceback(run, videos, pretrained, tmp_path):
     (tmp_path / "file").write_text("")
     refused(run("show", pretrained, videos / "left" / "0.mp4", "--out", tmp_path / "file" / "a.png"), "file")
+
+
+def test_the_cost_of_a_recipe(run) -> None:
+    status, out, _ = run("cost", "mam2_tiny", "--device", "a100", "--videos", "150", "--mask.predicted", "0.5")
+    assert status == 0
+    for part in (
+        "alignment target",
+        "whole step",
+        "A100",
+        "3000 steps of 150 videos",
+        "clips fit",
+        "for the run's folder",
+    ):
+        assert part in out
+    refused(run("cost", "mam2_b_k400", "--utilisation", "0"), "utilisation 0.0", "a share of the peak")
+    refused(run("cost", "mam2_tiny"), "needs --videos")
+    refused(run("cost", "mam2_b_k4000"), "mam2_b_k400")
+    refused(run("cost"), "Name a recipe")

@@ -1,21 +1,25 @@
 """The cost of a step: counted operations against figures worked out by hand, and what each choice adds to them."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mam2.config import Epochs
-from mam2.cost import estimate, gpu_hours
+from mam2.cost import estimate, gpu_hours, parts_of, run_folder_gib, this_cpu
+from mam2.masks import Masking
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2Config
 from mam2.recipes import get_recipe
-from mam2.targets import APPEARANCES, TargetsConfig
+from mam2.targets import APPEARANCES, TargetsConfig, target_sizes
 from mam2.targets.dalle import DALLE, DALLEConfig
 from mam2.targets.vqgan import VQGAN, VQGANConfig, gumbel_f8
+from mam2.train import checkpoint
 from mam2.train.engine import Loop
-from mam2.train.pretrain import Pretrain
+from mam2.train.optim import make_optimizer
+from mam2.train.pretrain import Pretrain, build
 
 D, T, V, M, P = 16, 4, 4, 12, 4  # 16 patches a frame, 12 of them masked
 SMALL = Pretrain(
@@ -107,3 +111,57 @@ def test_the_tokenizers_cost_what_the_table_says(name: str) -> None:
                 else:
                     net.quantize["proj"](hidden)
     assert 16 * counter.get_total_flops() / 1e9 == pytest.approx(row.gflop, abs=1)
+
+
+def test_parts_add_up_and_are_what_the_step_benchmark_counts() -> None:
+    parts = parts_of(get_recipe("mam2_b_k400", Pretrain))
+    assert sum(parts.values()) == pytest.approx(estimate(get_recipe("mam2_b_k400", Pretrain)).tflop)
+    assert parts == {  # benchmarks/results/step_vit_b_cpu.json
+        "encoder, visible patches": pytest.approx(0.547, abs=0.001),
+        "alignment target": pytest.approx(0.547, abs=0.001),
+        "regressor": pytest.approx(0.434, abs=0.001),
+        "appearance decoder and head": pytest.approx(0.727, abs=0.001),
+        "motion decoder": pytest.approx(0.283, abs=0.001),
+        "vqgan_16384, target": pytest.approx(1.721),
+    }
+
+
+def test_parts_of_variants_add_up() -> None:
+    for objective in (MAM2Config(decoders="coupled"), MAM2Config(regressor_depth=0), MAM2Config(alignment_weight=0.0)):
+        config = replace(SMALL, objective=replace(objective, width=D, num_heads=2, appearance_depth=1))
+        parts = parts_of(config)
+        assert min(parts.values()) > 0
+        assert sum(parts.values()) == pytest.approx(estimate(config).tflop)
+        assert ("alignment target" in parts) is config.objective.aligns
+
+
+def test_what_is_not_predicted_is_not_paid_for() -> None:
+    whole, half = (parts_of(replace(SMALL, mask=Masking(predicted=share))) for share in (1.0, 0.5))
+    assert half["encoder, visible patches"] == whole["encoder, visible patches"]
+    for name in ("alignment target", "regressor", "appearance decoder and head", "motion decoder"):
+        assert 0.4 * whole[name] < half[name] < 0.75 * whole[name], name
+    aligned = parts_of(replace(SMALL, mask=Masking(aligned=0.5)))
+    assert aligned["alignment target"] < 0.55 * whole["alignment target"]
+    assert aligned["motion decoder"] == pytest.approx(whole["motion decoder"])
+
+
+def test_the_disk_holds_checkpoints_and_one_more_while_it_is_written(tmp_path: Path) -> None:
+    folder, config = tmp_path, replace(SMALL, encoder=replace(SMALL.encoder, width=128))
+    with torch.device("cpu"):
+        model = build(config, target_sizes(config.targets, patch_size=P))
+    optimizer = make_optimizer(model, config.optim)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for step in (1, 2):
+        checkpoint.save(folder, model, optimizer, checkpoint.State(step), keep=2)
+    kept = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    one = 12 / 16 * estimate(config).state_gib * 2**30
+    assert kept == pytest.approx(2 * one, rel=0.15)  # names and headers weigh in so small a model
+    assert run_folder_gib(config, estimate(config)) * 2**30 > kept
+
+
+def test_this_cpus_peak_is_measured() -> None:
+    cpu = this_cpu(width=768)
+    assert 1e-3 < cpu.peak_tflops < 100
+    assert cpu.memory_gib > 0.5

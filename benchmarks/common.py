@@ -63,5 +63,9 @@ def peak_memory_gib(device: torch.device) -> float:
     """The most memory in use so far: the GPU's, or this process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would begin with what the process that started this one had
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -21,6 +21,9 @@ from mam2.targets import APPEARANCES, MOTIONS, Targets, target_sizes
 from mam2.train.engine import autocast_dtype
 from mam2.train.pretrain import Pretrain, build
 
+AS_ON_A_GPU = torch.float16
+"""What is counted on a CPU: as wide as bfloat16, for which attention is another one there (layers.attend)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
@@ -101,7 +104,7 @@ def estimate(config: Pretrain) -> Cost:
         targets = _empty_targets(config)
         counter = FlopCounterMode(display=False)
         with counter:
-            with torch.autocast("cpu", torch.bfloat16), saved_tensors_hooks(keep, lambda tensor: tensor):
+            with torch.autocast("cpu", AS_ON_A_GPU), saved_tensors_hooks(keep, lambda tensor: tensor):
                 total = model(clip, mask, targets, 0).total
             total.backward()
         learned = [p for p in model.parameters() if p.requires_grad]
@@ -157,7 +160,7 @@ def _encoder_tflop(config: Pretrain) -> float:
         model = model.to_empty(device=torch.device("cpu"))
         clip = torch.empty(1, encoder.frames, 3, encoder.size, encoder.size, dtype=torch.uint8)
         visible = torch.zeros(mask.visible_BTV.shape, dtype=torch.int64)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", AS_ON_A_GPU):
             features = model.encode(take(model.embed(clip), visible))
         features.sum().backward()
     return counter.get_total_flops() / 1e12

@@ -87,11 +87,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, num_tokens, rows):
             x, target = x_SD[start : start + rows].to(dtype), target_S[start : start + rows, None]
             logits = F.linear(x, weight, bias).float()
-            log_sum = logits.logsumexp(dim=1, keepdim=True)
-            loss += (log_sum - logits.gather(1, target)).sum()
+            top = logits.amax(dim=1, keepdim=True)
+            at_target = logits.gather(1, target)
+            odds = logits.sub_(top).exp_()  # in place, as all that follows
+            sum_of_odds = odds.sum(dim=1, keepdim=True)
+            loss += (top + sum_of_odds.log() - at_target).sum()
             if wants_gradients:
-                by_logits = logits.sub_(log_sum).exp_()
-                by_logits.scatter_add_(1, target, torch.full_like(log_sum, -1.0)).div_(num_tokens)
+                by_logits = odds.div_(sum_of_odds)
+                by_logits.scatter_add_(1, target, torch.full_like(top, -1.0)).div_(num_tokens)
                 by_bias_K += by_logits.sum(dim=0)
                 by_logits = by_logits.to(dtype)
                 by_x_SD[start : start + rows] = by_logits @ weight

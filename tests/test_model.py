@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mam2.config import UserError
 from mam2.masks import Masking, take
 from mam2.model.decoders import Decoder, OrderDecoder
 from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder, layer_id, vit_b, vit_l
 from mam2.model.layers import (
+    SHORT,
     AttentionKind,
     CrossAttention,
     CrossBlock,
@@ -21,6 +23,7 @@ from mam2.model.layers import (
     Positions,
     SelfAttention,
     SpaceTimeBlock,
+    attend,
     init_weights,
     sine_cosine,
 )
@@ -535,3 +538,15 @@ def test_weights_follow_from_the_seed() -> None:
         states.append(VideoEncoder(TINY).state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["patch_embed.weight"], states[2]["patch_embed.weight"])
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(16, 16), (49, 49), (12, 30), (8, SHORT + 1)])
+def test_attention_written_out_is_torchs(queries: int, keys: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 2, n, 8, dtype=torch.bfloat16, requires_grad=True) for n in (queries, keys, keys))
+    exact = [x.detach().float().requires_grad_() for x in (q, k, v)]
+    attend(q, k, v).float().square().sum().backward()
+    F.scaled_dot_product_attention(*exact).square().sum().backward()
+    for rounded, wanted in zip((q, k, v), exact, strict=True):
+        torch.testing.assert_close(rounded.grad.float(), wanted.grad, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(attend(q, k, v).float(), F.scaled_dot_product_attention(*exact), rtol=0.02, atol=0.02)

@@ -1,5 +1,6 @@
 """MAM2 as Fig. 1 draws it: who sees what, where gradients go, and how Eq. 4 adds up."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2, MAM2Config, Predictions
 from mam2.targets import Targets, TargetSizes
 from mam2.targets.pixels import patchify, unpatchify
+from mam2.train.engine import recompute_blocks
 
 ENCODER = EncoderConfig(width=24, depth=2, num_heads=3, frames=4, size=32, patch_size=8)
 CONFIG = MAM2Config(width=24, num_heads=3, regressor_depth=2, appearance_depth=2, motion_depth=1)
@@ -512,3 +514,23 @@ def test_a_share_of_the_patches_is_aligned() -> None:
     whole = model(clip, Mask(mask.visible_BTV, mask.masked_BTM), targets, 0).parts
     assert found["appearance"] == whole["appearance"]
     assert found["motion"] == whole["motion"]
+
+
+def test_blocks_that_compute_again_give_the_same_gradients_from_less_memory() -> None:
+    clip, mask, targets, seen = make_clip(), make_mask(), make_targets(), []
+    first = model_of(CONFIG).train()
+    for model, again in ((first, False), (copy.deepcopy(first), True)):
+        kept = []
+        if again:
+            recompute_blocks(model)
+        names = [name for name, _ in model.named_parameters()]
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x):
+            total = model(clip, mask, targets, 0).total
+        total.backward()
+        seen.append((names, total, [p.grad for p in model.parameters()], sum(kept)))
+    (names, total, gradients, kept), (other_names, other_total, other_gradients, other_kept) = seen
+    assert names == other_names
+    assert torch.equal(total, other_total)
+    for gradient, other in zip(gradients, other_gradients, strict=True):
+        assert torch.equal(gradient, other)
+    assert other_kept < 0.5 * kept

@@ -18,7 +18,7 @@ from mam2.masks import Mask, take
 from mam2.model.encoder import VideoEncoder
 from mam2.objectives import ObjectiveConfig
 from mam2.targets import APPEARANCES, MOTIONS, Targets, target_sizes
-from mam2.train.engine import autocast_dtype
+from mam2.train.engine import autocast_dtype, recompute_blocks
 from mam2.train.pretrain import Pretrain, build
 
 AS_ON_A_GPU = torch.float16
@@ -97,6 +97,8 @@ def estimate(config: Pretrain) -> Cost:
         model = build(config, sizes)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model.to_empty(device=torch.device("cpu"))
+        if config.loop.recompute:
+            recompute_blocks(model)
         visible, masked = (torch.zeros(of.shape, dtype=torch.int64) for of in (real.visible_BTV, real.masked_BTM))
         aligned = None if real.aligned_BA is None else torch.zeros(real.aligned_BA.shape, dtype=torch.int64)
         mask = Mask(visible, masked, aligned)
@@ -158,6 +160,8 @@ def _encoder_tflop(config: Pretrain) -> float:
     mask = config.mask(encoder.frames, encoder.grid, sample_B=torch.tensor([0]), seed=0)
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         model = model.to_empty(device=torch.device("cpu"))
+        if config.loop.recompute:
+            recompute_blocks(model)
         clip = torch.empty(1, encoder.frames, 3, encoder.size, encoder.size, dtype=torch.uint8)
         visible = torch.zeros(mask.visible_BTV.shape, dtype=torch.int64)
         with torch.autocast("cpu", AS_ON_A_GPU):

@@ -165,3 +165,14 @@ def test_this_cpus_peak_is_measured() -> None:
     cpu = this_cpu(width=768)
     assert 1e-3 < cpu.peak_tflops < 100
     assert cpu.memory_gib > 0.5
+
+
+def test_recomputing_trades_operations_for_memory() -> None:
+    again = replace(SMALL, loop=replace(SMALL.loop, recompute=True))
+    plain, recomputed = estimate(SMALL), estimate(again)
+    assert recomputed.clip_gib < 0.6 * plain.clip_gib
+    assert 1.1 * plain.train_tflop < recomputed.train_tflop < 4 / 3 * plain.train_tflop
+    assert recomputed.state_gib == plain.state_gib
+    parts, parts_again = parts_of(SMALL), parts_of(again)
+    assert parts_again["alignment target"] == pytest.approx(parts["alignment target"])  # nothing goes backward there
+    assert parts_again["regressor"] < 4 / 3 * parts["regressor"]

@@ -16,6 +16,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shlex
 import statistics
 import sys
 from collections.abc import Callable
@@ -114,7 +115,7 @@ def main() -> None:
     Console(width=110).print(table)
     if args.out:
         report = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": shlex.join(["python", *sys.argv]),
             "machine": {"cores": os.cpu_count(), "torch": torch.__version__},
             "top1": {v: {s: results[v, s] for s in args.seeds} for v in ["scratch", *args.variants]},
         }

@@ -85,7 +85,7 @@ def estimate(config: Pretrain) -> Cost:
     """What a step costs for each clip, counted by running one on fake tensors: no weights, no data, a few seconds."""
     encoder = config.encoder
     sizes = target_sizes(config.targets, patch_size=encoder.patch_size)
-    real = config.mask(encoder.frames, encoder.grid, sample_B=torch.tensor([0]), seed=0)
+    real = config.mask(encoder.tubelets, encoder.grid, sample_B=torch.tensor([0]), seed=0)
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def _encoder_tflop(config: Pretrain) -> float:
     encoder = config.encoder
     with torch.device("meta"):
         model = VideoEncoder(encoder)
-    mask = config.mask(encoder.frames, encoder.grid, sample_B=torch.tensor([0]), seed=0)
+    mask = config.mask(encoder.tubelets, encoder.grid, sample_B=torch.tensor([0]), seed=0)
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         model = model.to_empty(device=torch.device("cpu"))
         if config.loop.recompute:
@@ -186,7 +186,7 @@ def gpu_hours(config: Pretrain, cost: Cost, *, num_videos: int, tflops: float) -
 def _empty_targets(config: Pretrain) -> Targets:
     """Targets of the right shapes and types for one clip."""
     encoder, objective = config.encoder, config.objective
-    frames, num_patches = encoder.frames, encoder.grid[0] * encoder.grid[1]
+    frames, num_patches = encoder.tubelets, encoder.grid[0] * encoder.grid[1]
     sizes = target_sizes(config.targets, patch_size=encoder.patch_size)
     appearance = motion = None
     if objective.needs_appearance and APPEARANCES[config.targets.appearance].load:
@@ -204,8 +204,8 @@ def _targets_gflop(config: Pretrain) -> tuple[float, float]:
     """GFLOP of a clip's appearance and motion targets: the figures of 16 × 224², by the number of patches (tokenizers)
     or pixels (flow)."""
     encoder, targets, objective = config.encoder, config.targets, config.objective
-    patches = encoder.frames * encoder.grid[0] * encoder.grid[1] / (16 * 196)
-    pixels = encoder.frames * encoder.size**2 / (16 * 224**2)
+    patches = encoder.tubelets * encoder.grid[0] * encoder.grid[1] / (16 * 196)
+    pixels = encoder.tubelets * encoder.size**2 / (16 * 224**2)
     motion_gflop = MOTIONS[targets.motion].gflop
     if targets.motion == "optical_flow" and targets.flow_model == "raft_small":
         motion_gflop = 259

@@ -144,14 +144,14 @@ def _encode(
     """The tensors of one file: features (N, V, T, S, D) and the videos' places in the catalog."""
     config, device = encoder.config, next(encoder.parameters()).device
     kept = torch.float32 if squares == 1 else torch.float16
-    rows, places = [torch.empty(0, num_views, config.frames, squares**2, config.width, dtype=kept)], []
+    rows, places = [torch.empty(0, num_views, config.tubelets, squares**2, config.width, dtype=kept)], []
     while some := list(islice(videos, max(1, clips_at_once // num_views))):
         for part_BTCHW in torch.cat([video.views_VTCHW for video in some]).split(clips_at_once):
             with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
                 features_BTND = encoder(part_BTCHW.to(device))
             image_BTDhw = features_BTND.float().transpose(2, 3).unflatten(3, config.grid)
             pooled_BTDS = F.adaptive_avg_pool2d(image_BTDhw.flatten(0, 1), squares).flatten(2)
-            rows.append(pooled_BTDS.transpose(1, 2).unflatten(0, (-1, config.frames)).to("cpu", kept))
+            rows.append(pooled_BTDS.transpose(1, 2).unflatten(0, (-1, config.tubelets)).to("cpu", kept))
         places += [video.index for video in some]
     x_NVTSD = torch.cat(rows[1:]).unflatten(0, (-1, num_views)) if places else rows[0]
     return {"x_NVTSD": x_NVTSD, "index_N": torch.tensor(places, dtype=torch.int64)}

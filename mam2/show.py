@@ -179,15 +179,16 @@ def predict(model: MAM2, targets: TargetMaker, masking: Masking, clip_TCHW: Tens
         seed: of the mask.
     """
     device = next(model.parameters()).device
-    clip = to_float(clip_TCHW[None].to(device))
+    whole = to_float(clip_TCHW[None].to(device))
     patch_size, sample_B = model.encoder.config.patch_size, torch.zeros(1, dtype=torch.long)
+    clip = whole[:, :: model.encoder.config.tubelet]  # what is predicted is the first frame of a tubelet
     grid = (clip.shape[3] // patch_size, clip.shape[4] // patch_size)
     num_patches = grid[0] * grid[1]
     everything = replace(masking, predicted=1.0, aligned=1.0)  # whatever share training predicts
     mask = everything(clip.shape[1], grid, sample_B=sample_B, seed=seed).to(device)
     target = targets(clip, sample_B=sample_B, seed=seed)
     masked = target.at(mask)
-    predicted = model.predict(clip, mask, swapped_BM=masked.motion if masked.clip_order else None)
+    predicted = model.predict(whole, mask, swapped_BM=masked.motion if masked.clip_order else None)
     notes: list[str] = []
 
     appearance_TCHW = agreement_TN = None
@@ -224,7 +225,7 @@ def predict(model: MAM2, targets: TargetMaker, masking: Masking, clip_TCHW: Tens
         motion_TCHW=motion_TCHW,
         true_motion_TCHW=true_motion_TCHW,
         appearance_name=appearance_name,
-        attention_TN=model.encoder.attention_received(clip)[0].float().cpu(),
+        attention_TN=model.encoder.attention_received(whole)[0].float().cpu(),
         notes=tuple(notes),
     )
 

@@ -91,6 +91,22 @@ def test_pretrain_finetune_evaluate_show_and_load(run, videos, pretrained, tmp_p
     assert torch.equal(encoder.positions.time_TD, weights["encoder.positions.time_TD"])
 
 
+def test_tubelets_are_pretrained_finetuned_probed_and_shown(run, videos, tmp_path):
+    pre, tuned = tmp_path / "pre", tmp_path / "tuned"
+    tubelets = ("--encoder.frames", 6, "--encoder.tubelet", 2)
+    data = ("--data.root", videos)
+    assert run(*PRETRAIN, *tubelets, *data, "--out", pre)[0] == 0
+    assert run("show", pre, videos / "left" / "0.mp4", "--out", tmp_path / "sheet.png")[0] == 0
+    refused(run(*FINETUNE, *data, "--init", pre, "--out", tuned), "tubelet 2 (here 1)", "--encoder.tubelet 2")
+    assert run(*FINETUNE, *tubelets, *data, "--init", pre, "--out", tuned)[0] == 0
+    assert run("evaluate", tuned, *data)[0] == 0
+    assert run("probe", pre, "--train", videos, "--test", videos, "--kind", "knn")[0] == 0
+    assert mam2.load_encoder(pre)(torch.zeros(1, 8, 3, 16, 16, dtype=torch.uint8)).shape == (1, 4, 16, 16)
+    assert run(*FINETUNE, *tubelets, "--encoder.frames", 8, *data, "--init", pre, "--out", tmp_path / "longer")[0] == 0
+    too_short = run(*PRETRAIN, *tubelets, "--encoder.frames", 2, *data, "--out", tmp_path / "short")
+    refused(too_short, "at least 2 tubelets")
+
+
 def test_table_8_trains_goes_on_and_is_shown(run, videos, tmp_path):
     table_8 = (
         "--mixup",

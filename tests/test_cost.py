@@ -145,6 +145,14 @@ def test_what_is_not_predicted_is_not_paid_for() -> None:
     assert aligned["motion decoder"] == pytest.approx(whole["motion decoder"])
 
 
+def test_tubelets_of_two_frames_are_half_the_tokens() -> None:
+    tubelets = replace(SMALL, encoder=replace(SMALL.encoder, frames=2 * T, tubelet=2))
+    parts, expected = parts_of(tubelets), parts_of(SMALL)
+    patch_embed = 2 * 2 * T * 16 * D * 3 * P * P  # twice the pixels, forward and for the weights' gradient
+    expected["encoder, visible patches"] += patch_embed / 1e12
+    assert parts == pytest.approx(expected)
+
+
 def test_the_disk_holds_checkpoints_and_one_more_while_it_is_written(tmp_path: Path) -> None:
     folder, config = tmp_path, replace(SMALL, encoder=replace(SMALL.encoder, width=128))
     with torch.device("cpu"):

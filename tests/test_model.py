@@ -222,6 +222,18 @@ def test_clips_are_normalised_with_imagenets_figures() -> None:
     assert "mean" not in encoder.state_dict()
 
 
+def test_a_tubelet_is_a_convolution_over_its_frames() -> None:
+    encoder = scrambled(VideoEncoder(replace(TINY, tubelet=2))).eval()
+    clip = torch.rand(2, 4, 3, 32, 32)
+    normalised = ((clip - encoder.mean) / encoder.std).transpose(1, 2)
+    weight = encoder.patch_embed.weight.unflatten(1, (2, 3)).transpose(1, 2)  # D, C, frames of a tubelet, P, P
+    expected = F.conv3d(normalised, weight, encoder.patch_embed.bias, stride=weight.shape[2:])
+    tokens = encoder.embed(clip) - encoder.position(clip)
+    torch.testing.assert_close(tokens, expected.flatten(3).permute(0, 2, 3, 1), atol=1e-4, rtol=0)
+    assert encoder(clip).shape == (2, 2, 16, WIDTH)
+    assert torch.equal(encoder.embed(clip.transpose(3, 4)), encoder.embed(clip.transpose(3, 4).contiguous()))
+
+
 def test_encoder_runs_on_any_subset_of_patches() -> None:
     encoder = scrambled(VideoEncoder(TINY)).eval()
     tokens = encoder.embed(torch.rand(2, 4, 3, 32, 32))
@@ -253,11 +265,15 @@ def test_another_shape_is_interpolated_and_logged_once(caplog: pytest.LogCapture
 def test_clips_of_another_layout_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=r"accepted: \(B, T, 3, H, W\)"):
         VideoEncoder(TINY)(torch.zeros(shape))
+    with pytest.raises(UserError, match="T a multiple of 2"):
+        VideoEncoder(replace(TINY, tubelet=2))(torch.zeros(1, 3, 3, 32, 32))
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:
     with pytest.raises(UserError, match="no multiple of patch_size"):
         EncoderConfig(size=100)
+    with pytest.raises(UserError, match="no multiple of tubelet"):
+        EncoderConfig(frames=5, tubelet=2)
     with pytest.raises(UserError, match="multiple of num_heads"):
         EncoderConfig(width=100)
 

@@ -38,7 +38,9 @@ class EncoderConfig:
         num_heads: attention heads (the paper's models have 64 channels a head).
         frames: T, frames of a clip.
         size: height and width of a clip, pixels.
-        patch_size: P, pixels; a patch spans one frame (1×16×16).
+        patch_size: P, pixels.
+        tubelet: frames that a patch spans: 1, the paper's (1×16×16), or 2, VideoMAE's, for half the tokens. Where there
+            are tokens, T is then the number of tubelets; pre-training's targets are those of their first frames.
         attention: "factorised" over time and then space, the paper's, or "joint" over all tokens, as in VideoMAE.
             The decoders follow it.
         layer_scale: start of a learned scale on every branch of a block (CAE: 0.1); 0 is none, the paper's.
@@ -51,12 +53,14 @@ class EncoderConfig:
     frames: int = 16
     size: int = 224
     patch_size: int = 16
+    tubelet: int = 1
     attention: AttentionKind = "factorised"
     layer_scale: float = 0.0
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.width, self.depth, self.num_heads, self.frames, self.size, self.patch_size) < 1:
+        sizes = (self.width, self.depth, self.num_heads, self.frames, self.size, self.patch_size, self.tubelet)
+        if min(sizes) < 1:
             raise UserError(f"{self}: every size must be at least 1.")
         check_choices(self, "encoder.")
         if not 0 <= self.drop_path < 1 or self.layer_scale < 0:
@@ -65,6 +69,8 @@ class EncoderConfig:
             )
         if self.size % self.patch_size:
             raise UserError(f"size {self.size} is no multiple of patch_size {self.patch_size}; change one of them.")
+        if self.frames % self.tubelet:
+            raise UserError(f"frames {self.frames} is no multiple of tubelet {self.tubelet}; change one of them.")
         if self.width % self.num_heads or self.width % 4:
             raise UserError(f"width {self.width} must be a multiple of num_heads ({self.num_heads}) and of 4.")
 
@@ -72,6 +78,11 @@ class EncoderConfig:
     def grid(self) -> tuple[int, int]:
         """Patches (high, wide) in a frame."""
         return (self.size // self.patch_size,) * 2
+
+    @property
+    def tubelets(self) -> int:
+        """Patches in time."""
+        return self.frames // self.tubelet
 
 
 def vit_b() -> EncoderConfig:
@@ -85,18 +96,18 @@ def vit_l() -> EncoderConfig:
 
 
 class VideoEncoder(nn.Module):
-    """Clips to features: `encoder(clip_BTCHW) -> (B, T, N, D)`.
+    """Clips to features: `encoder(clip_BTCHW) -> (B, T, N, D)`, T tubelets of `config.tubelet` frames each.
 
     Clips are uint8 in [0, 255] or floats in [0, 1], RGB; ImageNet normalisation happens inside. Any number of frames
-    and any size that is a multiple of the patch size is accepted: positions are interpolated, and a log line says so.
+    and any size, multiples of tubelet and patch, are accepted: positions are interpolated, and a log line says so.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
         size, depth = config.patch_size, config.depth
-        self.patch_embed = nn.Conv2d(3, config.width, kernel_size=size, stride=size)
-        self.positions = Positions(config.frames, config.grid, config.width)
+        self.patch_embed = nn.Conv2d(3 * config.tubelet, config.width, kernel_size=size, stride=size)
+        self.positions = Positions(config.tubelets, config.grid, config.width)
         self.blocks = nn.ModuleList(
             BLOCKS[config.attention](
                 config.width,
@@ -122,17 +133,19 @@ class VideoEncoder(nn.Module):
         """Patch tokens with their positions: (B, T, N, D).
 
         Raises:
-            UserError: the clip has another shape than (B, T, 3, H, W), or sides that are no multiple of the patch size.
+            UserError: the clip has another shape than (B, T, 3, H, W), or is no multiple of the patch.
         """
-        patch_size = self.config.patch_size
+        patch_size, tubelet = self.config.patch_size, self.config.tubelet
         shape = tuple(clip_BTCHW.shape)
-        if len(shape) != 5 or shape[2] != 3 or shape[3] % patch_size or shape[4] % patch_size or 0 in shape:
+        multiples = len(shape) == 5 and not (shape[1] % tubelet or shape[3] % patch_size or shape[4] % patch_size)
+        if not multiples or shape[2] != 3 or 0 in shape:
             raise UserError(
-                f"A clip of shape {shape} can't be encoded; accepted: (B, T, 3, H, W) with H and W multiples of "
-                f"{patch_size}, uint8 or floats in [0, 1]."
+                f"A clip of shape {shape} can't be encoded; accepted: (B, T, 3, H, W) with T a multiple of {tubelet}, "
+                f"H and W of {patch_size}, uint8 or floats in [0, 1]."
             )
         x = (to_float(clip_BTCHW) - self.mean) / self.std
-        x_BTDhw = self.patch_embed(x.flatten(0, 1)).unflatten(0, shape[:2])
+        x = x.reshape(-1, 3 * tubelet, *shape[3:])  # a tubelet's frames as channels
+        x_BTDhw = self.patch_embed(x).unflatten(0, (shape[0], -1))
         return x_BTDhw.flatten(3).transpose(2, 3) + self.position(clip_BTCHW)
 
     def position(self, clip_BTCHW: Tensor) -> Tensor:
@@ -145,7 +158,7 @@ class VideoEncoder(nn.Module):
                 f"Positions are interpolated: the encoder was trained on {config.frames} frames of {config.size}², "
                 f"this clip has {frames} frames of {height}×{width}."
             )
-        return self.positions(frames, grid)
+        return self.positions(frames // config.tubelet, grid)
 
     def encode(self, x_BTVD: Tensor, *, norm: bool = True) -> Tensor:
         """The blocks, on any subset of the embedded patches: (B, T, V, D) to (B, T, V, D)."""

@@ -248,6 +248,6 @@ def _copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None
             f"Positions are interpolated from {source.config.frames} frames of {source.config.size}² to "
             f"{target.config.frames} frames of {target.config.size}²."
         )
-        tensors["positions.time_TD"] = source.positions.time(target.config.frames).detach()
+        tensors["positions.time_TD"] = source.positions.time(target.config.tubelets).detach()
         tensors["positions.space_ND"] = source.positions.space(target.config.grid).detach()
     target.load_state_dict(tensors)

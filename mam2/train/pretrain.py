@@ -44,14 +44,17 @@ class Pretrain:
 
     def __post_init__(self) -> None:
         encoder = self.encoder
-        if encoder.frames < 2:
-            raise UserError(f"encoder.frames is {encoder.frames}; motion needs clips of at least 2 frames.")
+        if encoder.tubelets < 2:
+            raise UserError(
+                f"encoder.frames is {encoder.frames} and encoder.tubelet {encoder.tubelet}; motion needs clips of at "
+                "least 2 tubelets."
+            )
         if self.data.short == "repeat" and self.objective.needs_motion:
             raise UserError(
                 "data.short is 'repeat', but between a frame and its copy there is no motion to predict. Use "
                 "--data.short shrink or skip in pre-training."
             )
-        mask = self.mask(encoder.frames, encoder.grid, sample_B=torch.tensor([0]), seed=0)
+        mask = self.mask(encoder.tubelets, encoder.grid, sample_B=torch.tensor([0]), seed=0)
         sizes = target_sizes(self.targets, patch_size=encoder.patch_size)
         if isinstance(self.objective, MAM2Config):
             self.objective.check_sizes(sizes)
@@ -102,11 +105,11 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
             f"Pre-training, steps {start} to {loader.num_steps}: {len(catalog.items)} videos, "
             f"{millions:.1f} M parameters, on {device}."
         )
-    frames, grid, seed = config.encoder.frames, config.encoder.grid, config.loop.seed
+    encoder, seed = config.encoder, config.loop.seed
 
     def loss_of(wrapped: nn.Module, batch: Batch, step: int) -> Losses:
-        mask = config.mask(frames, grid, sample_B=batch.sample_B, seed=seed).to(device)
-        target = targets(batch.clip_BTCHW, sample_B=batch.sample_B, seed=seed)
+        mask = config.mask(encoder.tubelets, encoder.grid, sample_B=batch.sample_B, seed=seed).to(device)
+        target = targets(batch.clip_BTCHW[:, :: encoder.tubelet], sample_B=batch.sample_B, seed=seed)
         return wrapped(batch.clip_BTCHW, mask, target, step)
 
     return fit(

@@ -19,7 +19,7 @@ import os
 import shlex
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -32,7 +32,7 @@ from rich.table import Table
 from mam2.config import Steps
 from mam2.data.synthetic import write_dataset
 from mam2.quickstart import VIDEO_FRAMES, VIDEO_SIZE, Quickstart, finetune_config, pretrain_config
-from mam2.train.finetune import evaluate_run, finetune
+from mam2.train.finetune import Finetune, evaluate_run, finetune
 from mam2.train.pretrain import Pretrain, pretrain
 
 
@@ -68,21 +68,39 @@ VARIANTS: dict[str, Callable[[Pretrain], Pretrain]] = {
 def worth(job: tuple[str, int], *, folder: Path, steps: int, finetune_seeds: tuple[int, ...]) -> list[float]:
     """Top-1 of a variant pre-trained with a seed, for each fine-tuning seed; "scratch" is not pre-trained."""
     variant, seed = job
+    name, settings, run = f"{variant}_{seed}".replace("/", ""), Quickstart(), None
+    if variant != "scratch":
+        run = VARIANTS[variant](pretrain_config(settings, folder / "unlabelled"))
+        run = replace(run, loop=replace(run.loop, seed=seed, duration=Steps(steps)))
+    tunings = [
+        finetune_config(
+            settings, folder / "train", init=str(folder / name) if run else "scratch", seed=100 * seed + other
+        )
+        for other in finetune_seeds
+    ]
+    return top1(name, run, tunings, folder=folder)
+
+
+def top1(name: str, run: Pretrain | None, tunings: list[Finetune], *, folder: Path) -> list[float]:
+    """Top-1 after each fine-tuning of a pre-training run into `folder / name`; None: from scratch."""
     torch.set_num_threads(1)
     logging.getLogger("mam2").setLevel(logging.ERROR)
-    name, settings, found = f"{variant}_{seed}".replace("/", ""), Quickstart(), []
+    found = []
     with (folder / f"{name}.txt").open("w") as output:
         sys.stderr = output  # progress bars of several processes at once
-        init = "scratch"
-        if variant != "scratch":
-            run = VARIANTS[variant](pretrain_config(settings, folder / "unlabelled"))
-            pretrain(replace(run, loop=replace(run.loop, seed=seed, duration=Steps(steps))), folder / name)
-            init = str(folder / name)
-        for other in finetune_seeds:
-            tuned, tuning_seed = folder / f"{name}_{other}", 100 * seed + other
-            finetune(finetune_config(settings, folder / "train", init=init, seed=tuning_seed), tuned)
+        if run:
+            pretrain(run, folder / name)
+        for number, tuning in enumerate(tunings):
+            tuned = folder / f"{name}_{number}"
+            finetune(tuning, tuned)
             found.append(evaluate_run(tuned, str(folder / "test"))[0].top(1))
     return found
+
+
+def write_videos(folder: Path, per_class: Sequence[int]) -> None:
+    """Rendered videos to pre-train on, to fine-tune on and to test with; what is there already is kept."""
+    for seed, (name, count) in enumerate(zip(("unlabelled", "train", "test"), per_class, strict=True)):
+        write_dataset(folder / name, videos_per_class=count, seed=seed, num_frames=VIDEO_FRAMES, size=VIDEO_SIZE)
 
 
 def main() -> None:
@@ -100,8 +118,7 @@ def main() -> None:
     args = parser.parse_args()
 
     folder: Path = args.folder
-    for seed, (name, count) in enumerate(zip(("unlabelled", "train", "test"), args.videos_per_class, strict=True)):
-        write_dataset(folder / name, videos_per_class=count, seed=seed, num_frames=VIDEO_FRAMES, size=VIDEO_SIZE)
+    write_videos(folder, args.videos_per_class)
     jobs = [(variant, seed) for variant in ["scratch", *args.variants] for seed in args.seeds]
     run = partial(worth, folder=folder, steps=args.steps, finetune_seeds=tuple(args.finetune_seeds))
     with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -28,8 +28,10 @@ def session() -> Iterator[None]:
     here = device()
     if here.type == "cuda":
         torch.cuda.set_device(here)
-    # Rank 0 may train a tokenizer first, which takes longer than the default patience.
-    dist.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    # Rank 0 may train a tokenizer first, which takes longer than the default patience. What is said between hosts alone
+    # goes through gloo also beside GPUs, which then need not stop for it.
+    backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(hours=2))
     try:
         yield
     finally:
@@ -71,20 +73,19 @@ def without_sync(model: nn.Module, skip: bool) -> Any:
     return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def mean(values: dict[str, Tensor]) -> dict[str, float]:
-    """Scalars averaged over all processes."""
-    stacked = torch.stack([value.detach().float() for value in values.values()])
+def mean(values: Tensor) -> Tensor:
+    """Numbers averaged over all processes, in place."""
     if world_size() > 1:
-        dist.all_reduce(stacked)
-        stacked /= world_size()
-    return dict(zip(values, stacked.tolist(), strict=True))
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
 
 
 def any_rank(flag: bool) -> bool:
     """True everywhere if true anywhere."""
     if world_size() == 1:
         return flag
-    value = torch.tensor(float(flag), device=device())
+    value = torch.tensor(float(flag))
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())
 

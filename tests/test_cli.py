@@ -346,7 +346,7 @@ def test_the_folder_of_another_run_is_not_touched(run, videos, pretrained, tmp_p
     assert (tmp_path / "letter.txt").read_text() == "mine"
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights(run, videos, tmp_path):
+def test_a_loss_that_is_not_finite_is_never_saved(run, videos, tmp_path):
     out = tmp_path / "hot"
     hot = ("--optim.base-lr", "1e30", "--optim.warmup", "0 steps", "--optim.max-grad-norm", "0")
     result = run(*PRETRAIN, "--data.root", videos, "--out", out, *hot, "--loop.duration", "20 steps")

@@ -133,10 +133,7 @@ def test_a_process_by_itself_needs_no_others() -> None:
         assert distributed.wrap(model) is model
         with distributed.without_sync(model, True):
             model(torch.zeros(1, 2)).sum().backward()
-        assert distributed.mean({"a": torch.tensor(2.0), "b": torch.tensor(3, dtype=torch.int64)}) == {
-            "a": 2.0,
-            "b": 3.0,
-        }
+        assert distributed.mean(torch.tensor([2.0, 3.0])).tolist() == [2.0, 3.0]
         assert (distributed.any_rank(True), distributed.any_rank(False)) == (True, False)
         assert distributed.gather({"x": 1}) == [{"x": 1}]
         distributed.barrier()

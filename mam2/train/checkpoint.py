@@ -27,7 +27,8 @@ FORMAT_CLASSIFIER = "mam2.classifier"
 # accumulated parts, for the partners of mixup and cutmix).
 FREE_FIELDS = (
     *("data.root", "data.num_workers", "data.timeout_seconds", "data.backend", "data.max_bad_share"),
-    *("loop.accumulate", "loop.recompute", "loop.log_every", "loop.save_every", "loop.keep", "clips", "crops"),
+    *("loop.accumulate", "loop.compile", "loop.recompute", "loop.log_every", "loop.save_every", "loop.keep"),
+    *("clips", "crops"),
 )
 
 

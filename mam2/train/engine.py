@@ -10,6 +10,7 @@ import logging
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from mam2.losses import Losses
 from mam2.model.encoder import EncoderConfig
 from mam2.model.layers import CrossBlock, JointBlock, SpaceTimeBlock
 from mam2.train import checkpoint
-from mam2.train.logs import RunLog, Stopwatch, health, memory_gib
+from mam2.train.logs import Figures, RunLog, Stopwatch, health, memory_gib
 from mam2.train.optim import Optim, learning_rate, set_learning_rate
 
 log = logging.getLogger("mam2")
@@ -47,6 +48,7 @@ class Loop:
         accumulate: parts that a process's share of the batch is computed in, one after the other.
         duration: length of the run.
         precision: "auto" is bf16 where the hardware is fast at it, else fp32.
+        compile: torch.compile the blocks; "auto" does on a GPU.
         recompute: keep only the input of each block for the backward pass and compute the rest again (activation
             checkpointing): a third more arithmetic for much less memory, and the same result.
         seed: everything random follows from it.
@@ -59,6 +61,7 @@ class Loop:
     accumulate: int = 1
     duration: Duration = Epochs(800)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
     recompute: bool = False
     seed: int = 0
     log_every: int = 10
@@ -148,13 +151,15 @@ def fit(
         True at the end of the run; False where SIGTERM ended it early, with everything saved.
 
     Raises:
-        UserError: a loss that is not finite, before it reached the weights; its part is named.
+        UserError: a loss that is not finite; its part is named, and nothing of it is saved.
     """
     device = distributed.device()
     loop.check_batch()
     per_epoch, num_steps = loader.steps_per_epoch, loader.num_steps
     warmup_steps, save_steps = optim.warmup.steps(per_epoch), max(1, loop.save_every.steps(per_epoch))
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if loop.compile == "on" or (loop.compile == "auto" and device.type == "cuda"):
+        compile_blocks(model)
     if loop.recompute:
         recompute_blocks(model)
     wrapped = distributed.wrap(model).train()
@@ -162,15 +167,16 @@ def fit(
     if main and start_step >= num_steps:
         on_save()  # a kill between the last checkpoint and its export left the export undone
     run_log = RunLog(folder, start_step=start_step, num_steps=num_steps, title=title) if main else None
-    clock, warned = Stopwatch(), False
+    clock, warned, waiting = Stopwatch(), False, list[Figures]()
 
     with stop_on_sigterm() as stop_asked:
         try:
             batches = iter(loader)
             clock.lap()
             for step in range(start_step, num_steps):
+                began = time.perf_counter()
                 batch = next(batches).to(device)
-                data_seconds = clock.lap()
+                data_seconds = time.perf_counter() - began
 
                 torch.manual_seed(seed_of(loop.seed, step, distributed.rank()))
                 rate = learning_rate(
@@ -191,62 +197,79 @@ def fit(
                     norm = nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
                 else:
                     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-                if not math.isfinite(norm.item()):  # the same on all ranks: gradients are averaged
-                    raise UserError(_not_finite(results, step))
                 optimizer.step()
                 on_step()
 
-                done, row = step + 1, None
-                if done % loop.log_every == 0 or done == num_steps:
-                    shown = {"loss": torch.stack([r.total for r in results]).mean()}
-                    shown |= {k: torch.stack([r.parts[k] for r in results]).mean() for k in results[0].parts}
-                    figures = distributed.mean(shown)
-                    seconds = clock.lap() + data_seconds
-                    bad = {path: why for found in distributed.gather(loader.bad) for path, why in found.items()}
-                    check_bad(bad, loader.num_videos, loader.data)
-                    num_clips = len(batch.label_B) * distributed.world_size()
-                    row = {"step": done, "epoch": done / per_epoch, **figures, "lr": rate}
-                    row |= {"grad_norm": norm.item(), "clips_per_second": num_clips / seconds}
-                    row |= {
-                        "data_seconds": data_seconds,
-                        "memory_gib": memory_gib(),
-                        "bad_videos": len(bad),
-                    }
-                    features = [r.features_BTD for r in results if r.features_BTD is not None]
-                    if features:
-                        row |= (vital := health(torch.cat(features)))
-                        if vital.get("feature_std", 1.0) < COLLAPSED_STD and not warned:
-                            warned = True
-                            log.warning(
-                                f"Step {done}: the features collapse: they vary by {vital['feature_std']:.4f} between "
-                                "clips. Lower the learning rate, or raise --objective.alignment-ramp."
-                            )
-                if run_log:
-                    if row:
-                        run_log.write(row)
-                    run_log.advance(done, row)
-
+                done = step + 1
+                logged = done % loop.log_every == 0 or done == num_steps
+                numbers = {"lr": rate, "data_seconds": data_seconds}
+                waiting.append(Figures(done, results, norm, logged=logged, numbers=numbers))
                 stop = distributed.any_rank(stop_asked.is_set())
-                if main and (stop or done == num_steps or done % save_steps == 0):
+                saves = stop or done == num_steps or done % save_steps == 0
+                # A GPU is already at this step while the figures of the one before are read.
+                ready = waiting if saves or device.type == "cpu" else waiting[:-1]
+                waiting = waiting[len(ready) :]
+                for figures in ready:
+                    figures.wait()
+                seconds = clock.lap() / len(ready) if ready else 0.0
+                for figures in ready:
+                    values, row = figures.values(), None
+                    if not math.isfinite(values["grad_norm"]):  # the same on all ranks: gradients are averaged
+                        raise UserError(_not_finite(values, figures.step))
+                    if figures.logged:
+                        bad = {path: why for found in distributed.gather(loader.bad) for path, why in found.items()}
+                        check_bad(bad, loader.num_videos, loader.data)
+                        num_clips = len(batch.label_B) * distributed.world_size()
+                        row = {"step": figures.step, "epoch": figures.step / per_epoch, **values, **figures.numbers}
+                        row |= {"clips_per_second": num_clips / seconds}
+                        row |= {"memory_gib": memory_gib(), "bad_videos": len(bad)}
+                        if figures.features_BTD:
+                            row |= (vital := health(figures.features_BTD.read()))
+                            if vital.get("feature_std", 1.0) < COLLAPSED_STD and not warned:
+                                warned = True
+                                log.warning(
+                                    f"Step {figures.step}: the features collapse: they vary by "
+                                    f"{vital['feature_std']:.4f} between clips. Lower the learning rate, or raise "
+                                    "--objective.alignment-ramp."
+                                )
+                    if run_log:
+                        if row:
+                            run_log.write(row)
+                        run_log.advance(figures.step, row)
+
+                if main and saves:
                     checkpoint.save(folder, model, optimizer, checkpoint.State(done), keep=loop.keep)
                     on_save()
+                    clock.lap()
                 if stop and done < num_steps:
                     log.warning(
                         f"Stopped at step {done} of {num_steps}; everything is saved. The same command goes on."
                     )
                     return False
-                clock.lap()
             return True
         finally:
             if run_log:
                 run_log.close()
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks of all parts of a model."""
+    return [part for part in model.modules() if isinstance(part, SpaceTimeBlock | JointBlock | CrossBlock)]
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Has each block's forward pass compiled when it is first called; the weights keep their names."""
+    blocks = blocks_of(model)
+    # Blocks share their code, but drop path and where gradients flow make some differ: never fall back for these.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
+    for block in blocks:
+        block.forward = torch.compile(block.forward, dynamic=False)
+
+
 def recompute_blocks(model: nn.Module) -> None:
     """Has each block compute its inner values again in the backward pass; the weights keep their names."""
-    for block in model.modules():
-        if isinstance(block, SpaceTimeBlock | JointBlock | CrossBlock):
-            block.forward = partial(activation_checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    for block in blocks_of(model):
+        block.forward = partial(activation_checkpoint, block.forward, use_reentrant=False)
 
 
 @contextmanager
@@ -267,11 +290,10 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _not_finite(results: list[Losses], step: int) -> str:
-    bad = {name for r in results for name, part in r.parts.items() if not torch.isfinite(part).all()}
+def _not_finite(values: dict[str, float], step: int) -> str:
+    bad = [name for name, value in values.items() if name not in ("loss", "grad_norm") and not math.isfinite(value)]
     where = f"the {' and '.join(sorted(bad))} loss is" if bad else "all losses here are finite but a gradient is"
     return (
-        f"Step {step + 1}: {where} not finite, so training stopped before it reached the weights; what was saved is "
-        "untouched. Start anew in another --out with a lower --optim.base-lr, --optim.max-grad-norm 1, or "
-        "--loop.precision fp32."
+        f"Step {step}: {where} not finite, so training stopped; what was saved is untouched. Start anew in another "
+        "--out with a lower --optim.base-lr, --optim.max-grad-norm 1, or --loop.precision fp32."
     )

@@ -23,6 +23,8 @@ from rich.progress import (
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from mam2 import distributed
+from mam2.losses import Losses
 from mam2.train.checkpoint import write_text
 
 log = logging.getLogger("mam2")
@@ -72,6 +74,58 @@ class RunLog:
         self._progress.stop()
         self._file.close()
         self._board.close()
+
+
+class OnHost:
+    """A tensor's copy in main memory: begun now, waited for when it is read, so that a GPU need not stop for it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copied: torch.cuda.Event | None = None
+        self._tensor = tensor.detach()
+        if tensor.is_cuda:
+            self._tensor = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(
+                self._tensor, non_blocking=True
+            )
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def read(self) -> Tensor:
+        """The copy, when it is complete."""
+        if self._copied:
+            self._copied.synchronize()
+        return self._tensor
+
+
+class Figures:
+    """What one step of the optimiser gave, on its way from the device.
+
+    Args:
+        step: counted from 1.
+        results: of each accumulated part.
+        norm: of the gradients, before clipping.
+        logged: whether the losses are averaged over all processes, and the features kept.
+        numbers: more figures, of the host.
+    """
+
+    def __init__(
+        self, step: int, results: list[Losses], norm: Tensor, *, logged: bool, numbers: dict[str, float]
+    ) -> None:
+        self.step, self.logged, self.numbers = step, logged, numbers
+        shown = {"loss": torch.stack([r.total for r in results]).mean()}
+        shown |= {name: torch.stack([r.parts[name] for r in results]).mean() for name in results[0].parts}
+        shown |= {"grad_norm": norm}
+        self._names, stacked = tuple(shown), torch.stack([value.detach().float() for value in shown.values()])
+        self._values = OnHost(distributed.mean(stacked) if logged else stacked)
+        features = [r.features_BTD for r in results if r.features_BTD is not None]
+        self.features_BTD = OnHost(torch.cat(features)) if features and logged else None
+
+    def wait(self) -> None:
+        """Until the device is through with the step."""
+        self._values.read()
+
+    def values(self) -> dict[str, float]:
+        """Loss, its parts, and the gradient's norm."""
+        return dict(zip(self._names, self._values.read().tolist(), strict=True))
 
 
 class Stopwatch:

@@ -1,6 +1,7 @@
 """MAM2 as Fig. 1 draws it: who sees what, where gradients go, and how Eq. 4 adds up."""
 
 import copy
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2, MAM2Config, Predictions
 from mam2.targets import Targets, TargetSizes
 from mam2.targets.pixels import patchify, unpatchify
-from mam2.train.engine import recompute_blocks
+from mam2.train.engine import compile_blocks, recompute_blocks
 
 ENCODER = EncoderConfig(width=24, depth=2, num_heads=3, frames=4, size=32, patch_size=8)
 CONFIG = MAM2Config(width=24, num_heads=3, regressor_depth=2, appearance_depth=2, motion_depth=1)
@@ -534,3 +535,27 @@ def test_blocks_that_compute_again_give_the_same_gradients_from_less_memory() ->
     for gradient, other in zip(gradients, other_gradients, strict=True):
         assert torch.equal(gradient, other)
     assert other_kept < 0.5 * kept
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, while it compiles
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("again", [False, True])
+def test_compiled_blocks_give_the_same_gradients_and_compile_once(again: bool) -> None:
+    clip, targets = make_clip(), make_targets()
+    plain = model_of(CONFIG).train()
+    compiled = copy.deepcopy(plain)
+    torch.compiler.reset()
+    compile_blocks(compiled)
+    if again:
+        recompute_blocks(compiled)
+    assert [name for name, _ in compiled.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    for step in range(3):
+        mask = Masking()(4, (4, 4), sample_B=torch.arange(2) + 2 * step, seed=0)
+        with torch.compiler.set_stance("default" if step == 0 else "fail_on_recompile"):
+            totals = [model(clip, mask, targets, step).total for model in (plain, compiled)]
+            for model, total in zip((plain, compiled), totals, strict=True):
+                model.zero_grad()
+                total.backward()
+        torch.testing.assert_close(*totals)
+        for parameter, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, other.grad, atol=1e-5, rtol=1e-3)

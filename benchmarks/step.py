@@ -4,9 +4,10 @@
 
 Everything is measured in one run and judged by ratios: the step's FLOP/s over the machine's best rate of
 matrix products, and over the rate of the step's own products run alone, which is what a step of nothing else
-would reach. FLOPs are counted while the code runs, 2 per multiply-add: products, convolutions and attention
-(whose backward pass computes the scores again: that counts too). The step is that of mam2/train/engine.py
-without loader and tokenizer; the tokenizer, with random weights, stands apart.
+would reach; and seconds and peak memory over those of the same step as one would first write it (reference.py) and
+of Hugging Face's VideoMAE, each in a fresh process (workload.py). FLOPs are counted while the code runs, 2 per
+multiply-add: products, convolutions and attention (whose backward pass computes the scores again: that counts too).
+The step is that of mam2/train/engine.py without loader and tokenizer; the tokenizer, with random weights, stands apart.
 
 B clips, T frames, C channels, H W pixels, N patches a frame, V visible, M masked, D width, K codes, P patch
 side, S any sequence length.
@@ -16,181 +17,110 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shlex
 import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, peak_memory_gib, times_of
+from common import machine, times_of
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from workload import CONTENDERS, SIZES, Size, Workload, flops_of, in_a_process
 
 from mam2 import distributed
 from mam2.losses import alignment_loss, appearance_loss, motion_loss
-from mam2.masks import Mask, Masking, take
-from mam2.model.encoder import EncoderConfig, vit_b, vit_l
-from mam2.objectives.mam2 import MAM2, MAM2Config
-from mam2.targets import Targets, TargetSizes
-from mam2.targets.motion import rgb_difference
-from mam2.targets.pixels import patchify, to_float
-from mam2.targets.vqgan import VQGAN, VQGANConfig
-from mam2.train.engine import autocast_dtype
-from mam2.train.optim import Optim, make_optimizer
+from mam2.masks import take
+from mam2.targets.pixels import to_float
+from mam2.targets.vqgan import VQGAN
+from mam2.train.engine import compile_blocks
 
 PEAK_SHAPES_MKN = {  # two of ViT-B's own, and one that is large in every direction
     "cpu": ((3136, 768, 3072), (2352, 768, 768), (2048, 2048, 2048)),
     "cuda": ((50176, 768, 3072), (37632, 768, 768), (8192, 8192, 8192)),
 }
 aten = torch.ops.aten
-CPU_ATTENTION = {  # older torch has no formula for these two
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
-    ),
-}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """The models of one `--model`."""
+def parts_of(work: Workload) -> dict[str, Callable[[], object]]:
+    """The step cut in parts, each on leaves of the right shape; together they have the step's FLOPs.
 
-    encoder: EncoderConfig
-    objective: MAM2Config
-    tokenizer: VQGANConfig
+    Ask for them after a whole step: the update is that of its gradients.
+    """
+    model, encoder, clip_BTCHW, mask = work.model, work.model.encoder, work.clip_BTCHW, work.mask
+    gradients = [parameter.grad for parameter in model.parameters()]
+    with torch.no_grad(), work.autocast():
+        tokens_BTND = encoder.embed(clip_BTCHW)
+        made = model.predict(clip_BTCHW, mask)
+        targets = work.targets()
+        position_BTND = model.project_position(encoder.position(clip_BTCHW)).expand_as(tokens_BTND)
+        context_BSD = take(position_BTND, mask.visible_BTV).flatten(1, 2)
+        query_BTMD = take(position_BTND, mask.masked_BTM)
+        masked = targets.at(mask)
 
+    def align() -> None:
+        with torch.no_grad(), work.autocast():
+            model.project(encoder.encode(take(tokens_BTND, mask.masked_BTM)))
 
-SIZES = {
-    "vit_b": Size(encoder=vit_b(), objective=MAM2Config(), tokenizer=VQGANConfig()),
-    # Table 1c: regressor and decoders as wide as the encoder.
-    "vit_l": Size(encoder=vit_l(), objective=MAM2Config(width=1024, num_heads=16), tokenizer=VQGANConfig()),
-    "tiny": Size(
-        encoder=EncoderConfig(width=64, depth=2, num_heads=2, frames=4, size=32, patch_size=8),
-        objective=MAM2Config(width=64, num_heads=2, regressor_depth=1, appearance_depth=1, motion_depth=1),
-        tokenizer=VQGANConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1, z_channels=32, num_codes=512),
-    ),
-}
+    def regress(visible_BTVD: Tensor, context_BSD: Tensor, query_BTMD: Tensor) -> Tensor:
+        return model.regressor(
+            model.mask_query_D.expand_as(query_BTMD).flatten(1, 2),
+            model.project(visible_BTVD).flatten(1, 2),
+            query_position_BSD=query_BTMD.flatten(1, 2),
+            context_position_BSD=context_BSD,
+        ).view(query_BTMD.shape)
 
+    def lose(motion_BTMP: Tensor, regressed_BTMD: Tensor) -> Tensor:
+        motion = motion_loss(motion_BTMP, masked.motion, "mean")
+        alignment = alignment_loss(regressed_BTMD, model.standardise(made.target_BTMD), "mean")
+        return motion + model.config.alignment_weight * alignment
 
-class Workload:
-    """A model with its optimiser and a batch of noise; `step()` is one whole step."""
+    def both_ways(call: Callable[..., Tensor], like: Tensor | None, *inputs: Tensor) -> Callable[[], None]:
+        """Forward, and backward from a random gradient `like` the output (None: a scalar's)."""
+        leaves = [x.detach().clone().requires_grad_() for x in inputs]
+        gradient = None if like is None else torch.randn_like(like)
 
-    def __init__(self, size: Size, *, batch: int, precision: str, device: torch.device) -> None:
-        encoder, num_codes = size.encoder, size.tokenizer.num_codes
-        torch.manual_seed(0)
-        with device:
-            self.model = MAM2(size.objective, encoder, TargetSizes(num_codes, 3 * encoder.patch_size**2)).train()
-        self.optimizer = make_optimizer(self.model, Optim())
-        frames, num_patches = encoder.frames, encoder.grid[0] * encoder.grid[1]
-        shape_BTCHW = (batch, frames, 3, encoder.size, encoder.size)
-        self.clip_BTCHW = torch.randint(256, shape_BTCHW, dtype=torch.uint8, device=device)
-        self.codes_BTN = torch.randint(num_codes, (batch, frames, num_patches), device=device)
-        self.mask: Mask = Masking()(frames, encoder.grid, sample_B=torch.arange(batch), seed=0).to(device)
-        dtype = autocast_dtype(precision, device, width=encoder.width)
-        self.dtype = dtype or torch.float32
-        self.autocast = partial(torch.autocast, device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+        def run() -> None:
+            for tensor in (*leaves, *model.parameters()):
+                tensor.grad = None  # as in the step, where a first gradient is kept and not added
+            with work.autocast():
+                call(*leaves).backward(gradient)
 
-    def step(self) -> None:
-        """Targets, forward, backward and update as in training."""
-        self.optimizer.zero_grad()
-        with self.autocast():
-            losses = self.model(self.clip_BTCHW, self.mask, self.targets(), 0)
-            losses.total.backward()
-        self.update()
+        return run
 
-    def targets(self) -> Targets:
-        """RGB differences, beside codes that are given."""
-        with torch.no_grad(), torch.autocast(self.clip_BTCHW.device.type, enabled=False):
-            patch_size = self.model.encoder.config.patch_size
-            return Targets(self.codes_BTN, patchify(rgb_difference(to_float(self.clip_BTCHW)), patch_size))
+    def see() -> Tensor:
+        return encoder.encode(take(encoder.embed(clip_BTCHW), mask.visible_BTV))
 
-    def update(self) -> None:
-        """The gradient's norm, its check, and AdamW."""
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)
-        assert math.isfinite(norm.item()), "the gradient is not finite"
-        self.optimizer.step()
+    def appear(regressed_BTMD: Tensor, query_BTMD: Tensor) -> Tensor:
+        hidden_BTMD = model.appearance.decode(regressed_BTMD, position_BTMD=query_BTMD)
+        return appearance_loss(hidden_BTMD, model.appearance.project, masked.appearance)
 
-    def parts(self) -> dict[str, Callable[[], object]]:
-        """The step cut in parts, each on leaves of the right shape; together they have the step's FLOPs.
+    def move(regressed_BTMD: Tensor, query_BTMD: Tensor) -> Tensor:
+        return model.motion(regressed_BTMD, position_BTMD=query_BTMD)
 
-        Ask for them after a whole step: the update is that of its gradients.
-        """
-        model, encoder, clip_BTCHW, mask = self.model, self.model.encoder, self.clip_BTCHW, self.mask
-        gradients = [parameter.grad for parameter in model.parameters()]
-        with torch.no_grad(), self.autocast():
-            tokens_BTND = encoder.embed(clip_BTCHW)
-            made = model.predict(clip_BTCHW, mask)
-            targets = self.targets()
-            position_BTND = model.project_position(encoder.position(clip_BTCHW)).expand_as(tokens_BTND)
-            context_BSD = take(position_BTND, mask.visible_BTV).flatten(1, 2)
-            query_BTMD = take(position_BTND, mask.masked_BTM)
-            masked = targets.at(mask)
+    def update() -> None:
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        work.update()
 
-        def align() -> None:
-            with torch.no_grad(), self.autocast():
-                model.project(encoder.encode(take(tokens_BTND, mask.masked_BTM)))
-
-        def regress(visible_BTVD: Tensor, context_BSD: Tensor, query_BTMD: Tensor) -> Tensor:
-            return model.regressor(
-                model.mask_query_D.expand_as(query_BTMD).flatten(1, 2),
-                model.project(visible_BTVD).flatten(1, 2),
-                query_position_BSD=query_BTMD.flatten(1, 2),
-                context_position_BSD=context_BSD,
-            ).view(query_BTMD.shape)
-
-        def lose(motion_BTMP: Tensor, regressed_BTMD: Tensor) -> Tensor:
-            motion = motion_loss(motion_BTMP, masked.motion, "mean")
-            alignment = alignment_loss(regressed_BTMD, model.standardise(made.target_BTMD), "mean")
-            return motion + model.config.alignment_weight * alignment
-
-        def both_ways(call: Callable[..., Tensor], like: Tensor | None, *inputs: Tensor) -> Callable[[], None]:
-            """Forward, and backward from a random gradient `like` the output (None: a scalar's)."""
-            leaves = [x.detach().clone().requires_grad_() for x in inputs]
-            gradient = None if like is None else torch.randn_like(like)
-
-            def run() -> None:
-                for tensor in (*leaves, *model.parameters()):
-                    tensor.grad = None  # as in the step, where a first gradient is kept and not added
-                with self.autocast():
-                    call(*leaves).backward(gradient)
-
-            return run
-
-        def see() -> Tensor:
-            return encoder.encode(take(encoder.embed(clip_BTCHW), mask.visible_BTV))
-
-        def appear(regressed_BTMD: Tensor, query_BTMD: Tensor) -> Tensor:
-            hidden_BTMD = model.appearance.decode(regressed_BTMD, position_BTMD=query_BTMD)
-            return appearance_loss(hidden_BTMD, model.appearance.project, masked.appearance)
-
-        def move(regressed_BTMD: Tensor, query_BTMD: Tensor) -> Tensor:
-            return model.motion(regressed_BTMD, position_BTMD=query_BTMD)
-
-        def update() -> None:
-            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-                parameter.grad = gradient
-            self.update()
-
-        visible, regressed, query = made.visible_BTVD, made.regressed_BTMD, query_BTMD
-        return {
-            "motion target (RGB difference)": self.targets,
-            "encoder, visible patches": both_ways(see, visible),
-            "alignment target, masked patches": align,
-            "regressor": both_ways(regress, regressed, visible, context_BSD, query),
-            "appearance decoder, head and loss": both_ways(appear, None, regressed, query),
-            "motion decoder": both_ways(move, made.motion, regressed, query),
-            "other losses": both_ways(lose, None, made.motion, regressed),
-            "update (norm, AdamW)": update,
-        }
+    visible, regressed, query = made.visible_BTVD, made.regressed_BTMD, query_BTMD
+    return {
+        "motion target (RGB difference)": work.targets,
+        "encoder, visible patches": both_ways(see, visible),
+        "alignment target, masked patches": align,
+        "regressor": both_ways(regress, regressed, visible, context_BSD, query),
+        "appearance decoder, head and loss": both_ways(appear, None, regressed, query),
+        "motion decoder": both_ways(move, made.motion, regressed, query),
+        "other losses": both_ways(lose, None, made.motion, regressed),
+        "update (norm, AdamW)": update,
+    }
 
 
 class Products(TorchDispatchMode):
@@ -205,13 +135,6 @@ class Products(TorchDispatchMode):
             a, b = args[-2:]
             self.seen[a.dtype, a.shape, a.stride(-1) != 1, b.shape, b.stride(-1) != 1] += 1
         return func(*args, **(kwargs or {}))
-
-
-def flops_of(call: Callable[[], object]) -> int:
-    """FLOPs of one call, counted while it runs."""
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        call()
-    return counter.get_total_flops()
 
 
 def cost(flops: float, seconds: float) -> dict[str, float]:
@@ -250,21 +173,36 @@ def peak_rates(dtype: torch.dtype, device: torch.device, repeats: int) -> dict[s
     return rates
 
 
-def measure(size: Size, *, batch: int, precision: str, repeats: int, tokenizer: bool) -> dict[str, Any]:
+def measure(
+    size: Size,
+    *,
+    batch: int,
+    precision: str,
+    repeats: int,
+    compiled: bool,
+    tokenizer: bool,
+    against: dict[str, dict[str, float]],
+) -> dict[str, Any]:
     """Runs the benchmark; FLOPs, seconds, FLOP/s, GiB and ratios as JSON."""
     device = distributed.device()
-    result: dict[str, Any] = {"machine": machine(device), "encoder": asdict(size.encoder)}
+    result: dict[str, Any] = {"machine": machine(device), "encoder": asdict(size.encoder), "against": against}
     work = Workload(size, batch=batch, precision=precision, device=device)
     rounds = [peak_rates(work.dtype, device, repeats)]
-
-    memory = {"before_step": peak_memory_gib(device)}
-    step = cost_of(work.step, device, repeats)
-    memory["peak"] = peak_memory_gib(device)  # here, before other work can raise it
-    rounds.append(peak_rates(work.dtype, device, repeats))
+    step_flops = flops_of(work.step)
+    calls = parts_of(work)
+    flops = {name: flops_of(call) for name, call in calls.items()}
     with Products() as products:
         work.step()
+    if compiled:  # no counter can look into what is compiled
+        compile_blocks(work.model)
+        for call in (work.step, *calls.values()):
+            call()
+    step = cost(step_flops, statistics.median(times_of(work.step, device, repeats)))
+    rounds.append(peak_rates(work.dtype, device, repeats))
     alone = products_alone(products.seen, device, repeats)
-    parts = {name: cost_of(call, device, repeats) for name, call in work.parts().items()}
+    parts = {
+        name: cost(flops[name], statistics.median(times_of(call, device, repeats))) for name, call in calls.items()
+    }
     rounds.append(peak_rates(work.dtype, device, repeats))
 
     best = {shape: max(rates[shape] for rates in rounds) for shape in rounds[0]}
@@ -281,11 +219,12 @@ def measure(size: Size, *, batch: int, precision: str, repeats: int, tokenizer: 
             "spread": 1 - min(rates[top] for rates in rounds) / best[top],
             "rounds": rounds,
         },
-        "memory_gib": memory,
         "ratios": {
             "step_over_peak": step["flops_per_second"] / best[top],
             "step_over_products_alone": step["flops_per_second"] / alone["flops_per_second"],
             "products_alone_over_peak": alone["flops_per_second"] / best[top],
+            "speed_over": {name: row["seconds"] / against["mam2"]["seconds"] for name, row in against.items()},
+            "memory_over": {name: against["mam2"]["peak_gib"] / row["peak_gib"] for name, row in against.items()},
         },
     }
     if tokenizer:
@@ -300,7 +239,7 @@ def measure(size: Size, *, batch: int, precision: str, repeats: int, tokenizer: 
 
 def show(result: dict[str, Any], console: Console) -> None:
     """The result as a table and a few lines."""
-    here, peak, ratios, memory = (result[name] for name in ("machine", "peak", "ratios", "memory_gib"))
+    here, peak, ratios = (result[name] for name in ("machine", "peak", "ratios"))
     table = Table(title=f"{result['model']}, batch {result['batch']}, {result['precision']}, {here['device']}")
     table.add_column("part of one pre-training step")
     for column in ("GFLOP", "seconds", "of the step", "GFLOP/s", "of peak"):
@@ -326,10 +265,18 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(
         f"Best product: {peak['flops_per_second'] / 1e9:,.0f} GFLOP/s at {peak['shape']}, spread "
         f"{peak['spread']:.0%} over {len(peak['rounds'])} rounds; {here['threads']} threads, {here['cpu']}.\n"
-        f"Step over best product: {ratios['step_over_peak']:.2f} (aim: at least 0.5).\n"
-        f"Step over its own products alone: {ratios['step_over_products_alone']:.2f}.\n"
-        f"Peak memory: {memory['peak']:.2f} GiB, {memory['before_step']:.2f} GiB before the step."
+        f"Step over best product: {ratios['step_over_peak']:.2f} (aim: at least 0.6 on a CPU in bf16).\n"
+        f"Step over its own products alone: {ratios['step_over_products_alone']:.2f}."
     )
+    if result["against"]:
+        table = Table(title=f"Whole steps of {result['batch']} clips, each in a process of its own")
+        for column in ("step", "TFLOP", "seconds", "MAM2 is faster by", "peak GiB", "MAM2 takes of it"):
+            table.add_column(column, justify="left" if column == "step" else "right")
+        for name, row in result["against"].items():
+            speed, memory = ratios["speed_over"][name], ratios["memory_over"][name]
+            cells = [f"{row['flops'] / 1e12:.2f}", f"{row['seconds']:.2f}", f"{speed:.2f}", f"{row['peak_gib']:.2f}"]
+            table.add_row(name, *cells, f"{memory:.2f}")
+        console.print(table, "Aims against plain: 1.5 times as fast, half the memory, at a batch of 4.")
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -340,19 +287,27 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--steps", type=int, default=3, help="times to repeat; medians are told (default 3)")
     parser.add_argument("--tokenizer", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="blocks (default: on a GPU)")
+    parser.add_argument("--against", nargs="*", choices=CONTENDERS[1:], default=[], help="whole steps to compare with")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)
     if min(options.batch, options.steps) < 1:
         parser.error(f"--batch is {options.batch} and --steps {options.steps}; both must be at least 1.")
     words = sys.argv[1:] if arguments is None else arguments
+    compiled = distributed.device().type == "cuda" if options.compile is None else options.compile
+    flags = ["--model", options.model, "--batch", str(options.batch), "--precision", options.precision]
+    flags += ["--repeats", str(options.steps), *(["--compile"] if compiled else [])]
+    found = {name: in_a_process(name, *flags) for name in (("mam2", *options.against) if options.against else ())}
     result = {"benchmark": "step", "command": shlex.join(["python", "benchmarks/step.py", *words])}
-    result |= {"model": options.model, "batch": options.batch, "precision": options.precision}
+    result |= {"model": options.model, "batch": options.batch, "precision": options.precision, "compiled": compiled}
     result |= {"repeats": options.steps} | measure(
         SIZES[options.model],
         batch=options.batch,
         precision=options.precision,
         repeats=options.steps,
+        compiled=compiled,
         tokenizer=options.tokenizer,
+        against={name: row for name, row in found.items() if row},
     )
     show(result, Console(width=110))
     if options.out:

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from reference import PlainMAM2
+from torch import nn
+
+from mam2.targets import TargetSizes
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +30,7 @@ def bench() -> types.ModuleType:
 def result(bench: types.ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict:
     out = tmp_path_factory.mktemp("benchmark") / "new" / "step.json"
     arguments = ["--model", "tiny", "--batch", "2", "--precision", "fp32", "--steps", "1", "--out", str(out)]
+    arguments += ["--against", "plain"]
     returned = bench.main(arguments)
     written = json.loads(out.read_text())
     assert written == json.loads(json.dumps(returned))
@@ -61,7 +66,11 @@ def test_ratios_and_memory(result: dict) -> None:
     assert result["ratios"]["step_over_peak"] == pytest.approx(rate / peak["flops_per_second"])
     assert peak["flops_per_second"] == max(max(rates.values()) for rates in peak["rounds"])
     assert 0 <= peak["spread"] < 1
-    assert result["memory_gib"]["peak"] >= result["memory_gib"]["before_step"] > 0.05
+    ours, plain = result["against"]["mam2"], result["against"]["plain"]
+    assert ours["flops"] == plain["flops"] == result["step"]["flops"]
+    assert result["ratios"]["speed_over"]["plain"] == pytest.approx(plain["seconds"] / ours["seconds"])
+    assert result["ratios"]["memory_over"]["plain"] == pytest.approx(ours["peak_gib"] / plain["peak_gib"])
+    assert ours["peak_gib"] > 0.05
     assert result["machine"]["threads"] == torch.get_num_threads()
     assert result["tokenizer"]["flops"] > 0
     assert result["encoder"]["width"] == 64
@@ -71,7 +80,7 @@ def test_paper_size_costs_what_the_notes_say(bench: types.ModuleType, monkeypatc
     """ViT-B on one 16 × 224² clip, on the meta device: counted without computing anything."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know that device
     device = torch.device("meta")
-    parts = bench.Workload(bench.SIZES["vit_b"], batch=1, precision="bf16", device=device).parts()
+    parts = bench.parts_of(bench.Workload(bench.SIZES["vit_b"], batch=1, precision="bf16", device=device))
     gflop = {name: bench.flops_of(parts[name]) / 1e9 for name in parts if not name.startswith("update")}
     assert gflop == {
         "motion target (RGB difference)": 0,
@@ -102,3 +111,21 @@ def test_the_memory_benchmark_compares_ways_to_the_same_loss(tmp_path: Path) -> 
         assert row["loss"] == pytest.approx(plain["loss"], rel=1e-5)
         assert row["gradient_norm"] == pytest.approx(plain["gradient_norm"], rel=1e-4)
         assert row["seconds"] > 0
+
+
+def test_the_plain_step_is_the_same_step() -> None:
+    from workload import SIZES, Workload, plain_step
+
+    work = Workload(SIZES["tiny"], batch=2, precision="fp32", device=torch.device("cpu"))
+    model, targets = work.model, work.targets()
+    nn.init.normal_(model.mask_query_D)
+    expected = model(work.clip_BTCHW, work.mask, targets, 0).total
+    expected.backward()
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+    plain = PlainMAM2(model.config, model.encoder.config, TargetSizes(512, 192)).load(model)
+    loss = plain(work.clip_BTCHW, work.mask, work.codes_BTN, targets.motion)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    plain_norm = nn.utils.get_total_norm([parameter.grad for parameter in plain.parameters()])
+    torch.testing.assert_close(plain_norm, norm, rtol=1e-4, atol=0)
+    plain_step(work)()  # and it can be taken

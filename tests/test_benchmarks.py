@@ -129,3 +129,20 @@ def test_the_plain_step_is_the_same_step() -> None:
     plain_norm = nn.utils.get_total_norm([parameter.grad for parameter in plain.parameters()])
     torch.testing.assert_close(plain_norm, norm, rtol=1e-4, atol=0)
     plain_step(work)()  # and it can be taken
+
+
+def test_the_scaling_benchmark_changes_one_thing_at_a_time(tmp_path: Path) -> None:
+    import scaling
+
+    words = ["--model", "tiny", "--precision", "fp32", "--frames", "4", "8", "--size", "32", "--batch", "2"]
+    rows = scaling.main([*words, "--out", str(tmp_path / "s.json"), "--plot", str(tmp_path / "s.png")])["rows"]
+    assert [(row["axis"], row["frames"], row["size"], row["batch"]) for row in rows] == [
+        ("frames", 4, 32, 1),
+        ("frames", 8, 32, 1),
+        ("size", 4, 32, 1),
+        ("batch", 4, 32, 2),
+    ]
+    assert rows[3]["flops"] == 2 * rows[0]["flops"]
+    assert 2 * rows[0]["flops"] < rows[1]["flops"] < 2.1 * rows[0]["flops"]  # attention over time and the regressor's
+    assert [row["tokens"] for row in rows] == [64, 128, 64, 128]
+    assert (tmp_path / "s.png").stat().st_size > 1000

@@ -79,7 +79,10 @@ def extract(
     """
     files = [(item.path, (s := Path(item.path).stat()).st_size, s.st_mtime_ns) for item in catalog.items]
     views = (clips, crops, data.sampling, data.stride_frames, squares, str(dtype), VIDEOS_A_FILE)
-    key = hashlib.sha256(repr((_digest(encoder), files, views)).encode()).hexdigest()[:16]
+    config = to_json(dataclasses.replace(encoder.config, drop_path=0.0))
+    key = hashlib.sha256(repr((config, checkpoint.digest(encoder.state_dict()), files, views)).encode()).hexdigest()[
+        :16
+    ]
     place = folder / key
     place.mkdir(parents=True, exist_ok=True)
     num_parts = -(-len(files) // VIDEOS_A_FILE)
@@ -121,14 +124,6 @@ def extract(
     for file in doubtful:
         file.unlink()
     return features
-
-
-def _digest(encoder: VideoEncoder) -> str:
-    digest = hashlib.sha256(json.dumps(to_json(dataclasses.replace(encoder.config, drop_path=0.0))).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @torch.no_grad()

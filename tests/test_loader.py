@@ -347,3 +347,26 @@ def test_a_process_that_dies_once_costs_nothing(catalog, monkeypatch, tmp_path):
     assert_equal(loader, expected)
     assert died.exists()
     assert not loader.bad
+
+
+def test_fixed_clips_are_few_and_come_again_under_their_numbers(catalog):
+    data = replace(SMALL, fixed_clips=2)
+    seen: dict[int, torch.Tensor] = {}
+    batches = list(train_loader(catalog, data, batch_size=7, seed=5, num_steps=8))
+    for batch in batches:
+        assert [number // 2 for number in batch.fixed_B.tolist()] != list(range(7))  # shuffled
+        for number, clip in zip(batch.fixed_B.tolist(), batch.clip_BTCHW, strict=True):
+            assert torch.equal(seen.setdefault(number, clip), clip)
+    assert len(seen) == 14  # 7 videos, 2 of each: every one was drawn in 8 epochs
+    assert len({clip.numpy().tobytes() for clip in seen.values()}) > 10
+    assert batches[3].part(1, of=7).fixed_B.tolist() == batches[3].fixed_B[1:2].tolist()
+    other = next(iter(train_loader(catalog, data, batch_size=7, seed=6, num_steps=1)))
+    assert any(not torch.equal(seen[n], clip) for n, clip in zip(other.fixed_B.tolist(), other.clip_BTCHW, strict=True))
+
+
+def test_fixed_clips_of_repeats_have_numbers_of_their_own(catalog):
+    (batch,) = train_loader(catalog, replace(SMALL, fixed_clips=3, repeats=2), batch_size=4, seed=5, num_steps=1)
+    numbers = batch.fixed_B.tolist()
+    assert numbers[1::2] == [number + 1 for number in numbers[::2]]
+    assert all(number % 2 == 0 and number < 7 * 3 * 2 for number in numbers[::2])
+    assert next(iter(train_loader(catalog, SMALL, batch_size=4, seed=5, num_steps=1))).fixed_B is None

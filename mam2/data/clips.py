@@ -38,6 +38,8 @@ class Data:
         erasing: probability that a box is erased from a clip; 0 is off, as in Table 8 (VideoMAE: 0.25).
         repeats: clips made of each video that is decoded, with an augmentation of their own; a batch then holds as
             many times more clips (Table 8: 2).
+        fixed_clips: different clips that pre-training draws of each video, always the same ones (`targets.cache` needs
+            them); 0 draws each anew.
         short: what to do with a video too short for the clip: "shrink" brings the clip's frames closer
             together, "repeat" repeats the last frame, "skip" does without the video.
         backend: what decodes video files: "pyav", or "torchcodec" where that is installed.
@@ -61,6 +63,7 @@ class Data:
     flip: bool = True
     erasing: float = 0.0
     repeats: int = 1
+    fixed_clips: int = 0
     short: Short = "shrink"
     backend: Backend = "pyav"
     num_workers: int = 2
@@ -73,6 +76,7 @@ class Data:
             ("num_workers", 0),
             ("rand_augment_ops", 0),
             ("repeats", 1),
+            ("fixed_clips", 0),
             ("timeout_seconds", 1),
         ):
             if getattr(self, name) < least:

@@ -24,7 +24,7 @@ from mam2.data.clips import Data, train_clips, views_of
 from mam2.data.workers import parallel
 
 _LOG = logging.getLogger("mam2")
-_SHUFFLE, _SAMPLE = 0, 1  # keep the seeds of the two kinds of draw apart
+_SHUFFLE, _SAMPLE, _FIXED = 0, 1, 2  # keep the seeds of the kinds of draw apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,14 @@ class Batch:
         label_B: int64 (B,), -1 where there is no label.
         sample_B: int64 (B,), the clip's number in the whole run: (step * batch_size + position in the batch) *
             repeats + which of the repeats.
+        fixed_B: int64 (B,), the clip's number among the fixed ones: (the video's place * fixed_clips + which of them)
+            * repeats + which of the repeats; None where each clip is drawn anew.
     """
 
     clip_BTCHW: torch.Tensor
     label_B: torch.Tensor
     sample_B: torch.Tensor
+    fixed_B: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device; to a GPU through pinned memory, without waiting for it."""
@@ -50,6 +53,7 @@ class Batch:
             clip_BTCHW=clip_BTCHW.to(device, non_blocking=True),
             label_B=label_B.to(device, non_blocking=True),
             sample_B=self.sample_B,
+            fixed_B=self.fixed_B,
         )
 
     def part(self, index: int, *, of: int) -> Batch:
@@ -60,6 +64,7 @@ class Batch:
             clip_BTCHW=self.clip_BTCHW[start:end],
             label_B=self.label_B[start:end],
             sample_B=self.sample_B[start:end],
+            fixed_B=None if self.fixed_B is None else self.fixed_B[start:end],
         )
 
 
@@ -234,39 +239,51 @@ class _TrainSet:
 
     def __getitem__(self, step: int) -> tuple[Batch | None, dict[str, str]]:
         clips, bad = list[torch.Tensor](), dict[str, str]()
-        labels, samples = list[int](), list[int]()
+        labels, samples, fixed = list[int](), list[int](), list[int]()
         repeats = self.data.repeats
         for position in self.positions:
-            item, of_video = self._sample(step, position, bad)
+            item, which, of_video = self._sample(step, position, bad)
             if not of_video:
                 return None, bad
             clips += of_video
             labels += [_label(item)] * repeats
             first = (step * self.batch_size + position) * repeats
             samples += range(first, first + repeats)
-        batch = Batch(clip_BTCHW=torch.stack(clips), label_B=torch.tensor(labels), sample_B=torch.tensor(samples))
+            fixed += range(which * repeats, which * repeats + repeats)
+        batch = Batch(
+            clip_BTCHW=torch.stack(clips),
+            label_B=torch.tensor(labels),
+            sample_B=torch.tensor(samples),
+            fixed_B=torch.tensor(fixed) if self.data.fixed_clips else None,
+        )
         return batch, bad
 
-    def _sample(self, step: int, position: int, bad: dict[str, str]) -> tuple[Item, list[torch.Tensor]]:
+    def _sample(self, step: int, position: int, bad: dict[str, str]) -> tuple[Item, int, list[torch.Tensor]]:
+        """The video, which of the fixed clips it is, and its clips."""
         num_videos = len(self.items)
         # One video more than are forgiven: where all of them are unusable, the run ends.
         for attempt in range(min(num_videos, _num_forgiven(num_videos, self.data) + 1)):
-            item = self._item(step, position, attempt)
+            place = self._place(step, position, attempt)
+            item = self.items[place]
             try:
                 if item.path in self.shunned:
                     raise UserError(self.shunned[item.path])
-                rng = random.Random(seed_of(self.seed, _SAMPLE, step, position))
-                return item, train_clips(item.path, self.data, num_frames=self.num_frames, size=self.size, rng=rng)
+                rng, which = random.Random(seed_of(self.seed, _SAMPLE, step, position)), 0
+                if self.data.fixed_clips:
+                    which = place * self.data.fixed_clips + rng.randrange(self.data.fixed_clips)
+                    rng = random.Random(seed_of(self.seed, _FIXED, which))
+                clips = train_clips(item.path, self.data, num_frames=self.num_frames, size=self.size, rng=rng)
+                return item, which, clips
             except UserError as error:
                 bad[item.path] = str(error)
-        return item, []
+        return item, 0, []
 
-    def _item(self, step: int, position: int, attempt: int = 0) -> Item:
+    def _place(self, step: int, position: int, attempt: int = 0) -> int:
         numbers = {"num_videos": len(self.items), "batch_size": self.batch_size, "seed": self.seed}
-        return self.items[video_of(step, position, attempt=attempt, **numbers)]
+        return video_of(step, position, attempt=attempt, **numbers)
 
     def paths(self, step: int) -> list[str]:
-        return [self._item(step, position).path for position in self.positions]
+        return [self.items[self._place(step, position)].path for position in self.positions]
 
     def decode(self, path: str) -> None:
         with contextlib.suppress(UserError):

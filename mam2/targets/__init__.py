@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mam2.config import UserError, check_choices, did_you_mean
 from mam2.masks import Mask, take
+from mam2.targets.cache import TokenCache
 from mam2.targets.dalle import load_dalle
 from mam2.targets.flow import OpticalFlow
 from mam2.targets.motion import clip_order, clip_scale, rgb_difference
@@ -84,6 +85,7 @@ class TargetsConfig:
         file: the tokenizer's weights (.safetensors) where it has any.
         num_codes: K of the random projection or of the VQ model to train; files state their own.
         vq_steps: steps of 32 frames for which that VQ model is trained.
+        cache: a folder for the codes of `data.fixed_clips`, which are then computed once; "" is off.
         motion: what the motion decoder predicts: a name of MOTIONS.
         motion_scale: "raw", the motion as it is, the paper's; "clip", divided by its root mean square over the clip,
             so that predicting none costs 1; "patch", each patch to mean 0 and variance 1.
@@ -95,6 +97,7 @@ class TargetsConfig:
     file: str = ""
     num_codes: int = 8192
     vq_steps: int = 400
+    cache: str = ""
     motion: str = "rgb_difference"
     motion_scale: Literal["raw", "clip", "patch"] = "raw"
     flow_model: Literal["raft_large", "raft_small"] = "raft_large"
@@ -107,6 +110,8 @@ class TargetsConfig:
         for field, names in (("appearance", APPEARANCES), ("motion", MOTIONS)):
             if (name := getattr(self, field)) not in names:
                 raise UserError(f"targets.{field} is {name!r}. {did_you_mean(name, names)} `mam2 targets` lists them.")
+        if self.cache and not APPEARANCES[self.appearance].load:
+            raise UserError(f"targets.cache keeps codes; targets.appearance {self.appearance!r} has none.")
 
 
 Field = Callable[[Tensor], Tensor]
@@ -128,6 +133,8 @@ class Tokenizer(Protocol):
     num_codes: int
 
     def __call__(self, frames_FCHW: Tensor) -> Tensor: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -253,6 +260,10 @@ class TargetMaker:
         appearance: whether an appearance target is wanted.
         motion: whether a motion target is wanted.
 
+    Attributes:
+        tokenizer: frames to codes; None where the appearance target is none of these.
+        cache: codes that are known already, set by who knows the clips; None: there is no cache.
+
     Raises:
         UserError: a missing or wrong file, or one made for another patch size.
     """
@@ -276,19 +287,26 @@ class TargetMaker:
         if self.tokenizer:
             self.sizes = replace(self.sizes, appearance=self.tokenizer.num_codes)  # a file states its own
         self.motion = load_motion(config, patch_size, on) if motion and load_motion else None
+        self.cache: TokenCache | None = None
 
     @torch.no_grad()
-    def __call__(self, clip_BTCHW: Tensor, *, sample_B: Tensor, seed: int) -> Targets:
+    def __call__(self, clip_BTCHW: Tensor, *, sample_B: Tensor, seed: int, fixed_B: Tensor | None = None) -> Targets:
         """Targets of clips that are uint8 or floats in [0, 1], computed in float32.
 
         Args:
             clip_BTCHW: the clips.
             sample_B: int64 (B,), each clip's number in the whole run; the clip order follows from it.
             seed: the run's seed.
+            fixed_B: int64 (B,), the clip's number among the fixed ones, for the cache.
         """
         with torch.autocast(clip_BTCHW.device.type, enabled=False):  # argmin over codes is not stable in bf16
             clip = to_float(clip_BTCHW)
-            appearance = self._appearance(clip) if self.has_appearance else None
+            appearance = None
+            if self.has_appearance:
+                if self.cache and fixed_B is not None:
+                    appearance = self._cached(clip, fixed_B, self.cache)
+                else:
+                    appearance = self._appearance(clip)
             motion = None
             if self.motion is not None:
                 motion = self._motion_patches(self.motion(clip))
@@ -296,6 +314,14 @@ class TargetMaker:
                 num_patches = clip.shape[3] * clip.shape[4] // self.patch_size**2
                 motion = clip_order(num_patches, sample_B=sample_B, seed=seed).to(clip.device)
             return Targets(appearance, motion)
+
+    def _cached(self, clip_BTCHW: Tensor, fixed_B: Tensor, cache: TokenCache) -> Tensor:
+        codes_BTN, found_B = cache.read(fixed_B)
+        codes_BTN = codes_BTN.to(clip_BTCHW.device)
+        if len(missing := (~found_B).nonzero()[:, 0]):
+            codes_BTN[missing] = made = self._appearance(clip_BTCHW[missing])
+            cache.write(fixed_B[missing], made)
+        return codes_BTN
 
     def _appearance(self, clip_BTCHW: Tensor) -> Tensor:
         if self.tokenizer is None:

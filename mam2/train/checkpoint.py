@@ -6,9 +6,11 @@ optimizer.pt, state.json), and encoder.safetensors, which carries its own config
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ FORMAT_CLASSIFIER = "mam2.classifier"
 FREE_FIELDS = (
     *("data.root", "data.num_workers", "data.timeout_seconds", "data.backend", "data.max_bad_share"),
     *("loop.accumulate", "loop.compile", "loop.recompute", "loop.log_every", "loop.save_every", "loop.keep"),
-    *("clips", "crops"),
+    *("targets.cache", "clips", "crops"),
 )
 
 
@@ -47,6 +49,15 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A number, in hexadecimal, that follows from names and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,8 +12,8 @@ import torch
 from torch import nn
 
 from mam2 import distributed
-from mam2.config import UserError, from_json
-from mam2.data.catalog import read_catalog
+from mam2.config import UserError, from_json, to_json
+from mam2.data.catalog import Catalog, read_catalog
 from mam2.data.clips import Data
 from mam2.data.loader import Batch, steps_per_epoch
 from mam2.losses import Losses
@@ -20,7 +21,8 @@ from mam2.masks import Masking
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives import OBJECTIVES, ObjectiveConfig
 from mam2.objectives.mam2 import MAM2Config
-from mam2.targets import TargetMaker, TargetsConfig, TargetSizes, target_sizes
+from mam2.targets import TargetMaker, TargetsConfig, TargetSizes, Tokenizer, target_sizes
+from mam2.targets.cache import MOST_CODES, TokenCache
 from mam2.targets.vq import VQConfig
 from mam2.train import checkpoint
 from mam2.train.engine import Loop, autocast_dtype, fit, train_loader
@@ -54,6 +56,8 @@ class Pretrain:
                 "data.short is 'repeat', but between a frame and its copy there is no motion to predict. Use "
                 "--data.short shrink or skip in pre-training."
             )
+        if self.targets.cache and not self.data.fixed_clips:
+            raise UserError("targets.cache keeps the codes of fixed clips; say how many a video: --data.fixed-clips 4.")
         mask = self.mask(encoder.tubelets, encoder.grid, sample_B=torch.tensor([0]), seed=0)
         sizes = target_sizes(self.targets, patch_size=encoder.patch_size)
         if isinstance(self.objective, MAM2Config):
@@ -93,6 +97,8 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     distributed.barrier()
 
     targets = make_targets(config, folder, device)
+    if config.targets.cache and targets.tokenizer:
+        targets.cache = token_cache(config, catalog, targets.tokenizer)
     model = build(
         config, targets.sizes, steps_per_epoch=steps_per_epoch(len(catalog.items), config.loop.batch_size)
     ).to(device)
@@ -109,7 +115,8 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
 
     def loss_of(wrapped: nn.Module, batch: Batch, step: int) -> Losses:
         mask = config.mask(encoder.tubelets, encoder.grid, sample_B=batch.sample_B, seed=seed).to(device)
-        target = targets(batch.clip_BTCHW[:, :: encoder.tubelet], sample_B=batch.sample_B, seed=seed)
+        first_BTCHW = batch.clip_BTCHW[:, :: encoder.tubelet]
+        target = targets(first_BTCHW, sample_B=batch.sample_B, seed=seed, fixed_B=batch.fixed_B)
         return wrapped(batch.clip_BTCHW, mask, target, step)
 
     return fit(
@@ -141,6 +148,33 @@ def make_targets(config: Pretrain, folder: Path, device: torch.device) -> Target
         appearance=config.objective.needs_appearance,
         motion=config.objective.needs_motion,
     )
+
+
+def token_cache(config: Pretrain, catalog: Catalog, tokenizer: Tokenizer) -> TokenCache:
+    """The codes of the run's fixed clips on disk: those of this tokenizer, these videos, this way to make clips.
+
+    Raises:
+        UserError: more codes than two bytes hold, or no room on the disk.
+    """
+    if tokenizer.num_codes > MOST_CODES:
+        raise UserError(f"targets.cache keeps up to {MOST_CODES} codes; this tokenizer has {tokenizer.num_codes}.")
+    data, encoder = to_json(config.data), config.encoder
+    for name in ("root", "split", "num_workers", "timeout_seconds", "max_bad_share"):  # nothing in a clip
+        del data[name]
+    files = [(item.path, (s := Path(item.path).stat()).st_size, s.st_mtime_ns) for item in catalog.items]
+    identity = {
+        "tokenizer": [config.targets.appearance, tokenizer.num_codes, checkpoint.digest(tokenizer.state_dict())],
+        "videos": hashlib.sha256(repr(files).encode()).hexdigest(),
+        "data": data,
+        "clip": [encoder.frames, encoder.size, encoder.patch_size, encoder.tubelet],
+        "seed": config.loop.seed,
+    }
+    num_clips = len(files) * config.data.fixed_clips * config.data.repeats
+    shape = (encoder.tubelets, encoder.grid[0] * encoder.grid[1])
+    cache = TokenCache(Path(config.targets.cache), identity=identity, num_clips=num_clips, shape=shape)
+    if distributed.rank() == 0:
+        log.info(f"Token cache: {cache.file}, up to {cache.num_bytes / 2**30:.2f} GiB for {num_clips:,} clips.")
+    return cache
 
 
 def build(config: Pretrain, sizes: TargetSizes, *, steps_per_epoch: int = 1) -> Any:

@@ -120,6 +120,7 @@ def test_a_cache_belongs_to_tokenizer_videos_and_clips(videos: Path, tmp_path: P
         replace(config, encoder=replace(config.encoder, frames=8)),
         replace(config, encoder=replace(config.encoder, tubelet=2)),
         replace(config, targets=replace(config.targets, num_codes=65)),
+        replace(config, targets=replace(config.targets, precision="bf16")),
         replace(config, loop=replace(config.loop, seed=1)),
     ]
     assert len({first, *map(file_of, others)}) == 1 + len(others)

@@ -23,6 +23,7 @@ from mam2.targets import (
 from mam2.targets.motion import clip_order, rgb_difference
 from mam2.targets.pixels import patchify, to_float, unpatchify
 from mam2.targets.vq import VQ, RandomProjection, VQConfig, save_vq
+from mam2.targets.vqgan import VQGAN, VQGANConfig
 
 RANDOM = TargetsConfig(appearance="random_projection", num_codes=64)
 CPU = torch.device("cpu")
@@ -217,3 +218,21 @@ def test_a_tokenizer_of_another_patch_size_is_refused(tmp_path: Path) -> None:
     assert TargetMaker(config, patch_size=8, device=CPU).sizes.appearance == 16
     with pytest.raises(UserError, match="patches of 8 pixels, the encoder has 16"):
         TargetMaker(config, patch_size=16, device=CPU)
+
+
+def test_bf16_is_for_the_layers_and_not_for_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    config = VQGANConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, z_channels=32, embed_dim=8, num_codes=32)
+    vqgan, seen, searched = VQGAN(config, with_decoder=False), list[torch.dtype](), list[torch.dtype]()
+    vqgan.encoder.conv_out.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    search = torch.Tensor.argmin
+    monkeypatch.setattr(torch.Tensor, "argmin", lambda x, *a: searched.append(x.dtype) or search(x, *a))
+    monkeypatch.setattr("mam2.targets.load_vqgan", lambda file: vqgan)
+    clip, of = moving_clips()[:, :2], {"sample_B": torch.arange(2), "seed": 0}
+    codes = {}
+    for precision in ("fp32", "bf16"):
+        made = TargetMaker(TargetsConfig(precision=precision), patch_size=8, device=CPU)
+        codes[precision] = made(clip, **of).appearance
+    assert seen == [torch.float32, torch.bfloat16]
+    assert searched == [torch.float32, torch.float32]
+    assert (codes["fp32"] == codes["bf16"]).float().mean() > 0.8

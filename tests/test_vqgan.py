@@ -261,6 +261,16 @@ def test_save_and_load_are_equal(tiny: VQGAN, frames_FCHW: torch.Tensor, tmp_pat
     torch.testing.assert_close(loaded.decode(codes_FN, grid=(4, 6)), tiny.decode(codes_FN, grid=(4, 6)))
 
 
+def test_a_loaded_one_has_channels_last(tiny: VQGAN, frames_FCHW: torch.Tensor, tmp_path) -> None:
+    save_vqgan(tiny.state_dict(), tmp_path / "vqgan.safetensors", config=TINY)
+    loaded = load_vqgan(tmp_path / "vqgan.safetensors")
+    assert loaded.encoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    shown = []
+    loaded.encoder.conv_out.register_forward_hook(lambda module, inputs, output: shown.append(output))
+    loaded(frames_FCHW)
+    assert shown[0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_without_decoder(tiny: VQGAN, frames_FCHW: torch.Tensor, tmp_path) -> None:
     tensors = {n: t for n, t in tiny.state_dict().items() if not n.startswith(("decoder.", "post_quant_conv."))}
     save_vqgan(tensors, tmp_path / "vqgan.safetensors", config=TINY)

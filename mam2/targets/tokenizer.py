@@ -115,7 +115,8 @@ def assign_tensors(model: ModuleT, tensors: Mapping[str, Tensor], *, where: str)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected, where=where)
     model.load_state_dict(tensors, assign=True)
-    return model.eval().requires_grad_(False)
+    # Convolutions are a quarter faster with channels last, and the codes the same (docs/log.md).
+    return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def read_tokenizer(file: Path | str, *, format: str) -> tuple[dict[str, Tensor], dict[str, object]]:

@@ -164,6 +164,7 @@ def token_cache(config: Pretrain, catalog: Catalog, tokenizer: Tokenizer) -> Tok
     files = [(item.path, (s := Path(item.path).stat()).st_size, s.st_mtime_ns) for item in catalog.items]
     identity = {
         "tokenizer": [config.targets.appearance, tokenizer.num_codes, checkpoint.digest(tokenizer.state_dict())],
+        "precision": config.targets.precision,
         "videos": hashlib.sha256(repr(files).encode()).hexdigest(),
         "data": data,
         "clip": [encoder.frames, encoder.size, encoder.patch_size, encoder.tubelet],

@@ -18,6 +18,7 @@ from mam2.targets.dalle import DALLE, DALLEConfig
 from mam2.targets.vqgan import VQGAN, VQGANConfig, gumbel_f8
 from mam2.train import checkpoint
 from mam2.train.engine import Loop
+from mam2.train.finetune import Finetune
 from mam2.train.optim import make_optimizer
 from mam2.train.pretrain import Pretrain, build
 
@@ -151,6 +152,14 @@ def test_tubelets_of_two_frames_are_half_the_tokens() -> None:
     patch_embed = 2 * 2 * T * 16 * D * 3 * P * P  # twice the pixels, forward and for the weights' gradient
     expected["encoder, visible patches"] += patch_embed / 1e12
     assert parts == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("lite", "paper"), [("mam2_lite_b_k400", "mam2_b_k400"), ("mam2_lite_l_k400", "mam2_l_k400")])
+def test_lite_recipes_cost_at_most_a_quarter_and_fit_their_finetuning(lite: str, paper: str) -> None:
+    run = get_recipe(lite, Pretrain)
+    assert estimate(run).tflop < 0.25 * estimate(get_recipe(paper, Pretrain)).tflop
+    tuned = get_recipe(lite.replace("mam2", "finetune"), Finetune).encoder
+    assert replace(tuned, drop_path=0.0) == run.encoder
 
 
 def test_the_disk_holds_checkpoints_and_one_more_while_it_is_written(tmp_path: Path) -> None:

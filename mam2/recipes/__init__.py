@@ -85,12 +85,16 @@ RECIPES: dict[str, Recipe] = {
         )
     },
     "mam2_b_k400_rp": Recipe(pretrain.mam2_b_k400_rp, "Kinetics-400", "ViT-B"),
+    "mam2_lite_b_k400": Recipe(pretrain.mam2_lite_b_k400, "Kinetics-400", "ViT-B"),
+    "mam2_lite_l_k400": Recipe(pretrain.mam2_lite_l_k400, "Kinetics-400", "ViT-L"),
     "mam2_tiny": Recipe(pretrain.mam2_tiny, "any folder", "tiny"),
     "finetune_b_k400": Recipe(finetune.finetune_b_k400, "Kinetics-400", "ViT-B"),
     "finetune_l_k400": Recipe(finetune.finetune_l_k400, "Kinetics-400", "ViT-L"),
     "finetune_b_ssv2": Recipe(finetune.finetune_b_ssv2, "SSv2", "ViT-B"),
     "finetune_b_ucf101": Recipe(finetune.finetune_b_ucf101, "UCF101", "ViT-B"),
     "finetune_b_hmdb51": Recipe(finetune.finetune_b_hmdb51, "HMDB51", "ViT-B"),
+    "finetune_lite_b_k400": Recipe(finetune.finetune_lite_b_k400, "Kinetics-400", "ViT-B"),
+    "finetune_lite_l_k400": Recipe(finetune.finetune_lite_l_k400, "Kinetics-400", "ViT-L"),
     "finetune_tiny": Recipe(finetune.finetune_tiny, "any class folders", "tiny"),
 }
 

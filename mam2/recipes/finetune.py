@@ -58,6 +58,18 @@ def finetune_b_hmdb51() -> Finetune:
     return replace(base, loop=replace(base.loop, duration=Epochs(60)))
 
 
+def finetune_lite_b_k400() -> Finetune:
+    """Not the paper's: `finetune_b_k400` for what `mam2_lite_b_k400` pre-trained, in tubelets of 2 frames."""
+    base = finetune_b_k400()
+    return replace(base, encoder=replace(base.encoder, tubelet=2))
+
+
+def finetune_lite_l_k400() -> Finetune:
+    """Not the paper's: `finetune_l_k400` for what `mam2_lite_l_k400` pre-trained, in tubelets of 2 frames."""
+    base = finetune_l_k400()
+    return replace(base, encoder=replace(base.encoder, tubelet=2))
+
+
 def finetune_tiny() -> Finetune:
     """Not the paper's: for what `mam2_tiny` pre-trained, on a laptop."""
     return Finetune(

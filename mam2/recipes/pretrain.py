@@ -53,6 +53,32 @@ def mam2_b_k400_rp() -> Pretrain:
     return replace(mam2_b_k400(), targets=TargetsConfig(appearance="random_projection"))
 
 
+def mam2_lite_b_k400() -> Pretrain:
+    """Not the paper's: `mam2_b_k400` for 24 % of its operations; then `finetune_lite_b_k400`. Needs no download.
+
+    Tubelets of 2 frames, a quarter of the masked tubes aligned, random-projection tokens. What each is worth at a small
+    size: docs/results.md.
+    """
+    return _lite(mam2_b_k400())
+
+
+def mam2_lite_l_k400() -> Pretrain:
+    """Not the paper's: `mam2_l_k400` for 23 % of its operations; then `finetune_lite_l_k400`. Needs no download.
+
+    As `mam2_lite_b_k400`, with regressor and decoders as wide as ViT-B's.
+    """
+    return replace(_lite(mam2_l_k400()), objective=MAM2Config())
+
+
+def _lite(base: Pretrain) -> Pretrain:
+    return replace(
+        base,
+        encoder=replace(base.encoder, tubelet=2),
+        mask=replace(base.mask, aligned=0.25),
+        targets=TargetsConfig(appearance="random_projection"),
+    )
+
+
 def mam2_tiny() -> Pretrain:
     """Not the paper's: for a laptop and any folder of videos; needs no download.
 

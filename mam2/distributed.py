@@ -45,6 +45,11 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def send(tensor: Tensor, to: torch.device) -> Tensor:
+    """A host's tensor on another device; on a GPU through pinned memory, so that neither waits for the other."""
+    return tensor.pin_memory().to(to, non_blocking=True) if to.type == "cuda" else tensor.to(to)
+
+
 def rank() -> int:
     """This process's number; 0 is the one that writes."""
     return dist.get_rank() if dist.is_initialized() else 0

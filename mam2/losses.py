@@ -128,4 +128,4 @@ def motion_loss_of_none(target: Tensor, reduction: Reduction = "mean") -> Tensor
     """The motion loss of predicting no motion, or guessing the order: what a model that has learned any must beat."""
     if target.is_floating_point():
         return squared_error(target.new_zeros(()).expand_as(target), target, reduction)
-    return torch.tensor(math.log(2), device=target.device)
+    return torch.full((), math.log(2), device=target.device)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from mam2 import distributed
 from mam2.config import UserError, did_you_mean, seed_of
 
 
@@ -34,8 +35,9 @@ class Mask:
 
     def to(self, device: torch.device) -> Mask:
         """The same mask on another device."""
-        aligned_BA = None if self.aligned_BA is None else self.aligned_BA.to(device)
-        return Mask(self.visible_BTV.to(device), self.masked_BTM.to(device), aligned_BA)
+        aligned_BA = None if self.aligned_BA is None else distributed.send(self.aligned_BA, device)
+        visible_BTV, masked_BTM = (distributed.send(x, device) for x in (self.visible_BTV, self.masked_BTM))
+        return Mask(visible_BTV, masked_BTM, aligned_BA)
 
     def aligned(self, x_BTMD: Tensor) -> Tensor:
         """What belongs to the aligned ones of the masked patches: (B, T, A, D)."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from mam2 import distributed
 from mam2.config import UserError, seed_of
 from mam2.data.catalog import Catalog, Item
 from mam2.data.clips import Data, train_clips, views_of
@@ -46,12 +47,10 @@ class Batch:
     fixed_B: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device; to a GPU through pinned memory, without waiting for it."""
-        pin = device.type == "cuda"
-        clip_BTCHW, label_B = (x.pin_memory() if pin else x for x in (self.clip_BTCHW, self.label_B))
+        """The same batch with clips and labels on another device; the numbers stay on the host."""
         return Batch(
-            clip_BTCHW=clip_BTCHW.to(device, non_blocking=True),
-            label_B=label_B.to(device, non_blocking=True),
+            clip_BTCHW=distributed.send(self.clip_BTCHW, device),
+            label_B=distributed.send(self.label_B, device),
             sample_B=self.sample_B,
             fixed_B=self.fixed_B,
         )

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mam2 import distributed
 from mam2.config import UserError, check_choices, did_you_mean
 from mam2.masks import Mask, take
 from mam2.targets.cache import TokenCache
@@ -315,12 +316,12 @@ class TargetMaker:
                 motion = self._motion_patches(self.motion(clip))
             elif self.has_motion:
                 num_patches = clip.shape[3] * clip.shape[4] // self.patch_size**2
-                motion = clip_order(num_patches, sample_B=sample_B, seed=seed).to(clip.device)
+                motion = distributed.send(clip_order(num_patches, sample_B=sample_B, seed=seed), clip.device)
             return Targets(appearance, motion)
 
     def _cached(self, clip_BTCHW: Tensor, fixed_B: Tensor, cache: TokenCache) -> Tensor:
         codes_BTN, found_B = cache.read(fixed_B)
-        codes_BTN = codes_BTN.to(clip_BTCHW.device)
+        codes_BTN = distributed.send(codes_BTN, clip_BTCHW.device)
         if len(missing := (~found_B).nonzero()[:, 0]):
             codes_BTN[missing] = made = self._appearance(clip_BTCHW[missing])
             cache.write(fixed_B[missing], made)

@@ -101,8 +101,8 @@ class OpticalFlow:
             flow_Q2HW = raft(
                 self.network, resized_FCHW * 2 - 1, first_Q, num_updates=self.num_updates, dtype=self.dtype
             )
-            per_axis = flow_Q2HW.new_tensor([width / size[1], height / size[0]])
-            return resize(flow_Q2HW, (height, width)) * per_axis[:, None, None]
+            x_QHW, y_QHW = resize(flow_Q2HW, (height, width)).unbind(1)
+            return torch.stack([x_QHW * (width / size[1]), y_QHW * (height / size[0])], dim=1)
 
 
 def network_size(height: int, width: int) -> tuple[int, int]:

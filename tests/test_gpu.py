@@ -1,0 +1,62 @@
+"""What only a GPU can show; `pytest -m gpu` where there is one."""
+
+import pytest
+import torch
+from torch import nn
+
+from mam2.data.clips import Data
+from mam2.data.loader import Batch
+from mam2.masks import Masking
+from mam2.model.encoder import EncoderConfig
+from mam2.objectives.mam2 import MAM2Config
+from mam2.targets import TargetMaker, TargetsConfig
+from mam2.train.engine import compile_blocks
+from mam2.train.logs import Figures
+from mam2.train.optim import make_optimizer
+from mam2.train.pretrain import Pretrain, build
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),  # torch's own, while it compiles
+]
+CONFIG = Pretrain(
+    data=Data(),
+    encoder=EncoderConfig(width=64, depth=2, num_heads=2, frames=4, size=32, patch_size=8),
+    objective=MAM2Config(width=64, num_heads=2, regressor_depth=1, appearance_depth=1, motion_depth=1),
+    mask=Masking(aligned=0.5),
+    targets=TargetsConfig(appearance="random_projection", num_codes=64),
+)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_never_waits_for_the_gpu(compiled: bool) -> None:
+    device = torch.device("cuda")
+    targets = TargetMaker(CONFIG.targets, patch_size=8, device=device)
+    model = build(CONFIG, targets.sizes).to(device).train()
+    optimizer = make_optimizer(model, CONFIG.optim)
+    if compiled:
+        compile_blocks(model)
+
+    def step(number: int) -> Figures:
+        sample_B = torch.arange(2) + 2 * number
+        clip = torch.randint(256, (2, 4, 3, 32, 32), dtype=torch.uint8)
+        batch = Batch(clip_BTCHW=clip, label_B=torch.tensor([0, 1]), sample_B=sample_B).to(device)
+        mask = CONFIG.mask(4, CONFIG.encoder.grid, sample_B=sample_B, seed=0).to(device)
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            losses = model(batch.clip_BTCHW, mask, targets(batch.clip_BTCHW, sample_B=sample_B, seed=0), number)
+            losses.total.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return Figures(number + 1, [losses], norm, logged=True, numbers={})
+
+    for number in range(2):
+        step(number).wait()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        figures = step(2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    figures.wait()
+    assert 0 < figures.values()["loss"] < 100

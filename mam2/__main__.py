@@ -102,7 +102,8 @@ def cost(recipe: str, arguments: list[str]) -> None:
             f"{achieved:.3g} TFLOP/s ({utilisation:.0%} of {on.peak_tflops:.3g}).",
             f"Memory: {estimate.state_gib:.2f} GiB for weights, gradients and AdamW, {estimate.clip_gib:.3g} GiB for "
             f"each clip, besides the tokenizer's own: some {fits} clips fit in 90 % of {on.memory_gib:.0f} GiB.",
-            f"Disk: up to {costs.run_folder_gib(config, estimate):.2f} GiB for the run's folder.",
+            f"Disk: up to {costs.run_folder_gib(config, estimate):.2f} GiB for the run's folder"
+            + (f", {costs.cache_gib(config, videos):.2f} GiB for the token cache." if config.targets.cache else "."),
         )
 
     _run_with_recipe(command, "cost", recipe, start, arguments)

@@ -18,6 +18,7 @@ from mam2.masks import Mask, take
 from mam2.model.encoder import VideoEncoder
 from mam2.objectives import ObjectiveConfig
 from mam2.targets import APPEARANCES, MOTIONS, Targets, target_sizes
+from mam2.targets.cache import row_bytes
 from mam2.train.engine import autocast_dtype, recompute_blocks
 from mam2.train.pretrain import Pretrain, build
 
@@ -171,7 +172,7 @@ def _encoder_tflop(config: Pretrain) -> float:
 
 
 def gpu_hours(config: Pretrain, cost: Cost, *, num_videos: int, tflops: float) -> float:
-    """Hours of one GPU for the whole run, at `tflops` achieved.
+    """Hours of one GPU for the whole run, at `tflops` achieved; with a token cache, each code is computed once.
 
     Raises:
         UserError: `tflops` is not above 0.
@@ -180,7 +181,21 @@ def gpu_hours(config: Pretrain, cost: Cost, *, num_videos: int, tflops: float) -
         raise UserError(f"tflops is {tflops}; a GPU achieves more than 0, such as 125.")
     per_epoch = steps_per_epoch(num_videos, config.loop.batch_size)
     num_clips = config.loop.duration.steps(per_epoch) * config.loop.batch_size * config.data.repeats
-    return num_clips * cost.tflop / tflops / 3600
+    num_tokenised = min(num_clips, num_cached(config, num_videos)) if config.targets.cache else num_clips
+    tokenizer_tflop = _targets_gflop(config)[0] / 1e3
+    return (num_clips * (cost.tflop - tokenizer_tflop) + num_tokenised * tokenizer_tflop) / tflops / 3600
+
+
+def num_cached(config: Pretrain, num_videos: int) -> int:
+    """The fixed clips of all videos, whose codes a token cache keeps."""
+    return num_videos * config.data.fixed_clips * config.data.repeats
+
+
+def cache_gib(config: Pretrain, num_videos: int) -> float:
+    """The disk that a full token cache takes."""
+    encoder = config.encoder
+    shape = (encoder.tubelets, encoder.grid[0] * encoder.grid[1])
+    return num_cached(config, num_videos) * row_bytes(shape) / 2**30
 
 
 def _empty_targets(config: Pretrain) -> Targets:

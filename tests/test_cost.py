@@ -8,12 +8,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mam2.config import Epochs
-from mam2.cost import estimate, gpu_hours, parts_of, run_folder_gib, this_cpu
+from mam2.cost import cache_gib, estimate, gpu_hours, num_cached, parts_of, run_folder_gib, this_cpu
+from mam2.data.clips import Data
 from mam2.masks import Masking
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2Config
 from mam2.recipes import get_recipe
 from mam2.targets import APPEARANCES, TargetsConfig, target_sizes
+from mam2.targets.cache import TokenCache
 from mam2.targets.dalle import DALLE, DALLEConfig
 from mam2.targets.vqgan import VQGAN, VQGANConfig, gumbel_f8
 from mam2.train import checkpoint
@@ -160,6 +162,21 @@ def test_lite_recipes_cost_at_most_a_quarter_and_fit_their_finetuning(lite: str,
     assert estimate(run).tflop < 0.25 * estimate(get_recipe(paper, Pretrain)).tflop
     tuned = get_recipe(lite.replace("mam2", "finetune"), Finetune).encoder
     assert replace(tuned, drop_path=0.0) == run.encoder
+
+
+def test_a_token_cache_saves_all_but_the_first_time(tmp_path: Path) -> None:
+    data = Data(fixed_clips=4, repeats=2)
+    plain = replace(SMALL, data=data, targets=TargetsConfig(), loop=Loop(batch_size=10, duration=Epochs(100)))
+    cached = replace(plain, targets=replace(plain.targets, cache="codes"))
+    cost = estimate(plain)
+    hours = {"num_videos": 50, "tflops": 1.0}
+    saved = (gpu_hours(plain, cost, **hours) - gpu_hours(cached, cost, **hours)) * 3600
+    assert saved == pytest.approx(50 * 2 * (100 - 4) * cost.targets_tflop)
+    short = replace(cached, loop=Loop(batch_size=10, duration=Epochs(3)))
+    assert gpu_hours(short, cost, **hours) == pytest.approx(50 * 3 * 2 * cost.tflop / 3600)  # no clip comes twice
+    shape = (T, 16)
+    cache = TokenCache(tmp_path, identity={}, num_clips=num_cached(cached, 50), shape=shape)
+    assert cache_gib(cached, 50) == cache.num_bytes / 2**30 == 400 * (4 + 2 * T * 16) / 2**30
 
 
 def test_the_disk_holds_checkpoints_and_one_more_while_it_is_written(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Data:
         erasing: probability that a box is erased from a clip; 0 is off, as in Table 8 (VideoMAE: 0.25).
         repeats: clips made of each video that is decoded, with an augmentation of their own; a batch then holds as
             many times more clips (Table 8: 2).
-        fixed_clips: different clips that pre-training draws of each video, always the same ones (`targets.cache` needs
+        fixed_clips: different clips that training draws of each video, always the same ones (`targets.cache` needs
             them); 0 draws each anew.
         short: what to do with a video too short for the clip: "shrink" brings the clip's frames closer
             together, "repeat" repeats the last frame, "skip" does without the video.

@@ -43,7 +43,7 @@ class TokenCache:
     """
 
     def __init__(self, folder: Path, *, identity: dict[str, Any], num_clips: int, shape: tuple[int, int]) -> None:
-        self.shape, self._num_bytes = shape, 4 + 2 * math.prod(shape)
+        self.shape, self._num_bytes = shape, row_bytes(shape)
         self._writes = True
         text = json.dumps(identity | {"num_clips": num_clips, "shape": shape}, indent=2, sort_keys=True)
         self.file = folder / f"{sha256(text.encode()).hexdigest()[:16]}.tokens"
@@ -88,6 +88,11 @@ class TokenCache:
             except OSError as error:
                 self._writes = False
                 log.warning(f"The token cache {self.file} can't be written any more: {error}. Training goes on.")
+
+
+def row_bytes(shape: tuple[int, int]) -> int:
+    """What a clip of (T, N) codes takes on the disk."""
+    return 4 + 2 * math.prod(shape)
 
 
 def _checksum(data: bytes, clip: int) -> int:

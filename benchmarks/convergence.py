@@ -25,13 +25,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from common import machine
 from downstream import mask, top1, write_videos
 from matplotlib import pyplot
 from rich.console import Console
 from rich.table import Table
 
+from mam2 import distributed
 from mam2.config import Steps
 from mam2.cost import estimate
 from mam2.data.loader import steps_per_epoch
@@ -51,11 +51,13 @@ VARIANTS: dict[str, Callable[[Pretrain], Pretrain]] = {
     "tubelets, quarter aligned": lambda run: mask(tubelets(run), aligned=0.25),
     "half predicted, half aligned": partial(mask, predicted=0.5, aligned=0.5),
 }
+SCRATCH = {"from scratch": "paper", "from scratch, tubelets": "tubelets"}
+"""What is not pre-trained, and the variant whose encoder it has."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A pre-training with its fine-tuning; the variant "scratch" has only the latter."""
+    """A pre-training with its fine-tuning; those of SCRATCH have only the latter."""
 
     variant: str
     steps: int
@@ -83,19 +85,17 @@ def tflop_of(variant: str) -> float:
 
 def result_of(job: Job, *, folder: Path, compile_blocks: bool) -> float:
     """Top-1 at the end."""
-    name, run, encoder = f"{job.variant}_{job.steps}_{job.seed}".replace(", ", "_").replace(" ", "-"), None, None
-    if job.variant != "scratch":
-        run = pretraining(job.variant, job.steps, folder=folder, seed=job.seed, compile_blocks=compile_blocks)
-        encoder = run.encoder
-    settings = Quickstart(encoder=encoder or replace(Quickstart().encoder, frames=FRAMES))
-    init = str(folder / name) if run else "scratch"
-    tuning = finetune_config(settings, folder / "train", init=init, seed=job.seed)
+    name = f"{job.variant}_{job.steps}_{job.seed}".replace(", ", "_").replace(" ", "-")
+    like = SCRATCH.get(job.variant, job.variant)
+    run = pretraining(like, job.steps, folder=folder, seed=job.seed, compile_blocks=compile_blocks)
+    init = "scratch" if job.variant in SCRATCH else str(folder / name)
+    tuning = finetune_config(Quickstart(encoder=run.encoder), folder / "train", init=init, seed=job.seed)
     tuning = replace(tuning, data=replace(tuning.data, stride_frames=STRIDE))
-    return top1(name, run, [tuning], folder=folder)[0]
+    return top1(name, None if job.variant in SCRATCH else run, {"0": tuning}, folder=folder)[0]
 
 
-def plot(points: list[dict[str, float | str]], scratch: list[float], file: Path) -> None:
-    """Every seed a dot, the means joined; the mean of scratch as a line."""
+def plot(points: list[dict[str, float | str]], scratch: dict[str, list[float]], file: Path) -> None:
+    """Every seed a dot, the means joined; the means from scratch as lines."""
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     variants = list(dict.fromkeys(str(point["variant"]) for point in points))
     for axes, axis, label in zip(panels, ("pflop", "epochs"), ("PFLOP of pre-training", "epochs"), strict=True):
@@ -109,7 +109,8 @@ def plot(points: list[dict[str, float | str]], scratch: list[float], file: Path)
             axes.plot(
                 [x for x in where for _ in found[x]], [y for x in where for y in found[x]], "o", color=f"C{number}"
             )
-        axes.axhline(100 * statistics.mean(scratch), color="0.5", linestyle="--", label="from scratch")
+        for style, (name, values) in zip(("--", ":"), scratch.items(), strict=True):
+            axes.axhline(100 * statistics.mean(values), color="0.5", linestyle=style, label=name)
         axes.set_xlabel(label)
     panels[0].set_ylabel("top-1 after fine-tuning, %")
     panels[0].legend(fontsize=8)
@@ -136,7 +137,8 @@ def main() -> None:
     write_videos(folder, args.videos_per_class)
     whole, tflop = tflop_of("paper"), {variant: tflop_of(variant) for variant in args.variants}
     lengths = {v: (args.steps, round(args.steps * whole / tflop[v])) for v in args.variants}
-    lengths |= {"scratch": (0,)} | ({"paper": (args.steps // 2, args.steps)} if "paper" in args.variants else {})
+    lengths |= {"paper": (args.steps // 2, args.steps)} if "paper" in args.variants else {}
+    lengths |= dict.fromkeys(SCRATCH, (0,))
     jobs = [Job(variant, steps, seed) for seed in args.seeds for variant in lengths for steps in lengths[variant]]
     run = partial(result_of, folder=folder, compile_blocks=args.compile)
     with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -153,9 +155,9 @@ def main() -> None:
             "top1": found,
         }
         for job, found in results.items()
-        if job.variant != "scratch"
+        if job.variant not in SCRATCH
     ]
-    scratch = [found for job, found in results.items() if job.variant == "scratch"]
+    scratch = {name: [results[Job(name, 0, seed)] for seed in args.seeds] for name in SCRATCH}
     table = Table("variant", "GFLOP a clip", "epochs", "PFLOP", *(f"seed {seed}" for seed in args.seeds), "mean")
     for variant in args.variants:
         for steps in lengths[variant]:
@@ -163,10 +165,11 @@ def main() -> None:
             cells = [f"{100 * value:.1f}" for value in (*found, statistics.mean(found))]
             pflop = steps * loop.batch_size * tflop[variant] / 1e3
             table.add_row(variant, f"{1e3 * tflop[variant]:.2f}", f"{steps / per_epoch:.1f}", f"{pflop:.3f}", *cells)
-    table.add_row("scratch", "", "", "", *(f"{100 * x:.1f}" for x in scratch), f"{100 * statistics.mean(scratch):.1f}")
+    for name, values in scratch.items():
+        table.add_row(name, "", "", "", *(f"{100 * value:.1f}" for value in (*values, statistics.mean(values))))
     Console(width=110).print(table)
     if args.out:
-        report = {"command": shlex.join(["python", *sys.argv]), "machine": machine(torch.device("cpu"))}
+        report = {"command": shlex.join(["python", *sys.argv]), "machine": machine(distributed.device())}
         args.out.write_text(json.dumps(report | {"points": points, "scratch": scratch}, indent=2) + "\n")
     if args.plot:
         plot(points, scratch, args.plot)

@@ -72,27 +72,27 @@ def worth(job: tuple[str, int], *, folder: Path, steps: int, finetune_seeds: tup
     if variant != "scratch":
         run = VARIANTS[variant](pretrain_config(settings, folder / "unlabelled"))
         run = replace(run, loop=replace(run.loop, seed=seed, duration=Steps(steps)))
-    tunings = [
-        finetune_config(
-            settings, folder / "train", init=str(folder / name) if run else "scratch", seed=100 * seed + other
-        )
+    init = str(folder / name) if run else "scratch"
+    tunings = {
+        str(other): finetune_config(settings, folder / "train", init=init, seed=100 * seed + other)
         for other in finetune_seeds
-    ]
+    }
     return top1(name, run, tunings, folder=folder)
 
 
-def top1(name: str, run: Pretrain | None, tunings: list[Finetune], *, folder: Path) -> list[float]:
-    """Top-1 after each fine-tuning of a pre-training run into `folder / name`; None: from scratch."""
+def top1(name: str, run: Pretrain | None, tunings: dict[str, Finetune], *, folder: Path) -> list[float]:
+    """Top-1 after each fine-tuning, by name, of a pre-training run into `folder / name`; None: from scratch."""
     torch.set_num_threads(1)
     logging.getLogger("mam2").setLevel(logging.ERROR)
     found = []
     with (folder / f"{name}.txt").open("w") as output:
         sys.stderr = output  # progress bars of several processes at once
-        if run:
-            pretrain(run, folder / name)
-        for number, tuning in enumerate(tunings):
-            tuned = folder / f"{name}_{number}"
-            finetune(tuning, tuned)
+        if run and not pretrain(run, folder / name):
+            raise SystemExit  # SIGTERM: what is half trained is not to be fine-tuned
+        for which, tuning in tunings.items():
+            tuned = folder / f"{name}_{which}"
+            if not finetune(tuning, tuned):
+                raise SystemExit
             found.append(evaluate_run(tuned, str(folder / "test"))[0].top(1))
     return found
 

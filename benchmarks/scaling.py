@@ -73,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--plot", type=Path, help="PNG file to write")
     options = parser.parse_args(arguments)
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for file in (options.out, options.plot):
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
     device = distributed.device()
     compiled = device.type == "cuda" if options.compile is None else options.compile
     values = {axis: getattr(options, axis) for axis in AXES}

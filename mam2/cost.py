@@ -172,7 +172,7 @@ def _encoder_tflop(config: Pretrain) -> float:
 
 
 def gpu_hours(config: Pretrain, cost: Cost, *, num_videos: int, tflops: float) -> float:
-    """Hours of one GPU for the whole run, at `tflops` achieved; with a token cache, each code is computed once.
+    """Hours of one GPU for the whole run, at `tflops` achieved; at most, where a token cache saves work.
 
     Raises:
         UserError: `tflops` is not above 0.

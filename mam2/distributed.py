@@ -47,7 +47,7 @@ def device() -> torch.device:
 
 def send(tensor: Tensor, to: torch.device) -> Tensor:
     """A host's tensor on another device; on a GPU through pinned memory, so that neither waits for the other."""
-    return tensor.pin_memory().to(to, non_blocking=True) if to.type == "cuda" else tensor.to(to)
+    return tensor.contiguous().pin_memory().to(to, non_blocking=True) if to.type == "cuda" else tensor.to(to)
 
 
 def rank() -> int:

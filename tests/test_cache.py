@@ -67,7 +67,7 @@ def test_a_disk_that_is_too_small_is_told_before_and_a_full_one_is_no_end(
     with pytest.raises(UserError, match=r"takes [\d.]+ GiB.*fewer --data.fixed-clips"):
         TokenCache(tmp_path, identity={}, num_clips=2**50, shape=SHAPE)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Give another place"):
+    with pytest.raises(UserError, match=r"Give another --targets\.cache"):
         open_cache(tmp_path / "file")
     cache = open_cache(tmp_path)
 
@@ -127,7 +127,7 @@ def test_a_cache_belongs_to_tokenizer_videos_and_clips(videos: Path, tmp_path: P
     path = Path(catalog.items[0].path)
     os.utime(path, (1, 1))
     assert file_of(config) != first
-    with pytest.raises(UserError, match="up to 65536 codes"):
+    with pytest.raises(UserError, match="of up to 65536"):
         file_of(replace(config, targets=replace(config.targets, num_codes=65537)))
     with pytest.raises(UserError, match="fixed-clips"):
         replace(config, data=replace(config.data, fixed_clips=0))

@@ -272,6 +272,17 @@ def test_what_does_not_touch_the_numbers_may_change(tmp_path: Path) -> None:
     assert checkpoint.open_run(tmp_path, "pretrain", moved, resume=True) is True
 
 
+def test_a_run_of_an_earlier_version_goes_on_with_the_defaults_of_new_fields(tmp_path: Path) -> None:
+    checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["config"]["data"]["size"], record["config"]["seed"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True) is True
+    with pytest.raises(UserError, match=r"differs in seed\."):
+        checkpoint.open_run(tmp_path, "pretrain", FakeRun(seed=1), resume=True)
+
+
 def test_another_run_is_refused_by_field(tmp_path: Path) -> None:
     checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
     (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)  # a run that has saved something

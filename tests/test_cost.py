@@ -173,7 +173,9 @@ def test_a_token_cache_saves_all_but_the_first_time(tmp_path: Path) -> None:
     saved = (gpu_hours(plain, cost, **hours) - gpu_hours(cached, cost, **hours)) * 3600
     assert saved == pytest.approx(50 * 2 * (100 - 4) * cost.targets_tflop)
     short = replace(cached, loop=Loop(batch_size=10, duration=Epochs(3)))
-    assert gpu_hours(short, cost, **hours) == pytest.approx(50 * 3 * 2 * cost.tflop / 3600)  # no clip comes twice
+    assert gpu_hours(short, cost, **hours) == pytest.approx(
+        50 * 3 * 2 * cost.tflop / 3600
+    )  # at most: some clips come twice
     shape = (T, 16)
     cache = TokenCache(tmp_path, identity={}, num_clips=num_cached(cached, 50), shape=shape)
     assert cache_gib(cached, 50) == cache.num_bytes / 2**30 == 400 * (4 + 2 * T * 16) / 2**30

@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),  # torch's own, while it compiles
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
 ]
 CONFIG = Pretrain(
     data=Data(),

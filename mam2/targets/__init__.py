@@ -115,7 +115,10 @@ class TargetsConfig:
             if (name := getattr(self, field)) not in names:
                 raise UserError(f"targets.{field} is {name!r}. {did_you_mean(name, names)} `mam2 targets` lists them.")
         if self.cache and not APPEARANCES[self.appearance].load:
-            raise UserError(f"targets.cache keeps codes; targets.appearance {self.appearance!r} has none.")
+            raise UserError(
+                f"targets.cache keeps codes; targets.appearance {self.appearance!r} has none. Leave --targets.cache "
+                "out, or choose a tokenizer from `mam2 targets`."
+            )
 
 
 Field = Callable[[Tensor], Tensor]
@@ -322,8 +325,9 @@ class TargetMaker:
     def _cached(self, clip_BTCHW: Tensor, fixed_B: Tensor, cache: TokenCache) -> Tensor:
         codes_BTN, found_B = cache.read(fixed_B)
         codes_BTN = distributed.send(codes_BTN, clip_BTCHW.device)
-        if len(missing := (~found_B).nonzero()[:, 0]):
-            codes_BTN[missing] = made = self._appearance(clip_BTCHW[missing])
+        if len(missing := (~found_B).nonzero()[:, 0]):  # the tokenizer's codes are waited for, once each
+            there = distributed.send(missing, clip_BTCHW.device)
+            codes_BTN[there] = made = self._appearance(clip_BTCHW[there])
             cache.write(fixed_B[missing], made)
         return codes_BTN
 

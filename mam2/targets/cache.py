@@ -52,7 +52,9 @@ class TokenCache:
             self.file.with_suffix(".json").write_text(text + "\n")
             self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UserError(f"The token cache can't be kept in {folder}: {error}. Give another place.") from error
+            raise UserError(
+                f"The token cache can't be kept in {folder}: {error}. Give another --targets.cache."
+            ) from error
         there = os.fstat(self._descriptor).st_blocks * 512
         self.num_bytes = num_clips * self._num_bytes
         free = shutil.disk_usage(folder).free
@@ -70,7 +72,10 @@ class TokenCache:
         """The codes of clips int64 (B, T, N), zeros for those that are absent, and which are there: bool (B,)."""
         codes, found = np.zeros((len(clip_B), *self.shape), dtype=np.int64), []
         for place, clip in enumerate(clip_B.tolist()):
-            row = os.pread(self._descriptor, self._num_bytes, clip * self._num_bytes)
+            try:
+                row = os.pread(self._descriptor, self._num_bytes, clip * self._num_bytes)
+            except OSError:  # as good as absent
+                row = b""
             found.append(len(row) == self._num_bytes and int.from_bytes(row[:4], "little") == _checksum(row[4:], clip))
             if found[-1]:
                 codes[place] = np.frombuffer(row[4:], dtype="<u2").reshape(self.shape)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.optical_flow import Raft_Large_Weights, Raft_Small_Weights, raft_large, raft_small
 
+from mam2 import distributed
 from mam2.config import UserError
 
 MODELS = {
@@ -86,10 +87,11 @@ class OpticalFlow:
         frames_FCHW = clip_BTCHW.flatten(0, 1)
         pair_Q = torch.arange(shape[0] * (shape[1] - 1))
         first_Q = pair_Q + pair_Q // (shape[1] - 1)  # the last frame of a clip is the first of no pair
+        sent_Q = distributed.send(first_Q, clip_BTCHW.device)
         parts = []
-        for part_Q in first_Q.split(self.chunk):
+        for part_Q, sent in zip(first_Q.split(self.chunk), sent_Q.split(self.chunk), strict=True):
             start, end = int(part_Q[0]), int(part_Q[-1]) + 2
-            parts.append(self._flow_of(frames_FCHW[start:end], part_Q - start))
+            parts.append(self._flow_of(frames_FCHW[start:end], sent - start))
         return torch.cat(parts).unflatten(0, (shape[0], shape[1] - 1))
 
     def _flow_of(self, frames_FCHW: Tensor, first_Q: Tensor) -> Tensor:

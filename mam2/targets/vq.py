@@ -87,7 +87,13 @@ class RandomProjection(nn.Module):
         """
         check_frames(frames_FCHW, patch_size=self.patch_size)
         with torch.autocast(frames_FCHW.device.type, enabled=False):
-            return torch.cat([self.quantizer(self._features(part)) for part in frames_FCHW.split(self.chunk)])
+            return torch.cat([self._encode(part_FCHW) for part_FCHW in frames_FCHW.split(self.chunk)])
+
+    def _encode(self, frames_FCHW: Tensor) -> Tensor:
+        # The quantizer's own forward asks the device a question each time, and makes one-hot codes that nobody needs.
+        directions_KD = self.quantizer.vq.codebook.view(self.num_codes, -1)
+        z_FND = F.normalize(self._features(frames_FCHW) @ self.quantizer.rand_projs[0], dim=-1)
+        return (z_FND @ directions_KD.T).argmax(dim=-1)
 
     def _features(self, frames_FCHW: Tensor) -> Tensor:
         size = [self.side * pixels // self.patch_size for pixels in frames_FCHW.shape[-2:]]

@@ -6,6 +6,7 @@ optimizer.pt, state.json), and encoder.safetensors, which carries its own config
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,7 +27,7 @@ from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder
 FORMAT_ENCODER = "mam2.encoder"
 FORMAT_CLASSIFIER = "mam2.classifier"
 # May differ between the two sittings of one run: they do not touch its numbers, but for rounding (and, with
-# accumulated parts, for the partners of mixup and cutmix).
+# accumulated parts, for the partners of mixup and cutmix; when compiled, for what drop path draws).
 FREE_FIELDS = (
     *("data.root", "data.num_workers", "data.timeout_seconds", "data.backend", "data.max_bad_share"),
     *("loop.accumulate", "loop.compile", "loop.recompute", "loop.log_every", "loop.save_every", "loop.keep"),
@@ -95,6 +96,8 @@ def open_run(
     wanted = {"kind": kind, "config": to_json(config), "num_videos": num_videos, "classes": list(classes)}
     if record.exists():
         found = _read_json(record)
+        with contextlib.suppress(UserError, KeyError):  # fields that did not exist when it was written have defaults
+            found["config"] = to_json(from_json(type(config), found["config"]))
         changed = sorted(_differences(found, wanted))
         if changed and not checkpoints(folder):
             (folder / "tokenizer.safetensors").unlink(missing_ok=True)  # trained for the other settings

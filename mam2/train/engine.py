@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.utils._triton import has_triton
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from mam2 import distributed
@@ -48,7 +50,7 @@ class Loop:
         accumulate: parts that a process's share of the batch is computed in, one after the other.
         duration: length of the run.
         precision: "auto" is bf16 where the hardware is fast at it, else fp32.
-        compile: torch.compile the blocks; "auto" does on a GPU.
+        compile: torch.compile the blocks; "auto" does on a GPU that Triton supports, with a C compiler at hand.
         recompute: keep only the input of each block for the backward pass and compute the rest again (activation
             checkpointing): a third more arithmetic for much less memory, and the same result.
         seed: everything random follows from it.
@@ -158,7 +160,7 @@ def fit(
     per_epoch, num_steps = loader.steps_per_epoch, loader.num_steps
     warmup_steps, save_steps = optim.warmup.steps(per_epoch), max(1, loop.save_every.steps(per_epoch))
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if loop.compile == "on" or (loop.compile == "auto" and device.type == "cuda"):
+    if loop.compile == "on" or (loop.compile == "auto" and can_compile(device)):
         compile_blocks(model)
     if loop.recompute:
         recompute_blocks(model)
@@ -257,11 +259,17 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return [part for part in model.modules() if isinstance(part, SpaceTimeBlock | JointBlock | CrossBlock)]
 
 
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs on a GPU. On CPUs it works and does not pay (docs/log.md)."""
+    return device.type == "cuda" and has_triton() and any(map(shutil.which, ("cc", "gcc", "clang")))
+
+
 def compile_blocks(model: nn.Module) -> None:
     """Has each block's forward pass compiled when it is first called; the weights keep their names."""
     blocks = blocks_of(model)
     # Blocks share their code, but drop path and where gradients flow make some differ: never fall back for these.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
+    torch._dynamo.config.optimize_ddp = False  # which would cut blocks in pieces to send gradients earlier
     for block in blocks:
         block.forward = torch.compile(block.forward, dynamic=False)
 

@@ -157,7 +157,10 @@ def token_cache(config: Pretrain, catalog: Catalog, tokenizer: Tokenizer) -> Tok
         UserError: more codes than two bytes hold, or no room on the disk.
     """
     if tokenizer.num_codes > MOST_CODES:
-        raise UserError(f"targets.cache keeps up to {MOST_CODES} codes; this tokenizer has {tokenizer.num_codes}.")
+        raise UserError(
+            f"targets.cache keeps codes of up to {MOST_CODES}; this tokenizer has {tokenizer.num_codes}. Leave "
+            "--targets.cache out, or use fewer --targets.num-codes."
+        )
     data, encoder = to_json(config.data), config.encoder
     for name in ("root", "split", "num_workers", "timeout_seconds", "max_bad_share"):  # nothing in a clip
         del data[name]

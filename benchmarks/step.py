@@ -38,6 +38,7 @@ from workload import CONTENDERS, SIZES, Size, Workload, flops_of, in_a_process
 from mam2 import distributed
 from mam2.losses import alignment_loss, appearance_loss, motion_loss
 from mam2.masks import take
+from mam2.memory import keep_freed_memory
 from mam2.targets.pixels import to_float
 from mam2.targets.vqgan import VQGAN
 from mam2.train.engine import compile_blocks
@@ -186,6 +187,8 @@ def measure(
     """Runs the benchmark; FLOPs, seconds, FLOP/s, GiB and ratios as JSON."""
     device = distributed.device()
     result: dict[str, Any] = {"machine": machine(device), "encoder": asdict(size.encoder), "against": against}
+    if device.type == "cpu":  # as training does
+        keep_freed_memory()
     work = Workload(size, batch=batch, precision=precision, device=device)
     rounds = [peak_rates(work.dtype, device, repeats)]
     step_flops = flops_of(work.step)

@@ -13,7 +13,7 @@ from mam2 import distributed
 ROOT = Path(mam2.__file__).parent
 # From the bottom up. A file imports from its own level and those below.
 LEVELS = (
-    {"config", "distributed"},
+    {"config", "distributed", "memory"},
     {"masks", "losses", "data"},
     {"model", "targets"},
     {"objectives", "evaluate"},

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Generator, Iterator
@@ -19,10 +16,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from mam2.config import UserError
+from mam2.memory import return_freed_memory
 
 _LOG = logging.getLogger("mam2")
 _ATTEMPTS = 4
-_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h: larger blocks are given back to the system when they are freed
 _AHEAD = 2  # items that each process makes ahead of time
 
 
@@ -134,12 +131,9 @@ def _decode_alone(dataset: VideoSet, path: str) -> None:
 
 def _start(worker: int) -> None:
     """Puts a process out of reach of signals to the trainer's group (torchrun, Ctrl-C), which must not kill it while
-    the trainer still saves; it ends when the trainer does. And keeps its memory flat: once glibc has freed a batch it
-    takes the next from the heap, where holes between small blocks had it grow from 0.5 to 1.2 GiB."""
+    the trainer still saves; it ends when the trainer does. And keeps its memory flat."""
     os.setpgrp()
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError, OSError):  # another C library
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 8 * 2**20)
+    return_freed_memory()
 
 
 def _unchanged(result: Any) -> Any:

@@ -31,6 +31,7 @@ from mam2.data.catalog import Catalog
 from mam2.data.clips import Data
 from mam2.data.loader import Batch, TrainLoader, check_bad, steps_per_epoch
 from mam2.losses import Losses
+from mam2.memory import keep_freed_memory
 from mam2.model.encoder import EncoderConfig
 from mam2.model.layers import CrossBlock, JointBlock, SpaceTimeBlock
 from mam2.train import checkpoint
@@ -160,6 +161,8 @@ def fit(
     per_epoch, num_steps = loader.steps_per_epoch, loader.num_steps
     warmup_steps, save_steps = optim.warmup.steps(per_epoch), max(1, loop.save_every.steps(per_epoch))
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if device.type == "cpu":
+        keep_freed_memory()
     if loop.compile == "on" or (loop.compile == "auto" and can_compile(device)):
         compile_blocks(model)
     if loop.recompute:

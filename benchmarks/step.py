@@ -231,7 +231,7 @@ def measure(
         },
     }
     if tokenizer:
-        frozen = VQGAN(size.tokenizer, with_decoder=False).to(device)
+        frozen = VQGAN(size.tokenizer, with_decoder=False).to(device, memory_format=torch.channels_last)
         frames_FCHW = to_float(work.clip_BTCHW).flatten(0, 1)
         result["tokenizer"] = cost_of(partial(frozen, frames_FCHW), device, repeats)
         peak = max(peak_rates(torch.float32, device, repeats).values())  # it runs in float32, as in training

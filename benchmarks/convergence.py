@@ -113,7 +113,7 @@ def plot(points: list[dict[str, float | str]], scratch: dict[str, list[float]], 
             axes.axhline(100 * statistics.mean(values), color="0.5", linestyle=style, label=name)
         axes.set_xlabel(label)
     panels[0].set_ylabel("top-1 after fine-tuning, %")
-    panels[0].legend(fontsize=8)
+    panels[1].legend(fontsize=8, loc="upper left")
     figure.savefig(file, dpi=130)
     pyplot.close(figure)
 

@@ -217,7 +217,7 @@ def test_wrong_settings_are_refused(files: dict[str, str]) -> None:
         with pytest.raises(UserError, match="at least 1"):
             OpticalFlow(model="raft_small", file=files["raft_small"], device=CPU, **settings)
     with pytest.raises(UserError, match="accepted: raft_large, raft_small"):
-        load_raft("raft", files["raft_small"])  # type: ignore[arg-type]
+        load_raft("raft", files["raft_small"])  # type: ignore[arg-type]  # the wrong name is the test
 
 
 class Bomb:

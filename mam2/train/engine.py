@@ -53,7 +53,7 @@ class Loop:
         precision: "auto" is bf16 where the hardware is fast at it, else fp32.
         compile: torch.compile the blocks; "auto" does on a GPU that Triton supports, with a C compiler at hand.
         recompute: keep only the input of each block for the backward pass and compute the rest again (activation
-            checkpointing): a third more arithmetic for much less memory, and the same result.
+            checkpointing): a sixth more arithmetic for much less memory, and the same result.
         seed: everything random follows from it.
         log_every: steps between lines of log.jsonl.
         save_every: time between checkpoints.

@@ -7,7 +7,7 @@ motions, 320 labelled and 400 held-out videos; chance is 12.5 %). Several seeds,
 
     python benchmarks/convergence.py --out convergence.json --plot convergence.png
 
-On two cores this takes about 50 minutes a seed, 20 with `--equal epochs`.
+On two cores this takes about 50 minutes a seed.
 """
 
 from __future__ import annotations

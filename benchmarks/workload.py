@@ -2,9 +2,10 @@
 
     python benchmarks/workload.py --contender plain --model vit_b --batch 4
 
-"mam2" is the step of mam2/train/engine.py without loader and tokenizer; "mam2, recomputed" the same with
-`loop.recompute`; "plain" is reference.py's; "videomae" is Hugging Face's `VideoMAEForPreTraining`, ViT-B as it comes,
-with a mask of 90 % (needs `pip install transformers`). benchmarks/step.py and benchmarks/scaling.py call it.
+"mam2" is the step of mam2/train/engine.py without loader and tokenizer, "recomputed" with `loop.recompute`, "clip by
+clip" with `loop.accumulate` at the batch's size; "plain" is reference.py's; "videomae" is Hugging Face's
+`VideoMAEForPreTraining`, ViT-B as it comes, with a mask of 90 % (needs `pip install transformers`).
+benchmarks/step.py and benchmarks/scaling.py call it.
 
 B clips, T frames, C channels, H W pixels, N patches a frame.
 """
@@ -41,7 +42,14 @@ from mam2.targets.vqgan import VQGANConfig
 from mam2.train.engine import autocast_dtype, compile_blocks, recompute_blocks
 from mam2.train.optim import Optim, make_optimizer
 
-CONTENDERS = ("mam2", "mam2, recomputed", "plain", "videomae")
+CONTENDERS = (
+    "mam2",
+    "mam2, recomputed",
+    "mam2, clip by clip",
+    "mam2, recomputed, clip by clip",
+    "plain",
+    "videomae",
+)
 aten = torch.ops.aten
 CPU_ATTENTION = {  # older torch has no formula for these two
     aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
@@ -73,9 +81,10 @@ SIZES = {
 
 
 class Workload:
-    """A model with its optimiser and a batch of noise; `step()` is one whole step."""
+    """A model with its optimiser and a batch of noise; `step()` is one whole step, `accumulate` of whose parts are
+    computed one after the other."""
 
-    def __init__(self, size: Size, *, batch: int, precision: str, device: torch.device) -> None:
+    def __init__(self, size: Size, *, batch: int, precision: str, device: torch.device, accumulate: int = 1) -> None:
         encoder, num_codes = size.encoder, size.tokenizer.num_codes
         torch.manual_seed(0)
         with device:
@@ -86,6 +95,8 @@ class Workload:
         self.clip_BTCHW = torch.randint(256, shape_BTCHW, dtype=torch.uint8, device=device)
         self.codes_BTN = torch.randint(num_codes, (batch, frames, num_patches), device=device)
         self.mask: Mask = Masking()(frames, encoder.grid, sample_B=torch.arange(batch), seed=0).to(device)
+        of_part = batch // accumulate
+        self.parts = [slice(start, start + of_part) for start in range(0, batch, of_part)]
         dtype = autocast_dtype(precision, device, width=encoder.width)
         self.dtype = dtype or torch.float32
         self.autocast = partial(torch.autocast, device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
@@ -93,16 +104,18 @@ class Workload:
     def step(self) -> None:
         """Targets, forward, backward and update as in training."""
         self.optimizer.zero_grad()
-        with self.autocast():
-            losses = self.model(self.clip_BTCHW, self.mask, self.targets(), 0)
-            losses.total.backward()
+        for part in self.parts:
+            mask = Mask(self.mask.visible_BTV[part], self.mask.masked_BTM[part])
+            with self.autocast():
+                losses = self.model(self.clip_BTCHW[part], mask, self.targets(part), 0)
+                (losses.total / len(self.parts)).backward()
         self.update()
 
-    def targets(self) -> Targets:
-        """RGB differences, beside codes that are given."""
-        with torch.no_grad(), torch.autocast(self.clip_BTCHW.device.type, enabled=False):
-            patch_size = self.model.encoder.config.patch_size
-            return Targets(self.codes_BTN, patchify(rgb_difference(to_float(self.clip_BTCHW)), patch_size))
+    def targets(self, part: slice = slice(None)) -> Targets:
+        """RGB differences of a part of the batch, beside codes that are given."""
+        clip_BTCHW, patch_size = self.clip_BTCHW[part], self.model.encoder.config.patch_size
+        with torch.no_grad(), torch.autocast(clip_BTCHW.device.type, enabled=False):
+            return Targets(self.codes_BTN[part], patchify(rgb_difference(to_float(clip_BTCHW)), patch_size))
 
     def update(self) -> None:
         """The gradient's norm and AdamW."""
@@ -186,12 +199,13 @@ def one(contender: str, size: Size, *, batch: int, precision: str, repeats: int,
     def begin(*, compiled: bool) -> Callable[[], None]:
         if contender == "videomae":
             return videomae_step(size, batch=batch, precision=precision, device=device)
-        work = Workload(size, batch=batch, precision=precision, device=device)
+        accumulate = batch if contender.endswith("clip by clip") else 1
+        work = Workload(size, batch=batch, precision=precision, device=device, accumulate=accumulate)
         if contender == "plain":
             return plain_step(work)
         if compiled:
             compile_blocks(work.model)
-        if contender == "mam2, recomputed":
+        if "recomputed" in contender:
             recompute_blocks(work.model)
         return work.step
 

@@ -134,6 +134,19 @@ def test_the_plain_step_is_the_same_step() -> None:
     plain_step(work)()  # and it can be taken
 
 
+def test_clip_by_clip_is_the_same_step() -> None:
+    from workload import SIZES, Workload
+
+    gradients = []
+    for accumulate in (1, 4):
+        work = Workload(SIZES["tiny"], batch=4, precision="fp32", device=torch.device("cpu"), accumulate=accumulate)
+        assert len(work.parts) == accumulate
+        work.step()
+        gradients.append({name: parameter.grad for name, parameter in work.model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_the_scaling_benchmark_changes_one_thing_at_a_time(tmp_path: Path) -> None:
     import scaling
 

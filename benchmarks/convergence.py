@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 
 from common import machine
-from downstream import mask, top1, write_videos
+from downstream import change, top1, write_videos
 from matplotlib import pyplot
 from rich.console import Console
 from rich.table import Table
@@ -41,15 +41,12 @@ from mam2.train.pretrain import Pretrain
 FRAMES, STRIDE = 8, 2
 
 
-def tubelets(run: Pretrain) -> Pretrain:
-    return replace(run, encoder=replace(run.encoder, tubelet=2))
-
-
+tubelets = partial(change, part="encoder", tubelet=2)
 VARIANTS: dict[str, Callable[[Pretrain], Pretrain]] = {
     "paper": lambda run: run,
     "tubelets": tubelets,
-    "tubelets, quarter aligned": lambda run: mask(tubelets(run), aligned=0.25),
-    "half predicted, half aligned": partial(mask, predicted=0.5, aligned=0.5),
+    "tubelets, quarter aligned": lambda run: change(tubelets(run), "mask", aligned=0.25),
+    "half predicted, half aligned": partial(change, part="mask", predicted=0.5, aligned=0.5),
 }
 SCRATCH = {"from scratch": "paper", "from scratch, tubelets": "tubelets"}
 """What is not pre-trained, and the variant whose encoder it has."""

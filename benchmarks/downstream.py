@@ -36,32 +36,27 @@ from mam2.train.finetune import Finetune, evaluate_run, finetune
 from mam2.train.pretrain import Pretrain, pretrain
 
 
-def targets(run: Pretrain, **fields: object) -> Pretrain:
-    return replace(run, targets=replace(run.targets, **fields))
-
-
-def objective(run: Pretrain, **fields: object) -> Pretrain:
-    return replace(run, objective=replace(run.objective, **fields))
-
-
-def mask(run: Pretrain, **fields: float) -> Pretrain:
-    return replace(run, mask=replace(run.mask, **fields))
+def change(run: Pretrain, part: str, **fields: object) -> Pretrain:
+    """The run with other values for some fields of one part of it."""
+    return replace(run, **{part: replace(getattr(run, part), **fields)})
 
 
 VARIANTS: dict[str, Callable[[Pretrain], Pretrain]] = {
     "vq": lambda run: run,
-    "random projection": partial(targets, appearance="random_projection", num_codes=512),
-    "raw motion": partial(targets, motion_scale="raw"),
-    "pixels": partial(targets, appearance="pixels"),
-    "clip order": partial(targets, motion="clip_order"),
-    "coupled": partial(objective, decoders="coupled"),
-    "w/o appearance": partial(objective, decoders="motion"),
-    "w/o motion": partial(objective, decoders="appearance"),
-    "w/o regressor": partial(objective, regressor_depth=0),
-    "half predicted": partial(mask, predicted=0.5),
-    "quarter predicted": partial(mask, predicted=0.25),
-    "half aligned": partial(mask, aligned=0.5),
-    "w/o alignment": partial(objective, alignment_weight=0.0),
+    "random projection": partial(change, part="targets", appearance="random_projection", num_codes=512),
+    "raw motion": partial(change, part="targets", motion_scale="raw"),
+    "pixels": partial(change, part="targets", appearance="pixels"),
+    "clip order": partial(change, part="targets", motion="clip_order"),
+    "coupled": partial(change, part="objective", decoders="coupled"),
+    "w/o appearance": partial(change, part="objective", decoders="motion"),
+    "w/o motion": partial(change, part="objective", decoders="appearance"),
+    "w/o regressor": partial(change, part="objective", regressor_depth=0),
+    "w/o alignment": partial(change, part="objective", alignment_weight=0.0),
+    "half predicted": partial(change, part="mask", predicted=0.5),
+    "quarter predicted": partial(change, part="mask", predicted=0.25),
+    "half aligned": partial(change, part="mask", aligned=0.5),
+    "4 fixed clips": partial(change, part="data", fixed_clips=4),
+    "1 fixed clip": partial(change, part="data", fixed_clips=1),
 }
 
 

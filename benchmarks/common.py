@@ -41,15 +41,16 @@ def machine(device: torch.device, *, packages: Sequence[str] = ()) -> dict[str, 
     }
 
 
-def times_of(call: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
-    """Seconds of each of `repeats` calls."""
+def times_of(call: Callable[[], object], device: torch.device, repeats: int, *, at_once: int = 1) -> list[float]:
+    """Seconds of a call, `repeats` times: the mean of `at_once` calls that do not wait for each other on a GPU."""
     seconds = []
     for _ in range(repeats):
         synchronize(device)
         start = time.perf_counter()
-        call()
+        for _ in range(at_once):
+            call()
         synchronize(device)
-        seconds.append(time.perf_counter() - start)
+        seconds.append((time.perf_counter() - start) / at_once)
     return seconds
 
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from workload import SIZES, in_a_process
 
 from mam2 import distributed
+from mam2.train.engine import can_compile
 
 AXES = ("frames", "size", "batch")
 
@@ -68,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--repeats", type=int, default=1, help="after a warm-up; the median is told (default 1)")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="blocks (default: on a GPU)")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="blocks (default: as loop.compile auto)"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="PNG file to write")
     options = parser.parse_args(arguments)
@@ -77,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
     device = distributed.device()
-    compiled = device.type == "cuda" if options.compile is None else options.compile
+    compiled = can_compile(device) if options.compile is None else options.compile
     values = {axis: getattr(options, axis) for axis in AXES}
     rows = measure(options.model, values, precision=options.precision, repeats=options.repeats, compiled=compiled)
     table = Table(title=f"{options.model}, {options.precision}; the rest is the model's own")

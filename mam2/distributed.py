@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mam2.config import UserError
+
 
 @contextmanager
 def session() -> Iterator[None]:
@@ -27,15 +29,17 @@ def session() -> Iterator[None]:
         return
     here = device()
     if here.type == "cuda":
+        if (gpus := torch.cuda.device_count()) <= here.index:
+            raise UserError(
+                f"Process {here.index} of this machine has no GPU: there are {gpus}. Start {gpus} processes."
+            )
         torch.cuda.set_device(here)
     # Rank 0 may train a tokenizer first, which takes longer than the default patience. What is said between hosts alone
     # goes through gloo also beside GPUs, which then need not stop for it.
     backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(hours=2))
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()  # not after an error of this process: it would wait for the others, and they for it
 
 
 def device() -> torch.device:

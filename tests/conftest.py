@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -5,6 +6,12 @@ from pathlib import Path
 import pytest
 
 from mam2.data.synthetic import MOTIONS, render, write_video
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs from all but `pytest -m gpu`: the rest compares numbers of processes, and results bit by bit."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

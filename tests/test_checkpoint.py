@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from mam2 import distributed
 from mam2.config import UserError, to_json
 from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder
 from mam2.train import checkpoint
@@ -92,6 +93,14 @@ def test_nothing_saved_is_step_0(tmp_path: Path) -> None:
     before, _ = trained(0)
     assert checkpoint.load(tmp_path, model, optimizer) == State(0)
     assert same(model, before)
+
+
+def test_machines_that_see_different_folders_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = trained(0)
+    checkpoint.save(tmp_path, model, optimizer, State(5), keep=2)
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, "no checkpoint"])
+    with pytest.raises(UserError, match=r"no checkpoint here, step_00000005 there.*--out that they share"):
+        checkpoint.load(tmp_path, model, optimizer)
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from mam2.masks import Masking
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2Config
 from mam2.targets import TargetMaker, TargetsConfig
-from mam2.train.engine import compile_blocks
+from mam2.train.engine import can_compile, compile_blocks, recompute_blocks
 from mam2.train.logs import Figures
 from mam2.train.optim import make_optimizer
 from mam2.train.pretrain import Pretrain, build
@@ -23,20 +23,24 @@ pytestmark = [
 ]
 CONFIG = Pretrain(
     data=Data(),
-    encoder=EncoderConfig(width=64, depth=2, num_heads=2, frames=4, size=32, patch_size=8),
+    encoder=EncoderConfig(width=64, depth=9, num_heads=2, frames=4, size=32, patch_size=8, drop_path=0.1),
     objective=MAM2Config(width=64, num_heads=2, regressor_depth=1, appearance_depth=1, motion_depth=1),
     mask=Masking(aligned=0.5),
     targets=TargetsConfig(appearance="random_projection", num_codes=64),
 )
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_step_never_waits_for_the_gpu(compiled: bool) -> None:
+@pytest.mark.parametrize(("compiled", "recomputed"), [(False, False), (False, True), (True, False), (True, True)])
+def test_a_step_never_waits_for_the_gpu(compiled: bool, recomputed: bool) -> None:
     device = torch.device("cuda")
     targets = TargetMaker(CONFIG.targets, patch_size=8, device=device)
     model = build(CONFIG, targets.sizes).to(device).train()
     optimizer = make_optimizer(model, CONFIG.optim)
+    if recomputed:
+        recompute_blocks(model)
     if compiled:
+        if not can_compile(device):
+            pytest.skip("torch.compile needs Triton and a C compiler")
         compile_blocks(model)
 
     def step(number: int) -> Figures:

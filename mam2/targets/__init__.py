@@ -87,7 +87,8 @@ class TargetsConfig:
         num_codes: K of the random projection or of the VQ model to train; files state their own.
         vq_steps: steps of 32 frames for which that VQ model is trained.
         precision: what VQGAN and DALL-E compute in. "bf16" halves the VQGAN's time on a CPU and gives 1 or 2 % of the
-            patches other codes (docs/log.md); which code is nearest is found in fp32 in any case.
+            patches other codes (docs/log.md); which code is nearest is found in fp32 in any case. "fp32" on a GPU is
+            what torch takes for that, whose convolutions are in TF32.
         cache: a folder for the codes of `data.fixed_clips`, which are then computed once; "" is off.
         motion: what the motion decoder predicts: a name of MOTIONS.
         motion_scale: "raw", the motion as it is, the paper's; "clip", divided by its root mean square over the clip,

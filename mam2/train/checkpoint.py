@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mam2 import distributed
 from mam2.config import UserError, from_json, to_json
 from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder
 
@@ -159,9 +160,15 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> St
     """Continues from the newest checkpoint; State(0) where there is none.
 
     Raises:
-        UserError: the checkpoint is damaged or of another architecture.
+        UserError: the checkpoint is damaged or of another architecture, or processes see different ones.
     """
     found = checkpoints(folder)
+    seen = set(distributed.gather(found[-1].name if found else "no checkpoint"))
+    if len(seen) > 1:
+        raise UserError(
+            f"{folder} is not the same on all machines: {' here, '.join(sorted(seen))} there. Give an --out that they "
+            "share."
+        )
     if not found:
         return State(0)
     load_model(found[-1] / "model.safetensors", model)

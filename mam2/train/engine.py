@@ -103,7 +103,7 @@ def autocast_dtype(precision: str, device: torch.device, *, width: int) -> torch
     if precision == "bf16":
         return torch.bfloat16
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     return torch.bfloat16 if width >= 512 and torch.cpu._is_avx512_bf16_supported() else None
 
 
@@ -163,10 +163,10 @@ def fit(
     parameters = [p for p in model.parameters() if p.requires_grad]
     if device.type == "cpu":
         keep_freed_memory()
-    if loop.compile == "on" or (loop.compile == "auto" and can_compile(device)):
-        compile_blocks(model)
     if loop.recompute:
         recompute_blocks(model)
+    if loop.compile == "on" or (loop.compile == "auto" and can_compile(device)):
+        compile_blocks(model)
     wrapped = distributed.wrap(model).train()
     main = distributed.rank() == 0
     if main and start_step >= num_steps:
@@ -228,7 +228,7 @@ def fit(
                         row = {"step": figures.step, "epoch": figures.step / per_epoch, **values, **figures.numbers}
                         row |= {"clips_per_second": num_clips / seconds}
                         row |= {"memory_gib": memory_gib(), "bad_videos": len(bad)}
-                        if figures.features_BTD:
+                        if main and figures.features_BTD:
                             row |= (vital := health(figures.features_BTD.read()))
                             if vital.get("feature_std", 1.0) < COLLAPSED_STD and not warned:
                                 warned = True
@@ -268,7 +268,11 @@ def can_compile(device: torch.device) -> bool:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Has each block's forward pass compiled when it is first called; the weights keep their names."""
+    """Has each block's forward pass compiled when it is first called; the weights keep their names.
+
+    After `recompute_blocks`, so that computing again is part of what is compiled: a backward pass runs in a thread of
+    its own, which would compile anew under limits of its own.
+    """
     blocks = blocks_of(model)
     # Blocks share their code, but drop path and where gradients flow make some differ: never fall back for these.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
@@ -434,6 +435,13 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:  # no permission, disk full, a file where a folder is wanted
         print(f"mam2: {error}. What was saved before is untouched.", file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        print(
+            f"mam2: {str(error).splitlines()[0]} Use --loop.accumulate 2 (or more), --loop.recompute, or a smaller "
+            "--loop.batch-size; `mam2 cost RECIPE` tells how many clips fit. What was saved is kept.",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("mam2: interrupted. What was saved is kept; the same command goes on from there.", file=sys.stderr)

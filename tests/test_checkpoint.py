@@ -261,8 +261,9 @@ def test_a_new_folder_gets_the_whole_configuration(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "run"
     assert checkpoint.open_run(folder, "pretrain", FakeRun(), resume=False) is False
     config = {"data": {"root": "videos", "num_workers": 2, "size": 224}, "seed": 0}
-    expected = {"kind": "pretrain", "config": config, "num_videos": 0, "classes": []}
-    assert checkpoint.read_run(folder) == expected
+    found = checkpoint.read_run(folder)
+    assert len(found.pop("videos")) == 16
+    assert found == {"kind": "pretrain", "config": config, "num_videos": 0, "classes": []}
     assert [path.name for path in folder.iterdir()] == ["run.json"]
     (tmp_path / "empty").mkdir()
     assert checkpoint.open_run(tmp_path / "empty", "pretrain", FakeRun(), resume=True) is False
@@ -414,3 +415,26 @@ def test_a_run_that_saved_nothing_gives_way(tmp_path: Path) -> None:
     assert checkpoint.open_run(tmp_path, "pretrain", FakeRun(seed=1), resume=True) is False
     assert checkpoint.read_run(tmp_path)["config"]["seed"] == 1
     assert not (tmp_path / "tokenizer.safetensors").exists()
+    with pytest.raises(UserError, match="differs in seed"):  # not where a new run is asked for
+        checkpoint.open_run(tmp_path, "pretrain", FakeRun(seed=2), resume=False)
+    (tmp_path / "log.jsonl").write_text('{"step": 10}\n')
+    with pytest.raises(UserError, match="differs in seed"):  # nor once it is under way
+        checkpoint.open_run(tmp_path, "pretrain", FakeRun(seed=2), resume=True)
+
+
+def test_a_run_goes_on_wherever_its_videos_are_but_not_on_others(tmp_path: Path) -> None:
+    def open_with(*videos: str) -> bool:
+        return checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True, videos=videos)
+
+    assert not open_with("/data/left/0.mp4", "/data/right/\udcff.mp4")
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    assert open_with("/data/left/0.mp4", "/data/right/\udcff.mp4")
+    assert open_with("/moved/there/left/0.mp4", "/moved/there/right/\udcff.mp4")
+    with pytest.raises(UserError, match=r"differs in videos\."):
+        open_with("/data/left/1.mp4", "/data/right/\udcff.mp4")
+    with pytest.raises(UserError, match=r"differs in num_videos, videos\."):
+        open_with("/data/left/0.mp4")
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["videos"]  # as an earlier version wrote it
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert open_with("/data/left/1.mp4", "/data/right/\udcff.mp4")

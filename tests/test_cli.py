@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torchvision.models.optical_flow import raft_small
 
 import mam2
+import mam2.train.finetune as finetuning
 from mam2.__main__ import main
 from mam2.data.synthetic import render, write_video
 from mam2.targets.vqgan import VQGAN, VQGANConfig, save_vqgan
@@ -369,9 +370,43 @@ def test_a_run_is_not_continued_on_other_videos(run, videos, tmp_path):
     refused(run(*PRETRAIN, "--data.root", fewer, "--out", out), "differs in num_videos")
 
 
-def test_an_unwritable_place_is_an_error_not_a_traceback(run, videos, pretrained, tmp_path):
+def test_as_many_other_videos_are_other_videos(run, videos, tmp_path):
+    out, left, approach = tmp_path / "out", tmp_path / "a", tmp_path / "b"
+    shutil.copytree(videos / "left", left)
+    assert run(*PRETRAIN, "--data.root", left, "--out", out)[0] == 0
+    shutil.move(left, tmp_path / "moved")
+    assert run(*PRETRAIN, "--data.root", tmp_path / "moved", "--out", out)[0] == 0
+    shutil.copytree(videos / "approach", approach)
+    (approach / "0.mp4").rename(approach / "4.mp4")
+    refused(run(*PRETRAIN, "--data.root", approach, "--out", out), "differs in videos")
+
+
+def test_options_without_effect_are_told(run, videos, tmp_path, caplog):
+    idle = ("--objective.alignment-weight", 0, "--mask.aligned", 0.5, "--targets.file", "some.safetensors")
+    assert run(*PRETRAIN, "--data.root", videos, "--out", tmp_path / "out", *idle)[0] == 0
+    assert "without effect beside the other settings: mask.aligned, targets.file." in caplog.text
+    assert "learning rate will not come down" in caplog.text  # 50 steps of warm-up, 2 of training
+    caplog.clear()
+    assert run(*PRETRAIN, "--data.root", videos, "--out", tmp_path / "2", "--optim.warmup", "1 steps")[0] == 0
+    assert "without effect" not in caplog.text
+    assert "come down" not in caplog.text
+
+
+def test_a_full_gpu_is_told_with_what_helps(run, videos, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
+
+    monkeypatch.setattr(mam2.objectives.mam2.MAM2, "forward", full)
+    parts = ("Tried to allocate 2 GiB", "--loop.accumulate 2", "--loop.recompute", "mam2 cost RECIPE")
+    refused(run(*PRETRAIN, "--data.root", videos, "--out", tmp_path / "out"), *parts)
+
+
+def test_an_unwritable_place_is_an_error_not_a_traceback(run, videos, pretrained, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     refused(run("show", pretrained, videos / "left" / "0.mp4", "--out", tmp_path / "file" / "a.png"), "file")
+    assert run(*FINETUNE, "--init", "scratch", "--data.root", videos, "--out", tmp_path / "tuned")[0] == 0
+    monkeypatch.setattr(finetuning, "evaluate", pytest.fail)  # it fails before testing, not after
+    refused(run("evaluate", tmp_path / "tuned", "--data.root", videos, "--out", tmp_path / "file" / "b"), "file")
 
 
 def test_the_cost_of_a_recipe(run) -> None:

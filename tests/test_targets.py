@@ -66,6 +66,21 @@ def test_to_float() -> None:
     assert to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0, 0.2, 1])
     assert to_float(torch.tensor([0.25], dtype=torch.float64)).dtype == torch.float32
     assert to_float(torch.tensor([0.25])).item() == 0.25
+    assert to_float(torch.tensor([-0.04, 1.1])).tolist() == pytest.approx([-0.04, 1.1])  # resizing overshoots
+    assert to_float(torch.zeros(0, 3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (torch.tensor([0, 255]), r"torch\.int64; accepted: uint8"),
+        (torch.tensor([0.0, 255.0]), r"from 0\.00 to 255\.00; accepted: floats from 0 to 1"),
+        (torch.tensor([-2.1, 2.6]), r"from -2\.10 to 2\.60; .*not normalised"),
+    ],
+)
+def test_frames_in_another_range_are_refused(frames: torch.Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        to_float(frames)
 
 
 def targets_of(clip: torch.Tensor, **fields: Any) -> Targets:

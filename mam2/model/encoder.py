@@ -6,6 +6,7 @@ B clips, T frames, C channels, H W pixels, N patches a frame, V visible patches,
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +64,7 @@ class EncoderConfig:
         if min(sizes) < 1:
             raise UserError(f"{self}: every size must be at least 1.")
         check_choices(self, "encoder.")
-        if not 0 <= self.drop_path < 1 or self.layer_scale < 0:
+        if not (0 <= self.drop_path < 1 and 0 <= self.layer_scale < math.inf):
             raise UserError(
                 f"drop_path {self.drop_path} must be from 0 to below 1, layer_scale {self.layer_scale} from 0 up."
             )

@@ -5,10 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mam2.config import UserError
+
 
 def to_float(clip: Tensor) -> Tensor:
-    """RGB in [0, 1] as float32, from uint8 [0, 255] or from floats that are in [0, 1] already."""
-    return clip.float() / 255 if clip.dtype == torch.uint8 else clip.float()
+    """RGB in [0, 1] as float32, from uint8 [0, 255] or from floats that are in [0, 1] already.
+
+    Raises:
+        UserError: other types, or, on a CPU, floats far from [0, 1] (a GPU is not asked).
+    """
+    if clip.dtype == torch.uint8:
+        return clip.float() / 255
+    if not clip.is_floating_point():
+        raise UserError(f"Frames are {clip.dtype}; accepted: uint8 from 0 to 255, or floats from 0 to 1.")
+    if clip.device.type == "cpu" and clip.numel() and not torch.compiler.is_compiling():
+        low, high = (value.item() for value in clip.aminmax())
+        if low < -0.5 or high > 1.5:  # resizing overshoots a little
+            raise UserError(
+                f"Frames are {clip.dtype} from {low:.2f} to {high:.2f}; accepted: floats from 0 to 1, not normalised, "
+                "or uint8 from 0 to 255."
+            )
+    return clip.float()
 
 
 def patchify(frames_FCHW: Tensor, patch_size: int) -> Tensor:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,16 +75,16 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def open_run(
-    folder: Path, kind: str, config: Any, *, resume: bool, num_videos: int = 0, classes: tuple[str, ...] = ()
+    folder: Path, kind: str, config: Any, *, resume: bool, videos: Sequence[str] = (), classes: tuple[str, ...] = ()
 ) -> bool:
-    """Claims a run folder. A run that has saved nothing yet gives way to other settings.
+    """Claims a run folder. A run that has neither logged nor saved anything yet gives way to other settings.
 
     Args:
         folder: new, empty, or the folder of the same run.
         kind: "pretrain" or "finetune".
-        config: the run's configuration; written to run.json, with the next two.
+        config: the run's configuration; written to run.json, with what tells the next two.
         resume: whether a run that is there already may be continued.
-        num_videos: of the data set: with another number a resumed run would not be the same run.
+        videos: the data set's paths, in order; wherever they are, with others a resumed run would not be the same run.
         classes: of the data set, in their order.
 
     Returns:
@@ -94,13 +94,15 @@ def open_run(
         UserError: the folder holds another run, other files, or the same run while `resume` is off.
     """
     record = folder / "run.json"
-    wanted = {"kind": kind, "config": to_json(config), "num_videos": num_videos, "classes": list(classes)}
+    wanted = {"kind": kind, "config": to_json(config), "classes": list(classes)}
+    wanted |= {"num_videos": len(videos), "videos": _digest_of_names(videos)}
     if record.exists():
         found = _read_json(record)
+        found.setdefault("videos", wanted["videos"])  # it was written before this was
         with contextlib.suppress(UserError, KeyError):  # fields that did not exist when it was written have defaults
             found["config"] = to_json(from_json(type(config), found["config"]))
-        changed = sorted(_differences(found, wanted))
-        if changed and not checkpoints(folder):
+        changed, rows = sorted(_differences(found, wanted)), folder / "log.jsonl"
+        if changed and resume and not checkpoints(folder) and not (rows.exists() and rows.stat().st_size):
             (folder / "tokenizer.safetensors").unlink(missing_ok=True)  # trained for the other settings
             write_text(record, json.dumps(wanted, indent=2))
             return False
@@ -308,6 +310,14 @@ def _differences(found: Any, wanted: Any, where: str = "") -> set[str]:
         return names
     where = where.removeprefix("config.")
     return {where} if found != wanted and where not in FREE_FIELDS else set()
+
+
+def _digest_of_names(paths: Sequence[str]) -> str:
+    """A number, in hexadecimal, that follows from the paths below the folder that they have in common."""
+    whole = [Path(path).absolute() for path in paths]
+    root = os.path.commonpath([path.parent for path in whole]) if whole else ""
+    names = (path.relative_to(root).as_posix() for path in whole)
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _read_json(path: Path) -> Any:

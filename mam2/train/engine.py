@@ -171,6 +171,11 @@ def fit(
     main = distributed.rank() == 0
     if main and start_step >= num_steps:
         on_save()  # a kill between the last checkpoint and its export left the export undone
+    if main and start_step < num_steps <= warmup_steps:
+        log.warning(
+            f"The warm-up, optim.warmup {optim.warmup}, lasts as long as the run, {num_steps} steps, or longer: the "
+            "learning rate will not come down. Shorten it along with the run."
+        )
     run_log = RunLog(folder, start_step=start_step, num_steps=num_steps, title=title) if main else None
     clock, warned, waiting = Stopwatch(), False, list[Figures]()
 

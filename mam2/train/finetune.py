@@ -96,9 +96,8 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
     optimizer = make_optimizer(classifier, config.optim, depth=config.encoder.depth, layer_id=layer_id)
 
     if distributed.rank() == 0:
-        checkpoint.open_run(
-            folder, "finetune", config, resume=resume, num_videos=len(catalog.items), classes=catalog.classes
-        )
+        videos = [item.path for item in catalog.items]
+        checkpoint.open_run(folder, "finetune", config, resume=resume, videos=videos, classes=catalog.classes)
     distributed.barrier()
     start = checkpoint.load(folder, classifier, optimizer).step
     loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
@@ -171,6 +170,8 @@ def evaluate_run(
     crops = config.crops if crops is None else crops
     catalog = read_catalog(root, labelled=True, classes=classes, split=split)
     device = distributed.device()
+    if distributed.rank() == 0:
+        out.mkdir(parents=True, exist_ok=True)  # or fail before hours of testing
     loader = ViewLoader(
         catalog,
         config.data,
@@ -199,7 +200,6 @@ def evaluate_run(
         "bad_videos": result.bad,
     }
     if distributed.rank() == 0:
-        out.mkdir(parents=True, exist_ok=True)
         checkpoint.write_text(out / "evaluate.json", json.dumps(report, indent=2))
         np.savez_compressed(
             out / "predictions.npz",

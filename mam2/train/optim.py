@@ -18,7 +18,7 @@ class Optim:
     """The defaults are Table 7's, for Kinetics-400.
 
     Attributes:
-        base_lr: learning rate for a batch of 256 clips; the rate used is base_lr × batch size / 256.
+        base_lr: learning rate for a batch of 256 videos; the rate used is base_lr × batch size / 256.
         min_lr: where the cosine ends, scaled likewise.
         weight_decay: on matrices; norms, biases, positions and the mask query have none.
         betas: AdamW's momenta.
@@ -36,12 +36,16 @@ class Optim:
     layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
-        if not all(0 <= beta < 1 for beta in self.betas) or self.weight_decay < 0 or self.min_lr < 0:
+        if not (
+            all(0 <= beta < 1 for beta in self.betas)
+            and 0 <= self.weight_decay < math.inf
+            and 0 <= self.min_lr < math.inf
+        ):
             raise UserError(
                 f"betas {self.betas}, weight_decay {self.weight_decay}, min_lr {self.min_lr}: accepted are betas from "
                 "0 to below 1, the others from 0 up."
             )
-        if self.base_lr <= 0 or not 0 < self.layer_decay <= 1 or self.max_grad_norm < 0:
+        if not (0 < self.base_lr < math.inf and 0 < self.layer_decay <= 1 and 0 <= self.max_grad_norm < math.inf):
             raise UserError(
                 f"base_lr {self.base_lr}, layer_decay {self.layer_decay}, max_grad_norm {self.max_grad_norm}: accepted "
                 "are base_lr above 0, layer_decay above 0 and up to 1, max_grad_norm from 0 (off) up."

@@ -21,7 +21,7 @@ from mam2.masks import Masking
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives import OBJECTIVES, ObjectiveConfig
 from mam2.objectives.mam2 import MAM2Config
-from mam2.targets import TargetMaker, TargetsConfig, TargetSizes, Tokenizer, target_sizes
+from mam2.targets import APPEARANCES, TargetMaker, TargetsConfig, TargetSizes, Tokenizer, target_sizes
 from mam2.targets.cache import MOST_CODES, TokenCache
 from mam2.targets.vq import VQConfig
 from mam2.train import checkpoint
@@ -70,6 +70,20 @@ class Pretrain:
                 "--mask.kind tube."
             )
 
+    def idle_options(self) -> list[str]:
+        """Options that are set and do nothing, because of others."""
+        targets, needs = self.targets, self.objective.needs_appearance
+        alone = isinstance(self.objective, MAM2Config) and not self.objective.aligns
+        idle = {
+            "mask.aligned": alone and self.mask.aligned < 1,
+            "objective.teacher_momentum": alone and self.objective.teacher_momentum > 0,
+            "targets.cache": targets.cache and not needs,
+            "targets.file": targets.file and not (needs and APPEARANCES[targets.appearance].weights != "none"),
+            "targets.flow_file": targets.flow_file
+            and not (self.objective.needs_motion and targets.motion == "optical_flow"),
+        }
+        return [name for name, does_nothing in idle.items() if does_nothing]
+
 
 def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     """Pre-trains, or continues where the run in `out` stopped.
@@ -87,7 +101,7 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     device = distributed.device()
     config.loop.check_batch()
     if distributed.rank() == 0:
-        checkpoint.open_run(folder, "pretrain", config, resume=resume, num_videos=len(catalog.items))
+        checkpoint.open_run(folder, "pretrain", config, resume=resume, videos=[i.path for i in catalog.items])
         own = folder / "tokenizer.safetensors"
         trains_vq = config.objective.needs_appearance and config.targets.appearance == "vq" and not config.targets.file
         if trains_vq and not own.exists():
@@ -111,6 +125,8 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
             f"Pre-training, steps {start} to {loader.num_steps}: {len(catalog.items)} videos, "
             f"{millions:.1f} M parameters, on {device}."
         )
+        if idle := config.idle_options():
+            log.warning(f"Set, and without effect beside the other settings: {', '.join(idle)}.")
     encoder, seed = config.encoder, config.loop.seed
 
     def loss_of(wrapped: nn.Module, batch: Batch, step: int) -> Losses:

@@ -1,6 +1,7 @@
 """MAM²: self-supervised pre-training of video transformers by masked appearance-motion modelling.
 
-`load_encoder("RUN")(clip)` gives features; `pretrain(recipe, out)` and `finetune(recipe, out)` are whole runs.
+`load_encoder("RUN")(clip)` gives features; `pretrain(get_recipe("mam2_tiny", Pretrain), "RUN")` is a whole run, and so
+is `finetune` of a `Finetune`. Recipes are dataclasses: `dataclasses.replace` changes one.
 """
 
 from mam2.config import UserError

@@ -3,6 +3,7 @@
 Exit status: 0 done (also after SIGTERM, with everything saved), 2 an error the user can mend, told on stderr.
 """
 
+import inspect
 import json
 import logging
 import sys
@@ -16,11 +17,14 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
+from tyro.conf import arg
 
 from mam2.config import Duration, UserError, did_you_mean, to_json
 
 Positional = tyro.conf.Positional
-Flat = tyro.conf.arg(name="")  # --data.root rather than --config.data.root
+Flat = arg(name="")  # --data.root rather than --config.data.root
+Out = Annotated[Path, arg(help="the run's folder: a new one, or that of the same run, which goes on")]
+Resume = Annotated[bool, arg(help="whether a run that is there may go on")]
 
 
 def pretrain(recipe: str, arguments: list[str]) -> None:
@@ -29,7 +33,7 @@ def pretrain(recipe: str, arguments: list[str]) -> None:
     from mam2.train.pretrain import Pretrain
     from mam2.train.pretrain import pretrain as run
 
-    def command(config: Annotated[Pretrain, Flat], out: Path, resume: bool = True) -> None:
+    def command(config: Annotated[Pretrain, Flat], out: Out, resume: Resume = True) -> None:
         run(config, out, resume=resume)
 
     _run_with_recipe(command, "pretrain", recipe, get_recipe(recipe, Pretrain), arguments)
@@ -41,7 +45,7 @@ def finetune(recipe: str, arguments: list[str]) -> None:
     from mam2.train.finetune import Finetune
     from mam2.train.finetune import finetune as run
 
-    def command(config: Annotated[Finetune, Flat], out: Path, resume: bool = True) -> None:
+    def command(config: Annotated[Finetune, Flat], out: Out, resume: Resume = True) -> None:
         run(config, out, resume=resume)
 
     _run_with_recipe(command, "finetune", recipe, get_recipe(recipe, Finetune), arguments)
@@ -78,14 +82,16 @@ def cost(recipe: str, arguments: list[str]) -> None:
 
     def command(
         config: Annotated[Pretrain, Flat],
-        device: Literal["h100", "a100", "cpu"] = "h100",
-        utilisation: float = 0.4,
-        videos: int = NUM_TRAINING_VIDEOS.get(RECIPES[recipe].data, 0),
+        device: Annotated[Literal["h100", "a100", "cpu"], arg(help="the CPU's peak is measured")] = "h100",
+        utilisation: Annotated[float, arg(help="the share of the peak that is reached")] = 0.4,
+        videos: Annotated[int, arg(help="to train on; 0: no hours are told")] = NUM_TRAINING_VIDEOS.get(
+            RECIPES[recipe].data, 0
+        ),
     ) -> None:
-        if videos < 1 or not 0 < utilisation <= 1:
+        if videos < 0 or not 0 < utilisation <= 1:
             raise UserError(
                 f"videos is {videos} and utilisation {utilisation}; accepted are a number of training videos, and a "
-                "share of the peak above 0. A recipe for one's own data needs --videos."
+                "share of the peak above 0, up to 1."
             )
         on = costs.this_cpu(width=config.encoder.width) if device == "cpu" else costs.DEVICES[device]
         estimate, parts = costs.estimate(config), costs.parts_of(config)
@@ -95,12 +101,17 @@ def cost(recipe: str, arguments: list[str]) -> None:
         table.add_section()
         table.add_row("whole step", f"{estimate.tflop:.4g}", "")
         achieved = utilisation * on.peak_tflops
-        hours = costs.gpu_hours(config, estimate, num_videos=videos, tflops=achieved)
+        run = f"{on.title}: give --videos N, your number of training videos, for hours."
+        if videos:
+            hours = costs.gpu_hours(config, estimate, num_videos=videos, tflops=achieved)
+            run = (
+                f"{on.title}: {hours:,.4g} hours of one, for {config.loop.duration} of {videos:,} videos at "
+                f"{achieved:.3g} TFLOP/s ({utilisation:.0%} of {on.peak_tflops:.3g})."
+            )
         fits = max(0, int((0.9 * on.memory_gib - estimate.state_gib) / estimate.clip_gib))
         _print(
             table,
-            f"{on.title}: {hours:,.4g} hours of one, for {config.loop.duration} of {videos:,} videos at "
-            f"{achieved:.3g} TFLOP/s ({utilisation:.0%} of {on.peak_tflops:.3g}).",
+            run,
             f"Memory: {estimate.state_gib:.2f} GiB for weights, gradients and AdamW, {estimate.clip_gib:.3g} GiB for "
             f"each clip, besides the tokenizer's own: some {fits} clips fit in 90 % of {on.memory_gib:.0f} GiB.",
             f"Disk: up to {costs.run_folder_gib(config, estimate):.2f} GiB for the run's folder"
@@ -112,8 +123,8 @@ def cost(recipe: str, arguments: list[str]) -> None:
 
 def evaluate(
     run: Annotated[Path, Positional],
-    data_root: Annotated[str, tyro.conf.arg(name="data.root")],
-    data_split: Annotated[str, tyro.conf.arg(name="data.split")] = "",
+    data_root: Annotated[str, arg(name="data.root")],
+    data_split: Annotated[str, arg(name="data.split")] = "",
     clips: int | None = None,
     crops: int | None = None,
     out: Path | None = None,
@@ -467,6 +478,8 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _run_with_recipe(command: Callable[..., None], verb: str, recipe: str, config: Any, arguments: list[str]) -> None:
+    from mam2.recipes import RECIPES
+
     given = command.__defaults__ or ()
     required = command.__code__.co_argcount - 1 - len(given)
     command.__defaults__ = (config, *[tyro.MISSING] * required, *given)
@@ -474,7 +487,7 @@ def _run_with_recipe(command: Callable[..., None], verb: str, recipe: str, confi
         command,
         args=arguments,
         prog=f"mam2 {verb} {recipe}",
-        description=config.__doc__,
+        description=inspect.cleandoc(RECIPES[recipe].make.__doc__ or ""),
         config=(tyro.conf.AvoidSubcommands,),  # a recipe says which objective it is
         registry=_registry(),
     )

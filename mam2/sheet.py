@@ -50,6 +50,7 @@ class Prediction:
             difference of pixels in [0, 1], (T-1, 2, H, W) optical flow in pixels, x and y; None: no such row.
         true_motion_TCHW: the same of the clip itself, everywhere.
         appearance_name: what the appearance is called.
+        tubelet: frames that a token spans; of each tubelet, the first frame is above, and motion leads to the next's.
         attention_TN: float, how much attention each patch gets, sums to 1 over each frame; None: no such row.
         notes: more lines for the footer.
 
@@ -65,6 +66,7 @@ class Prediction:
     motion_TCHW: Tensor | None
     true_motion_TCHW: Tensor | None
     appearance_name: str = "Predicted appearance"
+    tubelet: int = 1
     attention_TN: Tensor | None = None
     notes: tuple[str, ...] = ()
 
@@ -178,10 +180,12 @@ def prediction_rows(prediction: Prediction, zoom: int) -> list[Row]:
     if p.agreement_TN is not None:
         pairs = zip(p.agreement_TN, masked_TN, strict=True)
         captions = tuple(f"{hit_N[m_N].float().mean():.0%} of codes right" if m_N.any() else "" for hit_N, m_N in pairs)
-    num_frames, share = len(clip_TCHW), f"masked patches grey ({masked_TN.float().mean():.0%})"
+    share = f"masked patches grey ({masked_TN.float().mean():.0%})"
+    what = f"a clip of {len(clip_TCHW) * p.tubelet} frames"
+    what += f", the first of each tubelet of {p.tubelet}" if p.tubelet > 1 else ""
     seen_TCHW = keep_patches(clip_TCHW, ~masked_TN, grid, fill=0.5)
     rows = [
-        Row(name="Input", description=f"a clip of {num_frames} frames", frames_TCHW=clip_TCHW),
+        Row(name="Input", description=what, frames_TCHW=clip_TCHW),
         Row(name="Input with mask", description=share, frames_TCHW=seen_TCHW),
     ]
     if p.appearance_TCHW is not None:
@@ -212,7 +216,8 @@ def _motion_rows(p: Prediction, zoom: int, left_out: Tensor) -> list[Row]:
         span = f"optical flow; full colour: {scale:.1f} pixels"
         same = f"same scale, {scale:.1f} pixels; visible patches hatched"
     else:
-        span = f"next frame minus this one; grey: 0, full colour: ±{scale:.2f}"
+        later = "next frame" if p.tubelet == 1 else "first of the next tubelet"
+        span = f"{later} minus this one; grey: 0, full colour: ±{scale:.2f}"
         same = f"same scale, ±{scale:.2f}; visible patches hatched"
     rows = []
     if p.true_motion_TCHW is not None:
@@ -250,7 +255,7 @@ def contact_sheet(prediction: Prediction, path: Path | str, *, title: str = "", 
     """
     shown = frames_shown(len(prediction.clip_TCHW), max_frames)
     rows = prediction_rows(prediction, zoom_to(prediction.clip_TCHW, 128))
-    page_of_rows(rows, shown, title=title, footer=_footer(prediction)).save(path)
+    page_of_rows(rows, shown, title=title, footer=_footer(prediction), tubelet=prediction.tubelet).save(path)
 
 
 def animation(prediction: Prediction, path: Path | str, *, title: str = "", fps: int = 4) -> None:
@@ -272,7 +277,9 @@ def animation(prediction: Prediction, path: Path | str, *, title: str = "", fps:
         raise UserError(f"fps is {fps}; give 1 to 50 frames a second.")
     rows = prediction_rows(prediction, zoom_to(prediction.clip_TCHW, 192))
     times = range(len(prediction.clip_TCHW))
-    video_TCHW = torch.stack([_moment(rows, t, title=title, footer=_footer(prediction)) for t in times])
+    video_TCHW = torch.stack(
+        [_moment(rows, t, title=title, footer=_footer(prediction), tubelet=prediction.tubelet) for t in times]
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".mp4":
         write_video(path, video_TCHW, fps=fps)
@@ -285,8 +292,8 @@ def animation(prediction: Prediction, path: Path | str, *, title: str = "", fps:
     images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=1000 / fps, loop=0)
 
 
-def _moment(rows: list[Row], t: int, *, title: str, footer: list[str]) -> Tensor:
-    """Frame `t` of an animation, uint8 (3, height, width), both sides even."""
+def _moment(rows: list[Row], t: int, *, title: str, footer: list[str], tubelet: int) -> Tensor:
+    """Picture `t` of an animation, uint8 (3, height, width), both sides even."""
     num_frames, _, height, width = rows[0].frames_TCHW.shape
     gap, line = 10, 17
     total_width = len(rows) * (width + gap) + gap
@@ -302,7 +309,7 @@ def _moment(rows: list[Row], t: int, *, title: str, footer: list[str]) -> Tensor
     total_height = footer_y + line * (footer_text.count("\n") + 1) + 6
     page = Page(total_width + total_width % 2, total_height + total_height % 2, text=1)
     page.write(gap, 8, title, bold=9.5)
-    page.write(total_width - gap, 8, f"frame {t + 1} of {num_frames}", ha="right", bold=8.6)
+    page.write(total_width - gap, 8, f"frame {t * tubelet + 1} of {num_frames * tubelet}", ha="right", bold=8.6)
     page.write(gap, footer_y, footer_text)
     for column, (row, name, description) in enumerate(zip(rows, names, descriptions, strict=True)):
         x = gap + column * (width + gap)

@@ -225,6 +225,7 @@ def predict(model: MAM2, targets: TargetMaker, masking: Masking, clip_TCHW: Tens
         motion_TCHW=motion_TCHW,
         true_motion_TCHW=true_motion_TCHW,
         appearance_name=appearance_name,
+        tubelet=model.encoder.config.tubelet,
         attention_TN=model.encoder.attention_received(whole)[0].float().cpu(),
         notes=tuple(notes),
     )

@@ -152,10 +152,11 @@ def wrap(words: str, width: float, *, bold: float = 0) -> str:
     return "\n".join(textwrap.wrap(words, max(1, int(width / (1.12 * bold if bold else 7)))))
 
 
-def page_of_rows(rows: list[Row], shown: list[int], *, title: str, footer: list[str]) -> Page:
+def page_of_rows(rows: list[Row], shown: list[int], *, title: str, footer: list[str], tubelet: int = 1) -> Page:
     """Rows of frames of one size below each other, a column for each frame of `shown`.
 
-    Their names stand on the left, their captions under them, the footer's paragraphs at the bottom.
+    Their names stand on the left, their captions under them, the footer's paragraphs at the bottom. The rows' frames
+    are every `tubelet`-th of the clip, and numbered as in the clip.
     """
     height, width = rows[0].frames_TCHW.shape[-2:]
     text = min(max(height / 150, 1.0), 1.5)  # text grows with the panels
@@ -188,7 +189,7 @@ def page_of_rows(rows: list[Row], shown: list[int], *, title: str, footer: list[
                 page.write(x + width / 2, y + height + line / 2 + 1, row.captions[t], ha="center", va="center")
     for column, t in enumerate(shown):
         centre = label_width + column * (width + gap) + width / 2
-        page.write(centre, tops[0] - line / 2, f"frame {t + 1}", ha="center", va="center")
+        page.write(centre, tops[0] - line / 2, f"frame {t * tubelet + 1}", ha="center", va="center")
     return page
 
 

@@ -422,6 +422,10 @@ def test_the_cost_of_a_recipe(run) -> None:
     ):
         assert part in out
     refused(run("cost", "mam2_b_k400", "--utilisation", "0"), "utilisation 0.0", "a share of the peak")
-    refused(run("cost", "mam2_tiny"), "needs --videos")
+    refused(run("cost", "mam2_b_k400", "--utilisation", "2"), "utilisation 2.0", "up to 1")
+    status, out, _ = run("cost", "mam2_tiny")
+    assert status == 0
+    assert "give --videos N" in out
+    assert "hours of one" not in out
     refused(run("cost", "mam2_b_k4000"), "mam2_b_k400")
     refused(run("cost"), "Name a recipe")

@@ -23,7 +23,7 @@ from mam2.sheet import (
     motion_to_rgb,
     prediction_rows,
 )
-from mam2.visualize import BLUE, ORANGE, Row, enlarge, patch_mask
+from mam2.visualize import BLUE, ORANGE, Page, Row, enlarge, patch_mask
 
 GRID = (2, 4)
 LABEL_WIDTH, TOP, GAP, LINE = 215, 2 * 19 + 12, 6, 19  # of a sheet with a one-line title and panels up to 150 high
@@ -218,6 +218,19 @@ def test_what_a_prediction_lacks_has_no_row():
     assert list(rows_by_name(no_motion)) == ["Input", "Input with mask", "Predicted appearance"]
     assert list(rows_by_name(replace(no_motion, appearance_TCHW=None, agreement_TN=None))) == everything[:2]
     assert list(rows_by_name(replace(no_motion, motion_TCHW=p.motion_TCHW)))[3:] == ["Predicted motion"]
+
+
+def test_tubelets_are_numbered_by_their_first_frames(tmp_path, monkeypatch):
+    p, written = replace(fake(num_frames=3), tubelet=2), []
+    rows = rows_by_name(p)
+    assert rows["Input"].description == "a clip of 6 frames, the first of each tubelet of 2"
+    assert rows["True motion"].description.startswith("first of the next tubelet minus this one")
+    monkeypatch.setattr(Page, "write", lambda page, x, y, words, **_: written.append(words))
+    contact_sheet(p, tmp_path / "sheet.png")
+    assert [words for words in written if words.startswith("frame ")] == ["frame 1", "frame 3", "frame 5"]
+    written.clear()
+    animation(p, tmp_path / "sheet.gif")
+    assert [words for words in written if words.startswith("frame ")] == [f"frame {t} of 6" for t in (1, 3, 5)]
 
 
 def test_captions_are_the_share_of_right_codes_among_the_masked():

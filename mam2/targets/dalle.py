@@ -205,7 +205,7 @@ def load_dalle(file: Path | str, *, chunk: int = 8) -> DALLE:
             f"There is no DALL-E file {str(file)!r}. Download encoder.pkl and, to draw codes, decoder.pkl, both named "
             "in the notebook of https://github.com/openai/DALL-E, run "
             "`mam2 tokenizer convert encoder.pkl --decoder decoder.pkl --out dalle.safetensors`, and name the result "
-            "with `--targets.file`. The recipes mam2_tiny and mam2_b_k400_rp need no file."
+            "with `--targets.file`. mam2_tiny, mam2_b_k400_rp and mam2_lite_* need no file."
         )
     check_converted(file)
     tensors, config_json = read_tokenizer(file, format=FORMAT)

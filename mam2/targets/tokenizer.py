@@ -134,4 +134,7 @@ def read_tokenizer(file: Path | str, *, format: str) -> tuple[dict[str, Tensor],
                 return tensors, json.loads(metadata["config"])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"{file} cannot be read as a tokenizer: {error}. Make or convert it again.") from error
-    raise UserError(f"{file} is of format {metadata.get('format')!r}; accepted: {format!r}.")
+    raise UserError(
+        f"{file} is of format {metadata.get('format')!r}; accepted: {format!r}. Give another file, or the "
+        "--targets.appearance that it belongs to."
+    )

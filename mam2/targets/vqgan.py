@@ -301,7 +301,7 @@ def load_vqgan(file: Path | str, *, quantizer: Quantizer = "nearest", chunk: int
             f"There is no VQGAN file {str(file)!r}. Download last.ckpt of '{name}' "
             "from https://github.com/CompVis/taming-transformers (model zoo), run "
             f"`mam2 tokenizer convert last.ckpt --out {FILES[quantizer]}`, and name the result with "
-            "`--targets.file`. The recipes mam2_tiny and mam2_b_k400_rp need no file."
+            "`--targets.file`. mam2_tiny, mam2_b_k400_rp and mam2_lite_* need no file."
         )
     check_converted(file)
     tensors, config_json = read_tokenizer(file, format=FORMAT)

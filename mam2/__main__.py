@@ -256,6 +256,7 @@ def _paper_table(number: str, tflops: float) -> None:
             needs = config.objective.needs_appearance and APPEARANCES[config.targets.appearance].weights != "none"
             commands[-1] += " --targets.file FILE" * needs
             commands[-1] += f" && mam2 finetune {row.finetune} --init RUN --data.root DIR --out TUNED"
+            commands[-1] += " && mam2 evaluate TUNED --data.root TEST"
         listing.add_row(row.name, row.recipe, row.paper or "-", *figures)
     _print(
         listing,

@@ -148,7 +148,7 @@ def test_tables_of_the_paper_are_listed_with_commands_and_costs(run):
     assert status == 0
     for part in ("UCF101, 1200 epochs", "91.5", "62.5", "GPU-hours", "mam2 pretrain mam2_b_hmdb51 --data.root"):
         assert part in out
-    assert "mam2 finetune finetune_b_hmdb51 --init RUN" in out
+    assert "finetune finetune_b_hmdb51 --init RUN --data.root DIR --out TUNED && mam2 evaluate TUNED" in out
     status, out, _ = run("recipes", "--table", "8")
     assert "mam2 finetune finetune_b_ssv2 --data.root DIR --out RUN --init PRETRAINED" in out
     refused(run("recipes", "--table", "9"), "no table '9'", "1a, 1b")

@@ -93,7 +93,7 @@ def result_of(job: Job, *, folder: Path, compile_blocks: bool) -> float:
 
 def plot(points: list[dict[str, float | str]], scratch: dict[str, list[float]], file: Path) -> None:
     """Every seed a dot, the means joined; the means from scratch as lines."""
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(13, 4.2), sharey=True, layout="constrained")
     variants = list(dict.fromkeys(str(point["variant"]) for point in points))
     for axes, axis, label in zip(panels, ("pflop", "epochs"), ("PFLOP of pre-training", "epochs"), strict=True):
         for number, variant in enumerate(variants):
@@ -110,7 +110,7 @@ def plot(points: list[dict[str, float | str]], scratch: dict[str, list[float]], 
             axes.axhline(100 * statistics.mean(values), color="0.5", linestyle=style, label=name)
         axes.set_xlabel(label)
     panels[0].set_ylabel("top-1 after fine-tuning, %")
-    panels[1].legend(fontsize=8, loc="upper left")
+    figure.legend(*panels[1].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     figure.savefig(file, dpi=130)
     pyplot.close(figure)
 

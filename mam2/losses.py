@@ -63,7 +63,7 @@ def linear_cross_entropy(
         target_S: int64 (S,), 0 .. K - 1.
         logits_at_once: numbers of a portion; 2**23 are 32 MiB in fp32.
     """
-    dtype = F.linear(x_SD[:0], weight_KD, bias_K).dtype  # autocast's, where that is on
+    dtype = F.linear(x_SD[:0], weight_KD[:1], bias_K[:1]).dtype  # autocast's, where that is on
     loss: Tensor = _LinearCrossEntropy.apply(x_SD, weight_KD, bias_K, target_S, dtype, logits_at_once)
     return loss
 

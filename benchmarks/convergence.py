@@ -120,9 +120,6 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=2500, help="of the paper's step; the others' follow")
-    parser.add_argument(
-        "--equal", choices=("epochs", "both"), default="both", help="leave out those of equal operations"
-    )
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--compile", action="store_true")
     parser.add_argument(
@@ -137,7 +134,6 @@ def main() -> None:
     write_videos(folder, args.videos_per_class)
     whole, tflop = tflop_of("paper"), {variant: tflop_of(variant) for variant in args.variants}
     lengths = {v: (args.steps, round(args.steps * whole / tflop[v])) for v in args.variants}
-    lengths = {v: pair if args.equal == "both" else pair[:1] for v, pair in lengths.items()}
     lengths |= {"paper": (args.steps // 2, args.steps)} if "paper" in args.variants else {}
     lengths |= dict.fromkeys(SCRATCH, (0,))
     jobs = [Job(variant, steps, seed) for seed in args.seeds for variant in lengths for steps in lengths[variant]]

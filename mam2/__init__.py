@@ -1,7 +1,7 @@
 """MAM²: self-supervised pre-training of video transformers by masked appearance-motion modelling.
 
-`load_encoder("RUN")(clip)` gives features; `pretrain(get_recipe("mam2_tiny", Pretrain), "RUN")` is a whole run, and so
-is `finetune` of a `Finetune`. Recipes are dataclasses: `dataclasses.replace` changes one.
+`load_encoder("RUN")(clip)` gives features; `pretrain(config, "RUN")` and `finetune(config, "RUN")` are whole runs of a
+`Pretrain` or a `Finetune`, such as `get_recipe` returns. Dataclasses: `dataclasses.replace` sets their `data`.
 """
 
 from mam2.config import UserError

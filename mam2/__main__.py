@@ -108,14 +108,16 @@ def cost(recipe: str, arguments: list[str]) -> None:
                 f"{on.title}: {hours:,.4g} hours of one, for {config.loop.duration} of {videos:,} videos at "
                 f"{achieved:.3g} TFLOP/s ({utilisation:.0%} of {on.peak_tflops:.3g})."
             )
+        disk = f"Disk: up to {costs.run_folder_gib(config, estimate):.2f} GiB for the run's folder"
+        if config.targets.cache and videos:
+            disk += f", {costs.cache_gib(config, videos):.2f} GiB for the token cache"
         fits = max(0, int((0.9 * on.memory_gib - estimate.state_gib) / estimate.clip_gib))
         _print(
             table,
             run,
             f"Memory: {estimate.state_gib:.2f} GiB for weights, gradients and AdamW, {estimate.clip_gib:.3g} GiB for "
             f"each clip, besides the tokenizer's own: some {fits} clips fit in 90 % of {on.memory_gib:.0f} GiB.",
-            f"Disk: up to {costs.run_folder_gib(config, estimate):.2f} GiB for the run's folder"
-            + (f", {costs.cache_gib(config, videos):.2f} GiB for the token cache." if config.targets.cache else "."),
+            f"{disk}.",
         )
 
     _run_with_recipe(command, "cost", recipe, start, arguments)
@@ -450,8 +452,8 @@ def main() -> None:
         sys.exit(2)
     except torch.OutOfMemoryError as error:
         print(
-            f"mam2: {str(error).splitlines()[0]} Use --loop.accumulate 2 (or more), --loop.recompute, or a smaller "
-            "--loop.batch-size; `mam2 cost RECIPE` tells how many clips fit. What was saved is kept.",
+            f"mam2: {str(error).splitlines()[0]} In training use --loop.accumulate 2 (or more), --loop.recompute, or a "
+            "smaller --loop.batch-size; `mam2 cost RECIPE` tells how many clips fit. What was saved is kept.",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -73,10 +73,10 @@ class Pretrain:
     def idle_options(self) -> list[str]:
         """Options that are set and do nothing, because of others."""
         targets, needs = self.targets, self.objective.needs_appearance
-        alone = isinstance(self.objective, MAM2Config) and not self.objective.aligns
+        unaligned = isinstance(self.objective, MAM2Config) and not self.objective.aligns
         idle = {
-            "mask.aligned": alone and self.mask.aligned < 1,
-            "objective.teacher_momentum": alone and self.objective.teacher_momentum > 0,
+            "mask.aligned": unaligned and self.mask.aligned < 1,
+            "objective.teacher_momentum": unaligned and self.objective.teacher_momentum > 0,
             "targets.cache": targets.cache and not needs,
             "targets.file": targets.file and not (needs and APPEARANCES[targets.appearance].weights != "none"),
             "targets.flow_file": targets.flow_file

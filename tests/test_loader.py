@@ -322,7 +322,9 @@ def test_a_video_that_ends_or_stalls_its_process_is_left_out(catalog, monkeypatc
 
 
 def test_a_process_that_dies_does_not_raise_in_the_midst_of_a_step(catalog):
-    loader = iter(train_loader(catalog, replace(SMALL, num_workers=2), batch_size=1, seed=0, num_steps=40))
+    loader = iter(
+        train_loader(catalog, replace(SMALL, num_workers=2, timeout_seconds=20), batch_size=1, seed=0, num_steps=40)
+    )
     next(loader)
     before = signal.getsignal(signal.SIGCHLD)
     for child in psutil.Process().children():
@@ -343,7 +345,7 @@ def test_a_process_that_dies_once_costs_nothing(catalog, monkeypatch, tmp_path):
         return honest(path, backend=backend)
 
     monkeypatch.setattr(clips, "open_video", dies_once)
-    loader = train_loader(catalog, replace(SMALL, num_workers=2), batch_size=3, seed=0, num_steps=4)
+    loader = train_loader(catalog, replace(SMALL, num_workers=2, timeout_seconds=20), batch_size=3, seed=0, num_steps=4)
     assert_equal(loader, expected)
     assert died.exists()
     assert not loader.bad

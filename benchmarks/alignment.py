@@ -32,8 +32,8 @@ from mam2.data.catalog import read_catalog
 from mam2.data.loader import TrainLoader
 from mam2.data.synthetic import write_dataset
 from mam2.quickstart import VIDEO_FRAMES, VIDEO_SIZE, Quickstart, pretrain_config
-from mam2.targets import TargetMaker
-from mam2.targets.vq import VQConfig
+from mam2.targets.maker import TargetMaker
+from mam2.targets.tokenizers.vq import VQConfig
 from mam2.train.logs import health
 from mam2.train.optim import learning_rate, make_optimizer, set_learning_rate
 from mam2.train.pretrain import build

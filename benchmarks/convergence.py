@@ -31,10 +31,10 @@ from matplotlib import pyplot
 from rich.console import Console
 from rich.table import Table
 
-from mam2 import distributed
 from mam2.config import Steps
 from mam2.cost import estimate
 from mam2.data.loader import steps_per_epoch
+from mam2.device import local_device
 from mam2.quickstart import Quickstart, finetune_config, pretrain_config
 from mam2.train.pretrain import Pretrain
 
@@ -166,7 +166,7 @@ def main() -> None:
         table.add_row(name, "", "", "", *(f"{100 * value:.1f}" for value in (*values, statistics.mean(values))))
     Console(width=110).print(table)
     if args.out:
-        report = {"command": shlex.join(["python", *sys.argv]), "machine": machine(distributed.device())}
+        report = {"command": shlex.join(["python", *sys.argv]), "machine": machine(local_device())}
         args.out.write_text(json.dumps(report | {"points": points, "scratch": scratch}, indent=2) + "\n")
     if args.plot:
         plot(points, scratch, args.plot)

@@ -48,11 +48,11 @@ from mam2.config import seed_of
 from mam2.data import sampling
 from mam2.data.catalog import Catalog, Item, read_catalog
 from mam2.data.clips import Data, train_clips, views_of
-from mam2.data.decode import Video
-from mam2.data.extract import write_frames
-from mam2.data.frames import open_video
 from mam2.data.loader import TrainLoader
-from mam2.data.packets import read_index
+from mam2.data.prepare.extract import write_frames
+from mam2.data.video.index import read_index
+from mam2.data.video.open import open_video
+from mam2.data.video.pyav import Video
 from mam2.recipes.finetune import finetune_b_ucf101
 from mam2.recipes.pretrain import mam2_b_k400
 

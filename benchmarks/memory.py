@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mam2 import distributed
-from mam2.losses import linear_cross_entropy
+from mam2.cross_entropy import linear_cross_entropy
+from mam2.device import local_device
 
 WAYS = ("plain", "portions", "torch")
 
@@ -53,7 +53,7 @@ def way(name: str, x_SD: Tensor, head: nn.Linear, code_S: Tensor, dtype: torch.d
 
 def one(name: str, *, tokens: int, width: int, codes: int, precision: str, repeats: int) -> dict[str, Any]:
     """Memory and time of one way, in this process: call it in a fresh one."""
-    device, dtype = distributed.device(), {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    device, dtype = local_device(), {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     torch.manual_seed(0)
     with device:
         x_SD, head = torch.randn(tokens, width, requires_grad=True), nn.Linear(width, codes)
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     result = {
         "benchmark": "memory",
         "command": shlex.join(["python", "benchmarks/memory.py", *words]),
-        "machine": machine(distributed.device()),
+        "machine": machine(local_device()),
         **sizes,
         "precision": options.precision,
         "ways": rows,

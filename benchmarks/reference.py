@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mam2.masks import Mask
-from mam2.model.encoder import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig
+from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2, MAM2Config
-from mam2.targets import TargetSizes
+from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
+from mam2.targets.table import TargetSizes
 
 
 def norm(width: int) -> nn.LayerNorm:

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from workload import SIZES, in_a_process
 
-from mam2 import distributed
-from mam2.train.engine import can_compile
+from mam2.device import local_device
+from mam2.model.blocks import can_compile
 
 AXES = ("frames", "size", "batch")
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for file in (options.out, options.plot):
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
-    device = distributed.device()
+    device = local_device()
     compiled = can_compile(device) if options.compile is None else options.compile
     values = {axis: getattr(options, axis) for axis in AXES}
     rows = measure(options.model, values, precision=options.precision, repeats=options.repeats, compiled=compiled)

@@ -35,13 +35,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from workload import CONTENDERS, SIZES, Size, Workload, flops_of, in_a_process
 
-from mam2 import distributed
+from mam2.device import keep_freed_memory, local_device
 from mam2.losses import alignment_loss, appearance_loss, motion_loss
 from mam2.masks import take
-from mam2.memory import keep_freed_memory
-from mam2.targets.pixels import to_float
-from mam2.targets.vqgan import VQGAN
-from mam2.train.engine import can_compile, compile_blocks
+from mam2.model.blocks import can_compile, compile_blocks
+from mam2.patches import to_float
+from mam2.targets.tokenizers.vqgan import VQGAN
 
 PEAK_SHAPES_MKN = {  # two of ViT-B's own, and one that is large in every direction
     "cpu": ((3136, 768, 3072), (2352, 768, 768), (2048, 2048, 2048)),
@@ -187,7 +186,7 @@ def measure(
     against: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
     """Runs the benchmark; FLOPs, seconds, FLOP/s, GiB and ratios as JSON."""
-    device = distributed.device()
+    device = local_device()
     result: dict[str, Any] = {"machine": machine(device), "encoder": asdict(size.encoder), "against": against}
     if device.type == "cpu":  # as training does
         keep_freed_memory()
@@ -302,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if min(options.batch, options.steps) < 1:
         parser.error(f"--batch is {options.batch} and --steps {options.steps}; both must be at least 1.")
     words = sys.argv[1:] if arguments is None else arguments
-    compiled = can_compile(distributed.device()) if options.compile is None else options.compile
+    compiled = can_compile(local_device()) if options.compile is None else options.compile
     flags = ["--model", options.model, "--batch", str(options.batch), "--precision", options.precision]
     flags += ["--repeats", str(options.steps), *(["--compile"] if compiled else [])]
     found = {name: in_a_process(name, *flags) for name in (("mam2", *options.against) if options.against else ())}

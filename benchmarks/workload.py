@@ -30,16 +30,16 @@ from reference import PlainMAM2
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from mam2 import distributed
-from mam2.masks import Mask, Masking
-from mam2.memory import keep_freed_memory
+from mam2.device import autocast_dtype, keep_freed_memory, local_device
+from mam2.masks import Mask, MaskConfig
+from mam2.model.blocks import compile_blocks, recompute_blocks
 from mam2.model.encoder import EncoderConfig, vit_b, vit_l
 from mam2.objectives.mam2 import MAM2, MAM2Config
-from mam2.targets import Targets, TargetSizes
+from mam2.patches import patchify, to_float
+from mam2.targets.maker import Targets
 from mam2.targets.motion import rgb_difference
-from mam2.targets.pixels import patchify, to_float
-from mam2.targets.vqgan import VQGANConfig
-from mam2.train.engine import autocast_dtype, compile_blocks, recompute_blocks
+from mam2.targets.table import TargetSizes
+from mam2.targets.tokenizers.vqgan import VQGANConfig
 from mam2.train.optim import Optim, make_optimizer
 
 CONTENDERS = (
@@ -94,7 +94,7 @@ class Workload:
         shape_BTCHW = (batch, frames, 3, encoder.size, encoder.size)
         self.clip_BTCHW = torch.randint(256, shape_BTCHW, dtype=torch.uint8, device=device)
         self.codes_BTN = torch.randint(num_codes, (batch, frames, num_patches), device=device)
-        self.mask: Mask = Masking()(frames, encoder.grid, sample_B=torch.arange(batch), seed=0).to(device)
+        self.mask: Mask = MaskConfig()(frames, encoder.grid, sample_B=torch.arange(batch), seed=0).to(device)
         of_part = batch // accumulate
         self.parts = [slice(start, start + of_part) for start in range(0, batch, of_part)]
         dtype = autocast_dtype(precision, device, width=encoder.width)
@@ -165,7 +165,7 @@ def videomae_step(size: Size, *, batch: int, precision: str, device: torch.devic
     torch.manual_seed(0)
     model = VideoMAEForPreTraining(config).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
-    mask = Masking(ratio=0.9)(encoder.frames // 2, encoder.grid, sample_B=torch.arange(batch), seed=0).to(device)
+    mask = MaskConfig(ratio=0.9)(encoder.frames // 2, encoder.grid, sample_B=torch.arange(batch), seed=0).to(device)
     num_patches = encoder.grid[0] * encoder.grid[1]
     masked_BTN = torch.zeros(batch, encoder.frames // 2, num_patches, dtype=torch.bool, device=device)
     masked_BTN.scatter_(2, mask.masked_BTM, True)
@@ -192,7 +192,7 @@ def flops_of(call: Callable[[], object]) -> int:
 
 def one(contender: str, size: Size, *, batch: int, precision: str, repeats: int, compiled: bool) -> dict[str, float]:
     """FLOPs, seconds and memory of a step, in this process: call it in a fresh one."""
-    device = distributed.device()
+    device = local_device()
     if device.type == "cpu" and contender.startswith("mam2"):  # as training does
         keep_freed_memory()
 

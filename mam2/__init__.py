@@ -2,46 +2,75 @@
 
 `load_encoder("RUN")(clip)` gives features; `pretrain(config, "RUN")` and `finetune(config, "RUN")` are whole runs of a
 `Pretrain` or a `Finetune`, such as `get_recipe` returns. Dataclasses: `dataclasses.replace` sets their `data`.
+
+Importing this package loads nothing heavy: each public name is imported when it is first used.
 """
 
-from mam2.config import UserError
-from mam2.data.clips import Data
-from mam2.evaluate import evaluate
-from mam2.masks import Masking
-from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder, vit_b, vit_l
-from mam2.objectives.mam2 import MAM2, MAM2Config
-from mam2.recipes import get_recipe
-from mam2.targets import TargetMaker, TargetsConfig, TargetSizes
-from mam2.train.checkpoint import load_classifier, load_encoder
-from mam2.train.engine import Loop
-from mam2.train.finetune import Finetune, evaluate_run, finetune
-from mam2.train.optim import Optim
-from mam2.train.pretrain import Pretrain, pretrain
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mam2.config import Epochs as Epochs
+    from mam2.config import Steps as Steps
+    from mam2.config import UserError as UserError
+    from mam2.data.clips import Data as Data
+    from mam2.losses import Losses as Losses
+    from mam2.masks import Mask as Mask
+    from mam2.masks import MaskConfig as MaskConfig
+    from mam2.model.classifier import Classifier as Classifier
+    from mam2.model.encoder import EncoderConfig as EncoderConfig
+    from mam2.model.encoder import VideoEncoder as VideoEncoder
+    from mam2.model.encoder import vit_b as vit_b
+    from mam2.model.encoder import vit_l as vit_l
+    from mam2.model.weights import load_classifier as load_classifier
+    from mam2.model.weights import load_encoder as load_encoder
+    from mam2.objectives.mam2 import MAM2 as MAM2
+    from mam2.objectives.mam2 import MAM2Config as MAM2Config
+    from mam2.probe.probe import Probe as Probe
+    from mam2.probe.probe import probe_encoder as probe_encoder
+    from mam2.recipes import get_recipe as get_recipe
+    from mam2.targets.maker import TargetMaker as TargetMaker
+    from mam2.targets.maker import Targets as Targets
+    from mam2.targets.table import TargetsConfig as TargetsConfig
+    from mam2.targets.table import TargetSizes as TargetSizes
+    from mam2.train.engine import Loop as Loop
+    from mam2.train.finetune import Finetune as Finetune
+    from mam2.train.finetune import evaluate_run as evaluate_run
+    from mam2.train.finetune import finetune as finetune
+    from mam2.train.optim import Optim as Optim
+    from mam2.train.pretrain import Pretrain as Pretrain
+    from mam2.train.pretrain import pretrain as pretrain
 
 __version__ = "0.1.0"
-__all__ = [
-    "MAM2",
-    "Classifier",
-    "Data",
-    "EncoderConfig",
-    "Finetune",
-    "Loop",
-    "MAM2Config",
-    "Masking",
-    "Optim",
-    "Pretrain",
-    "TargetMaker",
-    "TargetSizes",
-    "TargetsConfig",
-    "UserError",
-    "VideoEncoder",
-    "evaluate",
-    "evaluate_run",
-    "finetune",
-    "get_recipe",
-    "load_classifier",
-    "load_encoder",
-    "pretrain",
-    "vit_b",
-    "vit_l",
-]
+MODULE_OF = {
+    **dict.fromkeys(("Epochs", "Steps", "UserError"), "config"),
+    "Data": "data.clips",
+    "Losses": "losses",
+    **dict.fromkeys(("Mask", "MaskConfig"), "masks"),
+    "Classifier": "model.classifier",
+    **dict.fromkeys(("EncoderConfig", "VideoEncoder", "vit_b", "vit_l"), "model.encoder"),
+    **dict.fromkeys(("load_classifier", "load_encoder"), "model.weights"),
+    **dict.fromkeys(("MAM2", "MAM2Config"), "objectives.mam2"),
+    **dict.fromkeys(("Probe", "probe_encoder"), "probe.probe"),
+    "get_recipe": "recipes",
+    **dict.fromkeys(("TargetMaker", "Targets"), "targets.maker"),
+    **dict.fromkeys(("TargetSizes", "TargetsConfig"), "targets.table"),
+    "Loop": "train.engine",
+    **dict.fromkeys(("Finetune", "evaluate_run", "finetune"), "train.finetune"),
+    "Optim": "train.optim",
+    **dict.fromkeys(("Pretrain", "pretrain"), "train.pretrain"),
+}
+"""Where each public name lives."""
+__all__ = ["__version__", *MODULE_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULE_OF:
+        raise AttributeError(f"module 'mam2' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mam2.{MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

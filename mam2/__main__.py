@@ -53,8 +53,8 @@ def finetune(recipe: str, arguments: list[str]) -> None:
 
 def probe(encoder: str, arguments: list[str]) -> None:
     """mam2 probe RUN --train DIR --test DIR --kind linear|attentive|knn: what a frozen encoder knows."""
-    from mam2.probe import Probe
-    from mam2.probe import probe as run
+    from mam2.probe.probe import Probe
+    from mam2.probe.probe import probe_encoder as run
 
     place = Path(encoder)
 
@@ -75,7 +75,8 @@ def probe(encoder: str, arguments: list[str]) -> None:
 def cost(recipe: str, arguments: list[str]) -> None:
     """mam2 cost RECIPE [--device h100|a100|cpu]: what pre-training will take, before anyone starts it."""
     from mam2 import cost as costs
-    from mam2.recipes import NUM_TRAINING_VIDEOS, RECIPES, get_recipe
+    from mam2.recipes import RECIPES, get_recipe
+    from mam2.recipes.tables import NUM_TRAINING_VIDEOS
     from mam2.train.pretrain import Pretrain
 
     start = get_recipe(recipe, Pretrain)
@@ -142,8 +143,8 @@ def evaluate(
         out: where to write; the run's folder if left out.
     """
     from mam2 import distributed
+    from mam2.pictures.charts import confusion_picture
     from mam2.train.finetune import evaluate_run
-    from mam2.visualize import confusion_picture
 
     out = out or run
     result, classes = evaluate_run(run, data_root, split=data_split, clips=clips, crops=crops, out=out)
@@ -179,8 +180,8 @@ def show(
         augment: draw four clips of the video as the run's training gets them, not predictions.
         seed: of the mask, or of the augmentation.
     """
-    from mam2.show import show as draw
-    from mam2.show import show_augmented
+    from mam2.pictures.show import show as draw
+    from mam2.pictures.show import show_augmented
 
     if augment and (gif or mp4):
         raise UserError("--augment draws a picture only; leave --gif and --mp4 out.")
@@ -206,7 +207,7 @@ def masks(
         ratio: share of patches that is masked.
         seed: of the masks.
     """
-    from mam2.show import show_masks
+    from mam2.pictures.show import show_masks
 
     show_masks(video, out, ratio=ratio, seed=seed)
     print(f"Wrote {out}")
@@ -220,7 +221,8 @@ def recipes(name: Annotated[str, Positional] = "", table: str = "", tflops: floa
         table: a table of the paper, such as 1d: its rows with the paper's numbers, commands and estimated cost.
         tflops: TFLOP/s that a GPU achieves, for the estimate; 125 is 40 % of an A100's 312 in bf16.
     """
-    from mam2.recipes import RECIPES, get_recipe, tables_of
+    from mam2.recipes import RECIPES, get_recipe
+    from mam2.recipes.tables import tables_of
 
     if table and name:
         raise UserError("Give a recipe's name or --table, not both.")
@@ -239,8 +241,9 @@ def recipes(name: Annotated[str, Positional] = "", table: str = "", tflops: floa
 
 def _paper_table(number: str, tflops: float) -> None:
     from mam2.cost import estimate, gpu_hours
-    from mam2.recipes import NUM_TRAINING_VIDEOS, RECIPES, get_table
-    from mam2.targets import APPEARANCES
+    from mam2.recipes import RECIPES
+    from mam2.recipes.tables import NUM_TRAINING_VIDEOS, get_table
+    from mam2.targets.table import APPEARANCES
     from mam2.train.pretrain import Pretrain
 
     table, costs, commands = get_table(number), ("TFLOP/clip", "GiB/clip", "GPU-hours"), []
@@ -271,7 +274,7 @@ def _paper_table(number: str, tflops: float) -> None:
 
 def targets() -> None:
     """List the appearance and motion targets: input size, range, number of codes, cost of a clip."""
-    from mam2.targets import APPEARANCES, MOTIONS
+    from mam2.targets.table import APPEARANCES, MOTIONS
 
     listing = Table("--targets.appearance", "what", "fed", "range", "K", "GFLOP/clip", "weights")
     for name, row in APPEARANCES.items():
@@ -311,7 +314,7 @@ def tokenizer_convert(checkpoint: Annotated[Path, Positional], out: Path, decode
         out: the .safetensors to write.
         decoder: DALL-E's decoder.pkl, which only pictures need.
     """
-    from mam2.targets.convert import convert_checkpoint
+    from mam2.targets.tokenizers.convert import convert_checkpoint
 
     print(json.dumps(convert_checkpoint(checkpoint, out, decoder=decoder), indent=2, default=str))
 
@@ -340,8 +343,8 @@ def tokenizer_train(
     """
     from mam2.data.catalog import read_catalog
     from mam2.data.clips import Data
-    from mam2.show import show_reconstruction
-    from mam2.targets.vq import VQConfig
+    from mam2.pictures.show import show_reconstruction
+    from mam2.targets.tokenizers.vq import VQConfig
     from mam2.train.tokenizer import train_tokenizer
 
     config = VQConfig(patch_size=patch_size, num_codes=num_codes)
@@ -380,8 +383,8 @@ def prepare(
         timeout_seconds: to open a video; one that takes longer is unreadable. Its frames may take 30 times as long.
         max_missing_share: of the listed videos, that may be missing or unreadable.
     """
-    from mam2.data.extract import write_all_frames
-    from mam2.data.prepare import prepare as run
+    from mam2.data.prepare.extract import write_all_frames
+    from mam2.data.prepare.manifest import prepare as run
 
     report = run(
         name,

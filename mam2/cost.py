@@ -14,12 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mam2.config import UserError
 from mam2.data.loader import steps_per_epoch
+from mam2.device import autocast_dtype
 from mam2.masks import Mask, take
+from mam2.model.blocks import recompute_blocks
 from mam2.model.encoder import VideoEncoder
 from mam2.objectives import ObjectiveConfig
-from mam2.targets import APPEARANCES, MOTIONS, Targets, target_sizes
 from mam2.targets.cache import row_bytes
-from mam2.train.engine import autocast_dtype, recompute_blocks
+from mam2.targets.maker import Targets
+from mam2.targets.table import APPEARANCES, MOTIONS, target_sizes
 from mam2.train.pretrain import Pretrain, build
 
 AS_ON_A_GPU = torch.float16

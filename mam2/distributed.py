@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mam2.config import UserError
+from mam2.device import local_device
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def session() -> Iterator[None]:
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield
         return
-    here = device()
+    here = local_device()
     if here.type == "cuda":
         if (gpus := torch.cuda.device_count()) <= here.index:
             raise UserError(
@@ -40,18 +41,6 @@ def session() -> Iterator[None]:
     dist.init_process_group(backend, timeout=timedelta(hours=2))
     yield
     dist.destroy_process_group()  # not after an error of this process: it would wait for the others, and they for it
-
-
-def device() -> torch.device:
-    """This process's GPU, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
-
-
-def send(tensor: Tensor, to: torch.device) -> Tensor:
-    """A host's tensor on another device; on a GPU through pinned memory, so that neither waits for the other."""
-    return tensor.contiguous().pin_memory().to(to, non_blocking=True) if to.type == "cuda" else tensor.to(to)
 
 
 def rank() -> int:
@@ -68,7 +57,7 @@ def wrap(model: nn.Module) -> nn.Module:
     """The model with gradients averaged over all processes."""
     if world_size() == 1:
         return model
-    here = device()
+    here = local_device()
     return DistributedDataParallel(
         model,
         device_ids=[here] if here.type == "cuda" else None,

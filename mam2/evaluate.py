@@ -13,7 +13,7 @@ from torch import Tensor
 from mam2 import distributed
 from mam2.config import UserError
 from mam2.data.loader import ViewLoader, check_bad
-from mam2.model.encoder import Classifier
+from mam2.model.classifier import Classifier
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from mam2 import distributed
 from mam2.config import UserError, did_you_mean, seed_of
+from mam2.device import send
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Mask:
 
     def to(self, device: torch.device) -> Mask:
         """The same mask on another device."""
-        aligned_BA = None if self.aligned_BA is None else distributed.send(self.aligned_BA, device)
-        visible_BTV, masked_BTM = (distributed.send(x, device) for x in (self.visible_BTV, self.masked_BTM))
+        aligned_BA = None if self.aligned_BA is None else send(self.aligned_BA, device)
+        visible_BTV, masked_BTM = (send(x, device) for x in (self.visible_BTV, self.masked_BTM))
         return Mask(visible_BTV, masked_BTM, aligned_BA)
 
     def aligned(self, x_BTMD: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ MASKS: dict[str, Callable[[int, tuple[int, int], int, Generator], Tensor]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masking:
+class MaskConfig:
     """How patches are masked; the defaults are the paper's.
 
     Attributes:
@@ -135,7 +135,7 @@ class Masking:
         num_masked = round(self.ratio * num_patches)
         if not 0 < num_masked < num_patches:
             raise UserError(
-                f"Masking {self.ratio:.0%} of {num_patches} patches leaves {num_masked} masked and "
+                f"MaskConfig {self.ratio:.0%} of {num_patches} patches leaves {num_masked} masked and "
                 f"{num_patches - num_masked} visible; both are needed. Use a larger image or another mask ratio."
             )
         num_predicted = max(1, round(self.predicted * num_masked))

@@ -28,12 +28,13 @@ from mam2.config import Duration, Epochs, Steps, UserError
 from mam2.data.clips import Data
 from mam2.data.synthetic import MOTIONS, write_dataset
 from mam2.distributed import end_with_parent
+from mam2.files import write_text
 from mam2.model.encoder import EncoderConfig
+from mam2.model.weights import load_encoder
 from mam2.objectives.mam2 import MAM2Config
-from mam2.report import ScoreRow, read_log, write_report
-from mam2.show import show
-from mam2.targets import TargetsConfig
-from mam2.train.checkpoint import load_encoder, write_text
+from mam2.pictures.report import ScoreRow, read_log, write_report
+from mam2.pictures.show import show
+from mam2.targets.table import TargetsConfig
 from mam2.train.engine import Loop
 from mam2.train.finetune import Finetune, evaluate_run, finetune
 from mam2.train.optim import Optim

@@ -1,6 +1,6 @@
+"""Fixtures that several test files share."""
+
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -32,23 +32,3 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed in range(4):
             write_video(root / motion / f"{seed}.mp4", render(motion, seed=seed, num_frames=10, size=24))
     return root
-
-
-TINY_ENCODER = [
-    *("--encoder.width", "16", "--encoder.depth", "1", "--encoder.num-heads", "2"),
-    *("--encoder.frames", "3", "--encoder.size", "16", "--encoder.patch-size", "4"),
-    *("--data.num-workers", "0", "--loop.batch-size", "4", "--loop.log-every", "1"),
-]
-TINY = [
-    *TINY_ENCODER,
-    *("--objective.width", "16", "--objective.num-heads", "2", "--objective.regressor-depth", "1"),
-    *("--objective.appearance-depth", "1", "--targets.appearance", "random_projection", "--targets.num-codes", "32"),
-]
-
-
-def mam2(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """Runs the command line as a user would."""
-    start = [sys.executable, "-m"]
-    if processes > 1:
-        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    return subprocess.run([*start, "mam2", *map(str, arguments)], capture_output=True, text=True, timeout=280)

@@ -19,16 +19,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torchvision.models.optical_flow import raft_small
 
 from mam2.__main__ import main as mam2
-from mam2.data.synthetic import write_dataset
+from mam2.data.synthetic import MOTIONS, render
 from mam2.recipes import RECIPES
-from mam2.targets.dalle import DALLE, DALLEConfig, save_dalle
-from mam2.targets.vqgan import VQGAN, VQGANConfig, save_vqgan
+from mam2.targets.tokenizers.dalle import DALLE, DALLEConfig, save_dalle
+from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, save_vqgan
 
 TIMINGS = {"data_seconds", "clips_per_second", "memory_gib"}
 LOOP = ["--loop.precision", "fp32", "--loop.compile", "off", "--loop.log-every", "1", "--loop.duration", "12 steps"]
@@ -70,6 +71,21 @@ def write_tokenizers(folder: Path) -> dict[str, list[str]]:
     return options | {"optical_flow": flow}
 
 
+def write_videos(folder: Path) -> None:
+    """Two rendered videos per class, without loss: x264 does not write the same pixels every time."""
+    for number, motion in enumerate(MOTIONS):
+        (folder / motion).mkdir(parents=True)
+        for i in range(2):
+            with av.open(str(folder / motion / f"{i}.mkv"), "w") as container:
+                stream = container.add_stream("ffv1", rate=10)
+                stream.height = stream.width = 64
+                stream.pix_fmt = "yuv420p"
+                clip_TCHW = render(motion, seed=2 * number + i, num_frames=20, size=64)
+                for frame_HWC in clip_TCHW.permute(0, 2, 3, 1).contiguous().numpy():
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
+                container.mux(stream.encode())
+
+
 def pretrainings(tokenizers: dict[str, list[str]]) -> dict[str, list[str]]:
     """Each pre-training's recipe and options."""
     runs = {"mam2_tiny": ["mam2_tiny", "--loop.duration", "12 steps"]}
@@ -104,7 +120,7 @@ def digest(arrays: Any) -> str:
 def record(folder: Path, only: str) -> dict[str, Any]:
     """All results by name."""
     videos, results = folder / "videos", dict[str, Any]()
-    write_dataset(videos, videos_per_class=2, seed=0, num_frames=20, size=64)
+    write_videos(videos)
     for name, words in pretrainings(write_tokenizers(folder)).items():
         if only in name:
             run("pretrain", *words[:1], "--data.root", videos, "--out", folder / name, *LOOP, *words[1:])

@@ -12,7 +12,7 @@ import torch
 from reference import PlainMAM2
 from torch import nn
 
-from mam2.targets import TargetSizes
+from mam2.targets.table import TargetSizes
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, mam2
+from helpers import TINY, mam2
 
 from mam2.config import UserError
 from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data
 from mam2.model.encoder import EncoderConfig
-from mam2.targets import TargetMaker, TargetsConfig
 from mam2.targets.cache import TokenCache
+from mam2.targets.maker import TargetMaker
+from mam2.targets.table import TargetsConfig
 from mam2.train.pretrain import Pretrain, token_cache
 
 SHAPE = (2, 3)

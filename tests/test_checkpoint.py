@@ -14,11 +14,16 @@ from torch import nn
 
 from mam2 import distributed
 from mam2.config import UserError, to_json
-from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder
+from mam2.device import memory_gib
+from mam2.files import write_tensors, write_text
+from mam2.model.classifier import Classifier
+from mam2.model.encoder import EncoderConfig, VideoEncoder
+from mam2.model.weights import FORMAT_ENCODER, load_classifier, load_encoder, save_classifier, save_encoder
 from mam2.train import checkpoint
 from mam2.train.checkpoint import State
-from mam2.train.logs import RunLog, Stopwatch, health, memory_gib
+from mam2.train.logs import RunLog, Stopwatch, health
 from mam2.train.optim import Optim, make_optimizer
+from mam2.train.run import FREE_FIELDS, open_run, read_run
 
 TINY = EncoderConfig(width=8, depth=2, num_heads=2, frames=2, size=16, patch_size=8)
 
@@ -177,10 +182,10 @@ def test_a_damaged_checkpoint_is_a_users_error(tmp_path: Path, name: str) -> Non
 def test_a_loaded_encoder_is_the_saved_one(tmp_path: Path) -> None:
     model, _ = trained(0)
     assert isinstance(model, VideoEncoder)
-    checkpoint.save_encoder(tmp_path / "encoder.safetensors", model)
+    save_encoder(tmp_path / "encoder.safetensors", model)
     clip = torch.rand(1, 2, 3, 16, 16)
     for source in (tmp_path, str(tmp_path), tmp_path / "encoder.safetensors"):
-        loaded = checkpoint.load_encoder(source)
+        loaded = load_encoder(source)
         assert loaded.config == TINY
         assert not loaded.training
         assert same(loaded, model)
@@ -191,14 +196,14 @@ def test_a_loaded_encoder_is_the_saved_one(tmp_path: Path) -> None:
 def test_a_loaded_classifier_is_the_saved_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
     classifier = Classifier(VideoEncoder(replace(TINY, drop_path=0.1)), 3).eval()
-    checkpoint.save_classifier(tmp_path / "classifier.safetensors", classifier, ("run", "ünlü", "walk"))
-    loaded, classes = checkpoint.load_classifier(tmp_path)
+    save_classifier(tmp_path / "classifier.safetensors", classifier, ("run", "ünlü", "walk"))
+    loaded, classes = load_classifier(tmp_path)
     assert classes == ("run", "ünlü", "walk")
     assert same(loaded, classifier)
     assert loaded.encoder.config == classifier.encoder.config
     assert not loaded.training
     # A fine-tuned run gives its own encoder.
-    assert same(checkpoint.load_encoder(tmp_path), classifier.encoder)
+    assert same(load_encoder(tmp_path), classifier.encoder)
 
 
 def test_a_pickle_given_as_an_encoder_is_not_run(tmp_path: Path) -> None:
@@ -208,7 +213,7 @@ def test_a_pickle_given_as_an_encoder_is_not_run(tmp_path: Path) -> None:
         lambda: torch.save({"patch_embed.weight": Bomb(canary)}, file),
     ):
         write()
-        for load in (checkpoint.load_encoder, checkpoint.load_classifier):
+        for load in (load_encoder, load_classifier):
             with pytest.raises(UserError, match="no safetensors file"):
                 load(file)
     assert not canary.exists()
@@ -218,27 +223,27 @@ def test_a_pickle_given_as_an_encoder_is_not_run(tmp_path: Path) -> None:
 
 def test_other_files_are_refused_as_encoders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        checkpoint.load_encoder(tmp_path)
+        load_encoder(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
-        checkpoint.load_encoder(tmp_path / "absent.safetensors")
+        load_encoder(tmp_path / "absent.safetensors")
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="holds no encoder"):
-        checkpoint.load_encoder(tmp_path / "other.safetensors")
+        load_encoder(tmp_path / "other.safetensors")
     model, _ = trained(0)
     assert isinstance(model, VideoEncoder)
-    checkpoint.save_encoder(tmp_path / "encoder.safetensors", model)
+    save_encoder(tmp_path / "encoder.safetensors", model)
     with pytest.raises(UserError, match="holds no classifier"):
-        checkpoint.load_classifier(tmp_path / "encoder.safetensors")
+        load_classifier(tmp_path / "encoder.safetensors")
     with pytest.raises(UserError, match="holds no classifier"):
-        checkpoint.load_classifier(tmp_path)
+        load_classifier(tmp_path)
 
 
 def test_an_encoders_tensors_must_fit_its_configuration(tmp_path: Path) -> None:
     model, _ = trained(0)
-    metadata = {"format": checkpoint.FORMAT_ENCODER, "config": json.dumps(to_json(replace(TINY, depth=3)))}
-    checkpoint.write_tensors(tmp_path / "encoder.safetensors", model.state_dict(), metadata)
+    metadata = {"format": FORMAT_ENCODER, "config": json.dumps(to_json(replace(TINY, depth=3)))}
+    write_tensors(tmp_path / "encoder.safetensors", model.state_dict(), metadata)
     with pytest.raises(UserError, match="another architecture"):
-        checkpoint.load_encoder(tmp_path)
+        load_encoder(tmp_path)
 
 
 # Run folders
@@ -259,66 +264,66 @@ class FakeRun:
 
 def test_a_new_folder_gets_the_whole_configuration(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "run"
-    assert checkpoint.open_run(folder, "pretrain", FakeRun(), resume=False) is False
+    assert open_run(folder, "pretrain", FakeRun(), resume=False) is False
     config = {"data": {"root": "videos", "num_workers": 2, "size": 224}, "seed": 0}
-    found = checkpoint.read_run(folder)
+    found = read_run(folder)
     assert len(found.pop("videos")) == 16
     assert found == {"kind": "pretrain", "config": config, "num_videos": 0, "classes": []}
     assert [path.name for path in folder.iterdir()] == ["run.json"]
     (tmp_path / "empty").mkdir()
-    assert checkpoint.open_run(tmp_path / "empty", "pretrain", FakeRun(), resume=True) is False
+    assert open_run(tmp_path / "empty", "pretrain", FakeRun(), resume=True) is False
 
 
 def test_the_same_run_may_go_on_unless_told_not_to(tmp_path: Path) -> None:
-    checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
-    assert checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True) is True
+    open_run(tmp_path, "pretrain", FakeRun(), resume=True)
+    assert open_run(tmp_path, "pretrain", FakeRun(), resume=True) is True
     with pytest.raises(UserError, match="holds this run already"):
-        checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=False)
+        open_run(tmp_path, "pretrain", FakeRun(), resume=False)
 
 
 def test_what_does_not_touch_the_numbers_may_change(tmp_path: Path) -> None:
-    checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
+    open_run(tmp_path, "pretrain", FakeRun(), resume=True)
     moved = FakeRun(data=FakeData(num_workers=16, root="/elsewhere"))
-    assert checkpoint.open_run(tmp_path, "pretrain", moved, resume=True) is True
+    assert open_run(tmp_path, "pretrain", moved, resume=True) is True
 
 
 def test_a_run_of_an_earlier_version_goes_on_with_the_defaults_of_new_fields(tmp_path: Path) -> None:
-    checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
+    open_run(tmp_path, "pretrain", FakeRun(), resume=True)
     (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
     record = json.loads((tmp_path / "run.json").read_text())
     del record["config"]["data"]["size"], record["config"]["seed"]
     (tmp_path / "run.json").write_text(json.dumps(record))
-    assert checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True) is True
+    assert open_run(tmp_path, "pretrain", FakeRun(), resume=True) is True
     with pytest.raises(UserError, match=r"differs in seed\."):
-        checkpoint.open_run(tmp_path, "pretrain", FakeRun(seed=1), resume=True)
+        open_run(tmp_path, "pretrain", FakeRun(seed=1), resume=True)
 
 
 def test_another_run_is_refused_by_field(tmp_path: Path) -> None:
-    checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
+    open_run(tmp_path, "pretrain", FakeRun(), resume=True)
     (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)  # a run that has saved something
     before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(UserError, match=r"differs in data\.size, seed\."):
-        checkpoint.open_run(tmp_path, "pretrain", FakeRun(data=FakeData(size=112), seed=1), resume=True)
+        open_run(tmp_path, "pretrain", FakeRun(data=FakeData(size=112), seed=1), resume=True)
     with pytest.raises(UserError, match=r"differs in kind\."):
-        checkpoint.open_run(tmp_path, "finetune", FakeRun(), resume=True)
+        open_run(tmp_path, "finetune", FakeRun(), resume=True)
     assert (tmp_path / "run.json").read_bytes() == before
 
 
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="is no run's folder"):
-        checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
+        open_run(tmp_path, "pretrain", FakeRun(), resume=True)
     with pytest.raises(UserError, match="is no run's folder"):
-        checkpoint.open_run(tmp_path / "thesis.tex", "pretrain", FakeRun(), resume=True)
+        open_run(tmp_path / "thesis.tex", "pretrain", FakeRun(), resume=True)
     with pytest.raises(UserError, match="is no run's folder"):
-        checkpoint.read_run(tmp_path)
+        read_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_damaged_run_file_is_a_users_error(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"kind": "pre')
     with pytest.raises(UserError, match=r"run\.json is damaged"):
-        checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
+        open_run(tmp_path, "pretrain", FakeRun(), resume=True)
 
 
 def test_free_fields_are_fields_of_a_run() -> None:
@@ -326,14 +331,14 @@ def test_free_fields_are_fields_of_a_run() -> None:
     from mam2.train.pretrain import Pretrain
 
     plain = to_json(Finetune()) | to_json(Pretrain())
-    for name in checkpoint.FREE_FIELDS:
+    for name in FREE_FIELDS:
         part, _, leaf = name.rpartition(".")
         assert leaf in (plain[part] if part else plain), name
 
 
 def test_text_is_written_whole(tmp_path: Path) -> None:
-    checkpoint.write_text(tmp_path / "a.json", "old")
-    checkpoint.write_text(tmp_path / "a.json", "nü")
+    write_text(tmp_path / "a.json", "old")
+    write_text(tmp_path / "a.json", "nü")
     assert (tmp_path / "a.json").read_text("utf-8") == "nü"
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
@@ -410,21 +415,21 @@ def test_stopwatch_and_memory() -> None:
 
 
 def test_a_run_that_saved_nothing_gives_way(tmp_path: Path) -> None:
-    checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True)
+    open_run(tmp_path, "pretrain", FakeRun(), resume=True)
     (tmp_path / "tokenizer.safetensors").write_bytes(b"of the other settings")
-    assert checkpoint.open_run(tmp_path, "pretrain", FakeRun(seed=1), resume=True) is False
-    assert checkpoint.read_run(tmp_path)["config"]["seed"] == 1
+    assert open_run(tmp_path, "pretrain", FakeRun(seed=1), resume=True) is False
+    assert read_run(tmp_path)["config"]["seed"] == 1
     assert not (tmp_path / "tokenizer.safetensors").exists()
     with pytest.raises(UserError, match="differs in seed"):  # not where a new run is asked for
-        checkpoint.open_run(tmp_path, "pretrain", FakeRun(seed=2), resume=False)
+        open_run(tmp_path, "pretrain", FakeRun(seed=2), resume=False)
     (tmp_path / "log.jsonl").write_text('{"step": 10}\n')
     with pytest.raises(UserError, match="differs in seed"):  # nor once it is under way
-        checkpoint.open_run(tmp_path, "pretrain", FakeRun(seed=2), resume=True)
+        open_run(tmp_path, "pretrain", FakeRun(seed=2), resume=True)
 
 
 def test_a_run_goes_on_wherever_its_videos_are_but_not_on_others(tmp_path: Path) -> None:
     def open_with(*videos: str) -> bool:
-        return checkpoint.open_run(tmp_path, "pretrain", FakeRun(), resume=True, videos=videos)
+        return open_run(tmp_path, "pretrain", FakeRun(), resume=True, videos=videos)
 
     assert not open_with("/data/left/0.mp4", "/data/right/\udcff.mp4")
     (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TINY_ENCODER
+from helpers import TINY, TINY_ENCODER
 from safetensors.torch import load_file
 from torchvision.models.optical_flow import raft_small
 
@@ -17,7 +17,7 @@ import mam2
 import mam2.train.finetune as finetuning
 from mam2.__main__ import main
 from mam2.data.synthetic import render, write_video
-from mam2.targets.vqgan import VQGAN, VQGANConfig, save_vqgan
+from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, save_vqgan
 
 PRETRAIN = ("pretrain", "mam2_tiny", *TINY, "--loop.duration", "2 steps")
 FINETUNE = ("finetune", "finetune_tiny", *TINY_ENCODER, "--loop.duration", "2 steps")

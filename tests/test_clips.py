@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_decode import write_video
+from helpers import write_video
 
 from mam2.config import UserError
 from mam2.data import sampling, transforms
 from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data, augmented, stride_of, train_clips, views_of
-from mam2.data.frames import open_video
 from mam2.data.loader import TrainLoader
+from mam2.data.video.open import open_video
 
 PLAIN = Data(stride_frames=2, flip=False)
 TABLE_8 = Data(stride_frames=2, augment="random_resized_crop", rand_augment_ops=2, repeats=2)

@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from mam2.config import UserError
-from mam2.targets.convert import convert_checkpoint
-from mam2.targets.dalle import DALLE, DALLEConfig, load_dalle
-from mam2.targets.inert import MAGIC_NUMBER, InertUnpickler
-from mam2.targets.vqgan import VQGAN, VQGANConfig, load_vqgan
+from mam2.targets.tokenizers.convert import convert_checkpoint
+from mam2.targets.tokenizers.dalle import DALLE, DALLEConfig, load_dalle
+from mam2.targets.tokenizers.inert import MAGIC_NUMBER, InertUnpickler
+from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, load_vqgan
 
 TINY = VQGANConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, z_channels=32, embed_dim=8, num_codes=23)
 TINY_GUMBEL = dataclasses.replace(TINY, quantizer="gumbel")
@@ -470,7 +470,7 @@ def lying(size: object, stride: object, offset: object, numel: int = 9, kind: st
 )
 def test_lying_tensors_are_refused(tmp_path: Path, lie: bytes, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     only = {"encoder.blocks.input.w": (8, 3, 7, 7)}
-    monkeypatch.setattr("mam2.targets.convert.dalle_shapes", lambda config, with_decoder: only)
+    monkeypatch.setattr("mam2.targets.tokenizers.convert.dalle_shapes", lambda config, with_decoder: only)
     with zipfile.ZipFile(tmp_path / "lie.pt", "w") as archive:
         archive.writestr("x/data.pkl", lie)
         archive.writestr("x/data/0", bytes(4 * 9 if b"Float" in lie else 8 * 9))

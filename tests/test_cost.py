@@ -10,14 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from mam2.config import Epochs
 from mam2.cost import cache_gib, estimate, gpu_hours, num_cached, parts_of, run_folder_gib, this_cpu
 from mam2.data.clips import Data
-from mam2.masks import Masking
+from mam2.masks import MaskConfig
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2Config
 from mam2.recipes import get_recipe
-from mam2.targets import APPEARANCES, TargetsConfig, target_sizes
 from mam2.targets.cache import TokenCache
-from mam2.targets.dalle import DALLE, DALLEConfig
-from mam2.targets.vqgan import VQGAN, VQGANConfig, gumbel_f8
+from mam2.targets.table import APPEARANCES, TargetsConfig, target_sizes
+from mam2.targets.tokenizers.dalle import DALLE, DALLEConfig
+from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, gumbel_f8
 from mam2.train import checkpoint
 from mam2.train.engine import Loop
 from mam2.train.finetune import Finetune
@@ -139,11 +139,11 @@ def test_parts_of_variants_add_up() -> None:
 
 
 def test_what_is_not_predicted_is_not_paid_for() -> None:
-    whole, half = (parts_of(replace(SMALL, mask=Masking(predicted=share))) for share in (1.0, 0.5))
+    whole, half = (parts_of(replace(SMALL, mask=MaskConfig(predicted=share))) for share in (1.0, 0.5))
     assert half["encoder, visible patches"] == whole["encoder, visible patches"]
     for name in ("alignment target", "regressor", "appearance decoder and head", "motion decoder"):
         assert 0.4 * whole[name] < half[name] < 0.75 * whole[name], name
-    aligned = parts_of(replace(SMALL, mask=Masking(aligned=0.5)))
+    aligned = parts_of(replace(SMALL, mask=MaskConfig(aligned=0.5)))
     assert aligned["alignment target"] < 0.55 * whole["alignment target"]
     assert aligned["motion decoder"] == pytest.approx(whole["motion decoder"])
 

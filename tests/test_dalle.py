@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from mam2.config import UserError
-from mam2.targets.dalle import DALLE, DALLEConfig, dalle_shapes, load_dalle, save_dalle
+from mam2.targets.tokenizers.dalle import DALLE, DALLEConfig, dalle_shapes, load_dalle, save_dalle
 
 TINY = DALLEConfig(width=8, num_blocks=1, decoder_width=6, num_codes=29)
 

@@ -5,7 +5,6 @@ import random
 import struct
 import sys
 import threading
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +13,13 @@ import av
 import numpy as np
 import pytest
 import torch
+from helpers import write_video
 from torchvision.transforms.v2 import functional
 
 from mam2.config import UserError
-from mam2.data import decode, packets
-from mam2.data.decode import VIDEO_SUFFIXES, Video, VideoError
+from mam2.data.catalog import VIDEO_SUFFIXES
+from mam2.data.video import index, pyav
+from mam2.data.video.pyav import Video, VideoError
 
 # B-frames, long, short and open groups of pictures, containers with and without times
 FORMATS = {
@@ -43,58 +44,6 @@ FORMATS = {
     "motion.avi": ("mjpeg", {}),
     "av1.mkv": ("libsvtav1", {"preset": "12", "g": "15"}),
 }
-
-
-def write_video(
-    path: Path,
-    *,
-    encoder: str = "libx264",
-    options: dict[str, str] | None = None,
-    num_frames: int = 40,
-    size: tuple[int, int] = (48, 64),
-    rotation: int = 0,
-    container_options: dict[str, str] | None = None,
-    pixels: str = "",
-    pixel_aspect: Fraction | None = None,
-    ticks: Sequence[int] = (),
-    shift: int = 0,
-) -> Path:
-    """Frame i has the grey level 20 + 5 (i mod 45), but for noise at the bottom and a white upper left. It is shown
-    after `ticks[i]` milliseconds, and all after another `shift` units of the container's time."""
-    if encoder not in av.codec.codecs_available:
-        pytest.skip(f"this PyAV has no encoder {encoder}")
-    options = {"sc_threshold": "0"} | (options or {})  # or else every frame may become a key frame
-    height, width = size
-    pixels = pixels or ("yuvj420p" if encoder == "mjpeg" else "yuv420p")
-    with av.open(str(path), "w", options=container_options or {}) as container:
-        stream = container.add_stream(encoder, rate=30, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, pixels
-        stream.bit_rate = 2_000_000
-        stream.codec_context.thread_count = 1
-        if pixel_aspect:
-            stream.codec_context.sample_aspect_ratio = pixel_aspect
-        if ticks:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        if rotation:
-            stream.set_display_rotation(rotation)
-        for i in range(num_frames):
-            grey = np.full((height, width, 3), 20 + 5 * (i % 45), np.uint8)
-            grey[:4, :4] = 255
-            grey[-16:] = np.random.default_rng(i).integers(0, 200, (16, width, 1))
-            frame = av.VideoFrame.from_ndarray(grey, format="rgb24").reformat(format=pixels)
-            if ticks:
-                frame.pts, frame.time_base = ticks[i], Fraction(1, 1000)
-            container.mux(_shifted(stream.encode(frame), shift))
-        container.mux(_shifted(stream.encode(), shift))
-    if encoder == "libsvtav1":  # run as root it gives the thread that calls it real-time priority, and leaves it so
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    return path
-
-
-def _shifted(packets: list[av.Packet], shift: int) -> list[av.Packet]:
-    for packet in packets:
-        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
-    return packets
 
 
 def plain_decode(path: Path) -> torch.Tensor:
@@ -152,7 +101,7 @@ def test_order_and_repeats_are_kept(videos):
 @pytest.mark.parametrize("name", ["b_frames.mp4", "plain.avi", "vp9.webm"])
 def test_decoding_starts_at_the_nearest_key_frame_and_stops_early(videos, name, monkeypatch):
     decoded = []
-    plain = decode.decoded
+    plain = pyav.decoded
 
     def counting(packets, wanted_pts):
         for frame in plain(packets, wanted_pts):
@@ -160,7 +109,7 @@ def test_decoding_starts_at_the_nearest_key_frame_and_stops_early(videos, name, 
             yield frame
 
     with Video(videos[name]) as video:
-        monkeypatch.setattr(decode, "decoded", counting)
+        monkeypatch.setattr(pyav, "decoded", counting)
         video.frames([33])
         assert 1 <= len(decoded) <= 15
         decoded.clear()
@@ -253,9 +202,9 @@ def test_variable_frame_rate(tmp_path, name, encoder):
 
 def test_the_frame_rate_is_none_where_nothing_tells_it():
     silent = SimpleNamespace(average_rate=None, guessed_rate=None, time_base=Fraction(1, 90000))
-    assert packets._fps(silent, [7]) is None
-    assert packets._fps(silent, [0, 3000, 9000]) == 20
-    assert packets._fps(SimpleNamespace(average_rate=None, guessed_rate=Fraction(30000, 1001)), []) == 30000 / 1001
+    assert index._fps(silent, [7]) is None
+    assert index._fps(silent, [0, 3000, 9000]) == 20
+    assert index._fps(SimpleNamespace(average_rate=None, guessed_rate=Fraction(30000, 1001)), []) == 30000 / 1001
 
 
 @pytest.mark.parametrize(
@@ -469,7 +418,7 @@ def test_few_frames_of_a_long_video_are_decoded(tmp_path, monkeypatch):
     options = {"bf": "3", "b-pyramid": "normal", "g": "48", "sc_threshold": "0"}
     path = write_video(tmp_path / "long.mp4", options=options, num_frames=300)
     counts = {"frames": 0}
-    plain = decode.decoded
+    plain = pyav.decoded
 
     def counting(packets, wanted_pts):
         for frame in plain(packets, wanted_pts):
@@ -479,7 +428,7 @@ def test_few_frames_of_a_long_video_are_decoded(tmp_path, monkeypatch):
     with Video(path) as video:
         assert video.num_frames == 300
         every = video.frames(range(300))
-        monkeypatch.setattr(decode, "decoded", counting)
+        monkeypatch.setattr(pyav, "decoded", counting)
         for start in (0, 47, 48, 100, 170, 239):
             counts["frames"] = 0
             indices = list(range(start, start + 61, 4))

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import TINY, TINY_ENCODER, mam2
+from helpers import TINY, TINY_ENCODER, mam2
 
 PARTS = ("loss", "appearance", "motion", "alignment", "grad_norm")
 

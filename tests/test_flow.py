@@ -15,7 +15,7 @@ from torchvision.models.optical_flow import raft_large, raft_small
 from torchvision.models.optical_flow.raft import CorrBlock
 
 from mam2.config import UserError
-from mam2.targets.flow import MODELS, OpticalFlow, load_raft, network_size, raft
+from mam2.targets.raft import MODELS, OpticalFlow, load_raft, network_size, raft
 
 CPU = torch.device("cpu")
 SMALL = "raft_small_C_T_V2-01064c6d.pth"

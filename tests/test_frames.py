@@ -10,19 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import write_video as write_test_video
 from PIL import Image
-from test_decode import write_video as write_test_video
 from torchvision.transforms.v2 import functional
 
 from mam2.config import UserError
-from mam2.data import extract
 from mam2.data.catalog import read_catalog
-from mam2.data.decode import Video
-from mam2.data.extract import estimate_bytes, write_all_frames, write_frames
-from mam2.data.frames import Frames, open_video
-from mam2.data.packets import VideoError
-from mam2.data.prepare import prepare
+from mam2.data.prepare import extract
+from mam2.data.prepare.extract import estimate_bytes, write_all_frames, write_frames
+from mam2.data.prepare.manifest import prepare
 from mam2.data.synthetic import render, write_video
+from mam2.data.video.index import VideoError
+from mam2.data.video.jpeg_folder import Frames
+from mam2.data.video.open import open_video
+from mam2.data.video.pyav import Video
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -6,12 +6,13 @@ from torch import nn
 
 from mam2.data.clips import Data
 from mam2.data.loader import Batch
-from mam2.masks import Masking
+from mam2.masks import MaskConfig
+from mam2.model.blocks import can_compile, compile_blocks, recompute_blocks
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2Config
-from mam2.targets import TargetMaker, TargetsConfig
-from mam2.train.engine import can_compile, compile_blocks, recompute_blocks
-from mam2.train.logs import Figures
+from mam2.targets.maker import TargetMaker
+from mam2.targets.table import TargetsConfig
+from mam2.train.logs import StepMetrics
 from mam2.train.optim import make_optimizer
 from mam2.train.pretrain import Pretrain, build
 
@@ -25,7 +26,7 @@ CONFIG = Pretrain(
     data=Data(),
     encoder=EncoderConfig(width=64, depth=9, num_heads=2, frames=4, size=32, patch_size=8, drop_path=0.1),
     objective=MAM2Config(width=64, num_heads=2, regressor_depth=1, appearance_depth=1, motion_depth=1),
-    mask=Masking(aligned=0.5),
+    mask=MaskConfig(aligned=0.5),
     targets=TargetsConfig(appearance="random_projection", num_codes=64),
 )
 
@@ -43,7 +44,7 @@ def test_a_step_never_waits_for_the_gpu(compiled: bool, recomputed: bool) -> Non
             pytest.skip("torch.compile needs Triton and a C compiler")
         compile_blocks(model)
 
-    def step(number: int) -> Figures:
+    def step(number: int) -> StepMetrics:
         sample_B = torch.arange(2) + 2 * number
         clip = torch.randint(256, (2, 4, 3, 32, 32), dtype=torch.uint8)
         batch = Batch(clip_BTCHW=clip, label_B=torch.tensor([0, 1]), sample_B=sample_B).to(device)
@@ -54,7 +55,7 @@ def test_a_step_never_waits_for_the_gpu(compiled: bool, recomputed: bool) -> Non
             losses.total.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return Figures(number + 1, [losses], norm, logged=True, numbers={})
+        return StepMetrics(number + 1, [losses], norm, logged=True, numbers={})
 
     for number in range(2):
         step(number).wait()

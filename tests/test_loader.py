@@ -11,14 +11,14 @@ from functools import partial
 import psutil
 import pytest
 import torch
-from test_decode import write_video
+from helpers import write_video
 
 from mam2.config import UserError, from_json, seed_of, to_json
 from mam2.data import clips, sampling, transforms
 from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data
-from mam2.data.decode import Video
 from mam2.data.loader import TrainLoader, ViewLoader, steps_per_epoch, video_of
+from mam2.data.video.pyav import Video
 
 SMALL = Data(stride_frames=2, num_workers=0)
 train_loader = partial(TrainLoader, num_frames=4, size=16)

@@ -7,13 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mam2.losses import (
-    alignment_loss,
-    appearance_loss,
-    linear_cross_entropy,
-    motion_loss,
-    motion_loss_of_none,
-)
+from mam2.cross_entropy import linear_cross_entropy
+from mam2.losses import alignment_loss, appearance_loss, motion_loss, motion_loss_of_none
 
 
 def as_it_is(width: int) -> nn.Linear:

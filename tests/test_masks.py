@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mam2.config import UserError
-from mam2.masks import MASKS, Masking, put, take
+from mam2.masks import MASKS, MaskConfig, put, take
 
 
 def as_image(positions_TM: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -22,7 +22,7 @@ def as_image(positions_TM: Tensor, grid: tuple[int, int]) -> Tensor:
 def test_visible_and_masked_partition_the_patches(
     kind: str, ratio: float, grid: tuple[int, int], num_masked: int
 ) -> None:
-    mask = Masking(kind=kind, ratio=ratio)(6, grid, sample_B=torch.arange(9), seed=0)
+    mask = MaskConfig(kind=kind, ratio=ratio)(6, grid, sample_B=torch.arange(9), seed=0)
     num_patches = grid[0] * grid[1]
     assert mask.masked_BTM.shape == (9, 6, num_masked)
     assert mask.visible_BTV.shape == (9, 6, num_patches - num_masked)
@@ -35,7 +35,7 @@ def test_visible_and_masked_partition_the_patches(
 
 def test_tube_and_cube_are_the_same_in_all_frames_and_random_is_not() -> None:
     for kind, same in (("tube", True), ("cube", True), ("random", False)):
-        mask = Masking(kind=kind)(4, (8, 8), sample_B=torch.arange(3), seed=0)
+        mask = MaskConfig(kind=kind)(4, (8, 8), sample_B=torch.arange(3), seed=0)
         assert mask.same_in_all_frames() is same
         assert torch.equal(mask.visible_BTV[:, 0], mask.visible_BTV[:, 3]) is same
 
@@ -44,7 +44,7 @@ def test_a_cube_is_made_of_blocks() -> None:
     """A masked patch has more masked neighbours than in a tube mask of the same ratio."""
 
     def neighbours(kind: str) -> float:
-        mask = Masking(kind=kind, ratio=0.4)(1, (14, 14), sample_B=torch.arange(200), seed=0)
+        mask = MaskConfig(kind=kind, ratio=0.4)(1, (14, 14), sample_B=torch.arange(200), seed=0)
         image = as_image(mask.masked_BTM[:, 0], (14, 14))
         return (image[:, 1:] & image[:, :-1]).sum().item() / image[:, 1:].sum().item()
 
@@ -54,7 +54,7 @@ def test_a_cube_is_made_of_blocks() -> None:
 
 def test_the_blocks_of_a_cube_are_as_beits() -> None:
     """Of about 16 patches, with aspects from 0.3 to 1 / 0.3: with 14 to mask, the first block alone is enough."""
-    mask = Masking(kind="cube", ratio=14 / 196)(1, (14, 14), sample_B=torch.arange(300), seed=0)
+    mask = MaskConfig(kind="cube", ratio=14 / 196)(1, (14, 14), sample_B=torch.arange(300), seed=0)
     images = as_image(mask.masked_BTM[:, 0], (14, 14))
     sizes = {(image.any(1).sum().item(), image.any(0).sum().item()) for image in images}
     assert sizes >= {(2, 7), (7, 2), (4, 4)}
@@ -63,7 +63,7 @@ def test_the_blocks_of_a_cube_are_as_beits() -> None:
 
 @pytest.mark.parametrize("kind", MASKS)
 def test_a_sample_has_the_same_mask_in_every_batch(kind: str) -> None:
-    make = Masking(kind=kind)
+    make = MaskConfig(kind=kind)
     whole = make(3, (8, 8), sample_B=torch.arange(100, 108), seed=3)
     for part in (torch.tensor([105]), torch.tensor([107, 100, 103])):
         rows = part - 100
@@ -77,13 +77,13 @@ def test_masks_leave_the_global_random_numbers_alone(kind: str) -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    Masking(kind=kind)(3, (8, 8), sample_B=torch.arange(4), seed=0)
+    MaskConfig(kind=kind)(3, (8, 8), sample_B=torch.arange(4), seed=0)
     assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("kind", MASKS)
 def test_masks_differ_between_samples_and_seeds(kind: str) -> None:
-    make, samples = Masking(kind=kind), torch.arange(8)
+    make, samples = MaskConfig(kind=kind), torch.arange(8)
     first, second = (make(1, (8, 8), sample_B=samples, seed=seed) for seed in (0, 1))
     rows = {tuple(row) for mask in (first, second) for row in mask.masked_BTM[:, 0].tolist()}
     assert len(rows) == 16
@@ -91,7 +91,7 @@ def test_masks_differ_between_samples_and_seeds(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["tube", "random"])
 def test_every_position_is_masked_equally_often(kind: str) -> None:
-    mask = Masking(kind=kind)(1, (4, 4), sample_B=torch.arange(2000), seed=0)
+    mask = MaskConfig(kind=kind)(1, (4, 4), sample_B=torch.arange(2000), seed=0)
     share = torch.bincount(mask.masked_BTM.flatten(), minlength=16) / 2000
     # Five standard deviations of a share of 0.75 over 2000 draws.
     torch.testing.assert_close(share, torch.full((16,), 0.75), atol=0.05, rtol=0)
@@ -99,7 +99,7 @@ def test_every_position_is_masked_equally_often(kind: str) -> None:
 
 def test_cubes_lie_anywhere() -> None:
     """No position is left out, no side of the frame preferred."""
-    mask = Masking(kind="cube", ratio=0.4)(1, (14, 14), sample_B=torch.arange(2000), seed=0)
+    mask = MaskConfig(kind="cube", ratio=0.4)(1, (14, 14), sample_B=torch.arange(2000), seed=0)
     share = (torch.bincount(mask.masked_BTM.flatten(), minlength=196) / 2000).view(14, 14)
     assert share.min() > 0.02  # corners lie in few blocks
     torch.testing.assert_close(share, share.flip(1), atol=0.08, rtol=0)
@@ -109,24 +109,24 @@ def test_cubes_lie_anywhere() -> None:
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 75.0])
 def test_impossible_ratios_are_refused(ratio: float) -> None:
     with pytest.raises(UserError, match="between 0 and 1"):
-        Masking(ratio=ratio)
+        MaskConfig(ratio=ratio)
 
 
 def test_a_misspelt_kind_is_refused() -> None:
     with pytest.raises(UserError, match="Did you mean tube"):
-        Masking(kind="tub")
+        MaskConfig(kind="tub")
 
 
 @pytest.mark.parametrize(("ratio", "grid"), [(0.75, (1, 1)), (0.95, (2, 2)), (0.1, (2, 2))])
 def test_frames_with_too_few_patches_are_refused(ratio: float, grid: tuple[int, int]) -> None:
     with pytest.raises(UserError, match="both are needed"):
-        Masking(ratio=ratio)(2, grid, sample_B=torch.tensor([0]), seed=0)
+        MaskConfig(ratio=ratio)(2, grid, sample_B=torch.tensor([0]), seed=0)
 
 
 def test_a_mask_of_ones_own_must_mask_as_many_in_every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MASKS, "mine", lambda frames, grid, num, generator: torch.ones(frames, 16, dtype=torch.bool))
     with pytest.raises(UserError, match="exactly 12"):
-        Masking(kind="mine")(2, (4, 4), sample_B=torch.tensor([0]), seed=0)
+        MaskConfig(kind="mine")(2, (4, 4), sample_B=torch.tensor([0]), seed=0)
 
 
 def test_take_picks_each_frames_positions() -> None:
@@ -141,7 +141,7 @@ def test_take_picks_each_frames_positions() -> None:
 @pytest.mark.parametrize("kind", MASKS)
 def test_put_is_the_inverse_of_take(kind: str) -> None:
     tokens_BTND = torch.randn(3, 4, 16, 5)
-    mask = Masking(kind=kind)(4, (4, 4), sample_B=torch.arange(3), seed=0)
+    mask = MaskConfig(kind=kind)(4, (4, 4), sample_B=torch.arange(3), seed=0)
     halves = [put(take(tokens_BTND, p), p, 16) for p in (mask.visible_BTV, mask.masked_BTM)]
     assert torch.equal(halves[0] + halves[1], tokens_BTND)
     assert torch.equal(take(halves[0], mask.visible_BTV), take(tokens_BTND, mask.visible_BTV))
@@ -149,7 +149,7 @@ def test_put_is_the_inverse_of_take(kind: str) -> None:
 
 
 def test_mask_moves_to_a_device() -> None:
-    mask = Masking()(2, (4, 4), sample_B=torch.arange(2), seed=0).to(torch.device("meta"))
+    mask = MaskConfig()(2, (4, 4), sample_B=torch.arange(2), seed=0).to(torch.device("meta"))
     assert mask.visible_BTV.is_meta
     assert mask.masked_BTM.is_meta
 
@@ -157,7 +157,7 @@ def test_mask_moves_to_a_device() -> None:
 @pytest.mark.parametrize("kind", MASKS)
 def test_a_share_of_the_masked_patches_is_predicted_and_a_share_of_those_aligned(kind: str) -> None:
     of = {"num_frames": 4, "grid": (8, 8), "sample_B": torch.arange(5), "seed": 0}
-    whole, some = Masking(kind=kind)(**of), Masking(kind=kind, predicted=0.5, aligned=0.25)(**of)
+    whole, some = MaskConfig(kind=kind)(**of), MaskConfig(kind=kind, predicted=0.5, aligned=0.25)(**of)
     assert torch.equal(some.visible_BTV, whole.visible_BTV)
     assert some.masked_BTM.shape == (5, 4, 24)  # of 48
     assert some.aligned_BA.shape == (5, 6)
@@ -177,4 +177,4 @@ def test_a_share_of_the_masked_patches_is_predicted_and_a_share_of_those_aligned
 @pytest.mark.parametrize("shares", [{"predicted": 0.0}, {"predicted": 1.5}, {"aligned": 0.0}])
 def test_impossible_shares_are_refused(shares: dict[str, float]) -> None:
     with pytest.raises(UserError, match="must be above 0, at most 1"):
-        Masking(**shares)
+        MaskConfig(**shares)

@@ -11,22 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mam2.config import UserError
-from mam2.masks import Masking, take
+from mam2.masks import MaskConfig, take
+from mam2.model.attention import WRITTEN_OUT_UP_TO_KEYS, AttentionKind, CrossAttention, SelfAttention, attend
+from mam2.model.blocks import CrossBlock, JointBlock, SpaceTimeBlock, init_weights
+from mam2.model.classifier import Classifier, layer_id
 from mam2.model.decoders import Decoder, OrderDecoder
-from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder, layer_id, vit_b, vit_l
-from mam2.model.layers import (
-    SHORT,
-    AttentionKind,
-    CrossAttention,
-    CrossBlock,
-    JointBlock,
-    Positions,
-    SelfAttention,
-    SpaceTimeBlock,
-    attend,
-    init_weights,
-    sine_cosine,
-)
+from mam2.model.encoder import EncoderConfig, VideoEncoder, vit_b, vit_l
+from mam2.model.positions import Positions, sine_cosine
 from mam2.model.regressor import Context, Regressor
 
 WIDTH, HEADS = 24, 3
@@ -237,7 +228,7 @@ def test_a_tubelet_is_a_convolution_over_its_frames() -> None:
 def test_encoder_runs_on_any_subset_of_patches() -> None:
     encoder = scrambled(VideoEncoder(TINY)).eval()
     tokens = encoder.embed(torch.rand(2, 4, 3, 32, 32))
-    mask = Masking(ratio=0.5)(4, TINY.grid, sample_B=torch.arange(2), seed=0)
+    mask = MaskConfig(ratio=0.5)(4, TINY.grid, sample_B=torch.arange(2), seed=0)
     expected = take(tokens, mask.visible_BTV)
     for block in encoder.blocks:
         expected = block(expected)
@@ -556,7 +547,7 @@ def test_weights_follow_from_the_seed() -> None:
     assert not torch.equal(states[0]["patch_embed.weight"], states[2]["patch_embed.weight"])
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(16, 16), (49, 49), (12, 30), (8, SHORT + 1)])
+@pytest.mark.parametrize(("queries", "keys"), [(16, 16), (49, 49), (12, 30), (8, WRITTEN_OUT_UP_TO_KEYS + 1)])
 def test_attention_written_out_is_torchs(queries: int, keys: int) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(3, 2, n, 8, dtype=torch.bfloat16, requires_grad=True) for n in (queries, keys, keys))

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from mam2.config import Duration, Epochs, Steps, UserError
 from mam2.losses import alignment_loss, motion_loss
-from mam2.masks import Mask, Masking, take
+from mam2.masks import Mask, MaskConfig, take
+from mam2.model.blocks import compile_blocks, recompute_blocks
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2, MAM2Config, Predictions
-from mam2.targets import Targets, TargetSizes
-from mam2.targets.pixels import patchify, unpatchify
-from mam2.train.engine import compile_blocks, recompute_blocks
+from mam2.patches import patchify, unpatchify
+from mam2.targets.maker import Targets
+from mam2.targets.table import TargetSizes
 
 ENCODER = EncoderConfig(width=24, depth=2, num_heads=3, frames=4, size=32, patch_size=8)
 CONFIG = MAM2Config(width=24, num_heads=3, regressor_depth=2, appearance_depth=2, motion_depth=1)
@@ -51,7 +52,7 @@ def make_clip() -> Tensor:
 
 
 def make_mask() -> Mask:
-    return Masking()(4, ENCODER.grid, sample_B=torch.tensor([5, 9]), seed=0)
+    return MaskConfig()(4, ENCODER.grid, sample_B=torch.tensor([5, 9]), seed=0)
 
 
 def make_targets() -> Targets:
@@ -439,7 +440,7 @@ def test_pixels_in_the_place_of_codes() -> None:
 
 def test_random_masks_with_joint_attention() -> None:
     model = MAM2(CONFIG, replace(ENCODER, attention="joint"), SIZES)
-    clip, mask = make_clip(), Masking(kind="random")(4, ENCODER.grid, sample_B=torch.tensor([5, 9]), seed=0)
+    clip, mask = make_clip(), MaskConfig(kind="random")(4, ENCODER.grid, sample_B=torch.tensor([5, 9]), seed=0)
     before, after = model.predict(clip, mask), model.predict(with_noise_at(clip, mask.masked_BTM), mask)
     assert torch.equal(before.motion, after.motion)
     assert set(gradients(model, model(clip, mask, make_targets(), 0).total)) == {n for n, _ in model.named_parameters()}
@@ -489,7 +490,7 @@ def test_what_is_not_predicted_costs_nothing_and_changes_nothing_else() -> None:
     """Queries do not see one another in the regressor: a predicted patch is regressed as if all were."""
     model, clip = model_of(CONFIG), make_clip()
     of = {"num_frames": 4, "grid": (4, 4), "sample_B": torch.arange(2), "seed": 0}
-    whole, half = Masking()(**of), Masking(predicted=0.5)(**of)
+    whole, half = MaskConfig()(**of), MaskConfig(predicted=0.5)(**of)
     predicted = model.predict(clip, half)
     assert predicted.appearance_BTMK.shape == (2, 4, 6, NUM_CODES)
     kept_BTM = (whole.masked_BTM[..., None] == half.masked_BTM[..., None, :]).any(dim=-1)
@@ -501,7 +502,7 @@ def test_what_is_not_predicted_costs_nothing_and_changes_nothing_else() -> None:
 
 def test_a_share_of_the_patches_is_aligned() -> None:
     model, clip, targets = model_of(CONFIG), make_clip(), make_targets()
-    mask = Masking(aligned=0.5)(4, (4, 4), sample_B=torch.arange(2), seed=0)
+    mask = MaskConfig(aligned=0.5)(4, (4, 4), sample_B=torch.arange(2), seed=0)
     predicted = model.predict(clip, mask)
     assert predicted.target_BTMD.shape == (2, 4, 6, 24)
     errors = []
@@ -550,7 +551,7 @@ def test_compiled_blocks_give_the_same_gradients_and_compile_once(again: bool) -
     compile_blocks(compiled)
     assert [name for name, _ in compiled.named_parameters()] == [name for name, _ in plain.named_parameters()]
     for step in range(3):
-        mask = Masking()(4, (4, 4), sample_B=torch.arange(2) + 2 * step, seed=0)
+        mask = MaskConfig()(4, (4, 4), sample_B=torch.arange(2) + 2 * step, seed=0)
         with torch.compiler.set_stance("default" if step == 0 else "fail_on_recompile"):
             totals = [model(clip, mask, targets, step).total for model in (plain, compiled)]
             for model, total in zip((plain, compiled), totals, strict=True):

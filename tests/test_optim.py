@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from mam2.config import Epochs, UserError
-from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder, layer_id
+from mam2.model.classifier import Classifier, layer_id
+from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.objectives.mam2 import MAM2, MAM2Config
-from mam2.targets import TargetSizes
+from mam2.targets.table import TargetSizes
 from mam2.train.optim import Optim, learning_rate, make_optimizer, set_learning_rate
 
 ENCODER = EncoderConfig(width=8, depth=3, num_heads=2, frames=2, size=16, patch_size=8)

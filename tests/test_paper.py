@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from mam2.config import Epochs, Steps, to_json
-from mam2.masks import Mask, Masking, take
-from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder, vit_b, vit_l
+from mam2.masks import Mask, MaskConfig, take
+from mam2.model.classifier import Classifier
+from mam2.model.encoder import EncoderConfig, VideoEncoder, vit_b, vit_l
 from mam2.objectives.mam2 import MAM2, MAM2Config
-from mam2.recipes import RECIPES, TABLES, Row, get_recipe, get_table
-from mam2.targets import TargetSizes, target_sizes
+from mam2.recipes import RECIPES, get_recipe
+from mam2.recipes.tables import TABLES, TableRow, get_table
+from mam2.targets.table import TargetSizes, target_sizes
 from mam2.train.finetune import Finetune
 from mam2.train.pretrain import Pretrain
 
@@ -42,7 +44,7 @@ def test_table_9_shapes() -> None:
     with META:
         model = MAM2(MAM2Config(), vit_b(), TargetSizes(16384, 768))
         clip_BTCHW = torch.empty(1, 16, 3, 224, 224, dtype=torch.uint8)
-    mask = Masking()(16, (14, 14), sample_B=torch.tensor([0]), seed=0).to(META)
+    mask = MaskConfig()(16, (14, 14), sample_B=torch.tensor([0]), seed=0).to(META)
     for name, blocks in (
         ("encoder", model.encoder.blocks),
         ("regressor", model.regressor.blocks),
@@ -88,7 +90,7 @@ def test_table_9_widths() -> None:
 
 
 def test_masking_ratio_of_the_paper() -> None:
-    mask: Mask = Masking()(16, (14, 14), sample_B=torch.arange(2), seed=0)
+    mask: Mask = MaskConfig()(16, (14, 14), sample_B=torch.arange(2), seed=0)
     assert (mask.visible_BTV.shape[2], mask.masked_BTM.shape[2]) == (49, 147)
     assert take(torch.zeros(2, 16, 196, 1), mask.visible_BTV).shape == (2, 16, 49, 1)
 
@@ -111,7 +113,7 @@ def changes(recipe: str, base: str) -> dict[str, Any]:
 def test_defaults_are_the_papers() -> None:
     run = Pretrain()
     assert fields(get_recipe("mam2_b_k400")) == fields(run)
-    assert (run.encoder, run.mask, run.data.stride_frames) == (vit_b(), Masking(kind="tube", ratio=0.75), 4)
+    assert (run.encoder, run.mask, run.data.stride_frames) == (vit_b(), MaskConfig(kind="tube", ratio=0.75), 4)
     assert (run.targets.appearance, run.targets.motion) == ("vqgan_16384", "rgb_difference")
     objective = run.objective
     assert (objective.regressor_depth, objective.appearance_depth, objective.motion_depth) == (4, 4, 2)
@@ -131,7 +133,7 @@ TABLE_7 = {
 
 
 @pytest.mark.parametrize("row", get_table("7").rows, ids=lambda row: row.name)
-def test_table_7(row: Row) -> None:
+def test_table_7(row: TableRow) -> None:
     run = get_recipe(row.recipe, Pretrain)
     batch_size, epochs, warmup, flip = TABLE_7[row.name]
     assert (run.optim.base_lr, run.optim.weight_decay, run.optim.betas) == (1.5e-4, 0.05, (0.9, 0.95))
@@ -152,7 +154,7 @@ TABLE_8 = {
 
 
 @pytest.mark.parametrize("row", get_table("8").rows, ids=lambda row: row.name)
-def test_table_8(row: Row) -> None:
+def test_table_8(row: TableRow) -> None:
     run = get_recipe(row.recipe, Finetune)
     base_lr, batch_size, epochs, flip, clips = TABLE_8[row.name]
     assert (run.optim.base_lr, run.optim.weight_decay, run.optim.betas) == (base_lr, 0.05, (0.9, 0.999))

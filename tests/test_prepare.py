@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from mam2.config import UserError
-from mam2.data import journal as journals
-from mam2.data import prepare as preparing
-from mam2.data.benchmarks import BENCHMARKS, read_lists
 from mam2.data.catalog import read_catalog
-from mam2.data.prepare import COLUMNS, Report, prepare
+from mam2.data.prepare import inspect as journals
+from mam2.data.prepare.manifest import COLUMNS, Report, prepare
+from mam2.data.prepare.manifest import manifest as preparing
+from mam2.data.prepare.official_lists import BENCHMARKS, read_lists
 from mam2.data.synthetic import render, write_video
 
 

@@ -11,27 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-import mam2.features
-import mam2.probe
+import mam2.probe.features
+import mam2.probe.probe
 from mam2.config import UserError, from_json
 from mam2.data import clips
 from mam2.data.catalog import Catalog, read_catalog
 from mam2.data.loader import ViewLoader
-from mam2.features import Features
-from mam2.heads import AttentiveHead, Standardise, neighbours
+from mam2.model.attention import CrossAttention
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.layers import CrossAttention
-from mam2.probe import (
-    Probe,
-    fit,
-    hold_out,
-    judge,
-    probabilities,
-    probe,
-    samples,
-    squares_of,
-)
-from mam2.train.checkpoint import save_encoder
+from mam2.model.weights import save_encoder
+from mam2.probe.features import Features
+from mam2.probe.heads import AttentiveHead, Standardise, neighbours
+from mam2.probe.probe import Probe, fit, hold_out, judge, probabilities, probe_encoder, samples, squares_of
 
 TINY = EncoderConfig(width=16, depth=1, num_heads=2, frames=3, size=16, patch_size=4)
 QUICK = Probe(epochs=15, batch_size=32, learning_rates=(0.01, 0.1), weight_decays=(0.01,), trials=2, num_workers=0)
@@ -50,7 +41,7 @@ def made_up(num_videos: int, *, seed: int, signal: float, views: int = 2) -> Fea
 
 def extract(encoder: VideoEncoder, catalog: Catalog, config: Probe, folder: Path, **views: int) -> Features:
     squares = squares_of(config, encoder)
-    return mam2.features.extract(encoder, catalog, data=config.data(), folder=folder, squares=squares, **views)
+    return mam2.probe.features.extract(encoder, catalog, data=config.data(), folder=folder, squares=squares, **views)
 
 
 @pytest.fixture
@@ -104,8 +95,8 @@ def test_a_choice_is_made_among_all_settings_on_training_videos_only(monkeypatch
     """Held-out videos are in no fit that judges them; the final fit is on all."""
     train, test = made_up(40, seed=0, signal=3), made_up(20, seed=1, signal=3)
     fitted, judged = [], []
-    monkeypatch.setattr(mam2.probe, "fit", lambda c, x, y, *a, **k: fitted.append(x) or fit(c, x, y, *a, **k))
-    monkeypatch.setattr(mam2.probe, "probabilities", lambda h, x: judged.append(x) or probabilities(h, x))
+    monkeypatch.setattr(mam2.probe.probe, "fit", lambda c, x, y, *a, **k: fitted.append(x) or fit(c, x, y, *a, **k))
+    monkeypatch.setattr(mam2.probe.probe, "probabilities", lambda h, x: judged.append(x) or probabilities(h, x))
     judge(QUICK, train, test, **SIZES)
     all_x, test_x = samples(train, QUICK), samples(test, QUICK)
     assert [len(x) for x in fitted] == [32, 32, 32, 32, 40]
@@ -246,7 +237,7 @@ def test_features_are_computed_once_for_an_encoder_its_videos_and_views(videos, 
 
 
 def test_an_interrupted_extraction_goes_on(videos, encoder, forwards, tmp_path, monkeypatch):
-    monkeypatch.setattr(mam2.features, "VIDEOS_A_FILE", 3)
+    monkeypatch.setattr(mam2.probe.features, "VIDEOS_A_FILE", 3)
     catalog = read_catalog(videos, labelled=True)
     whole = extract(encoder, catalog, QUICK, tmp_path, clips=1, crops=1)
     files = sorted(tmp_path.glob("*/*.safetensors"))
@@ -260,7 +251,7 @@ def test_an_interrupted_extraction_goes_on(videos, encoder, forwards, tmp_path, 
 
 
 def test_damaged_videos_are_left_out_up_to_a_share(videos, encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(mam2.features, "VIDEOS_A_FILE", 4)
+    monkeypatch.setattr(mam2.probe.features, "VIDEOS_A_FILE", 4)
     root = shutil.copytree(videos, tmp_path / "videos")
     sound = extract(encoder, read_catalog(root, labelled=True), QUICK, tmp_path, clips=1, crops=1)
     (root / "approach" / "2.mp4").write_bytes(b"no video")
@@ -305,7 +296,7 @@ def test_a_share_of_each_class_is_held_out_in_turn():
 def test_a_probe_from_videos_to_json(kind, videos, encoder, tmp_path):
     save_encoder(tmp_path / "encoder.safetensors", encoder)
     config = replace(QUICK, kind=kind, encoder=str(tmp_path), train=str(videos), test=str(videos), shots=3, epochs=5)
-    report = probe(config, tmp_path / "out")
+    report = probe_encoder(config, tmp_path / "out")
     assert json.loads((tmp_path / "out" / f"probe_{kind}.json").read_text()) == report
     assert from_json(Probe, report["config"]) == config
     assert (report["kind"], report["num_train"], report["num_videos"]) == (kind, 6, 8)
@@ -315,14 +306,14 @@ def test_a_probe_from_videos_to_json(kind, videos, encoder, tmp_path):
     assert report["top5"] == 1.0
     assert set(report["baseline"]) == {"top1", "top5", "chosen", "sweep"}
     assert len(list((tmp_path / "out" / "features").iterdir())) == 4
-    assert probe(config, tmp_path / "out") == report
-    assert probe(replace(config, baseline=False), tmp_path / "out")["baseline"] is None
+    assert probe_encoder(config, tmp_path / "out") == report
+    assert probe_encoder(replace(config, baseline=False), tmp_path / "out")["baseline"] is None
 
 
 def test_train_and_test_should_differ(videos, encoder, tmp_path, caplog):
     save_encoder(tmp_path / "e.safetensors", encoder)
     roots = {"encoder": str(tmp_path / "e.safetensors"), "train": str(videos), "test": str(videos)}
-    probe(replace(QUICK, kind="knn", baseline=False, **roots), tmp_path)
+    probe_encoder(replace(QUICK, kind="knn", baseline=False, **roots), tmp_path)
     assert "8 videos are trained and tested on" in caplog.text
 
 
@@ -338,11 +329,11 @@ def test_wrong_settings_are_refused(videos, encoder, tmp_path):
     given = {"encoder": str(tmp_path), "train": str(videos), "test": str(videos)}
     for name in given:
         with pytest.raises(UserError, match=f"{name} is empty"):
-            probe(replace(QUICK, **{**given, name: ""}), tmp_path / "out")
+            probe_encoder(replace(QUICK, **{**given, name: ""}), tmp_path / "out")
     with pytest.raises(UserError, match="nothing can be held out to judge 2 settings"):
-        probe(replace(QUICK, **given, shots=1), tmp_path / "out")
+        probe_encoder(replace(QUICK, **given, shots=1), tmp_path / "out")
     single = replace(QUICK, **given, shots=1, learning_rates=(0.01,), baseline=False)
-    report = probe(single, tmp_path / "out")
+    report = probe_encoder(single, tmp_path / "out")
     assert (report["num_train"], report["sweep"]) == (2, [])
     assert report["chosen"] == {"learning_rate": 0.01, "weight_decay": 0.01}
 

@@ -4,15 +4,24 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import TINY, mam2
+from helpers import TINY, mam2
 
-SHORT = ("--loop.duration", "2 steps")
+WRITTEN_OUT_UP_TO_KEYS = ("--loop.duration", "2 steps")
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_python_example_runs(videos, tmp_path, monkeypatch):
-    done = mam2("pretrain", "mam2_tiny", "--data.root", videos, "--out", tmp_path / "runs" / "mine", *TINY, *SHORT)
+    done = mam2(
+        "pretrain",
+        "mam2_tiny",
+        "--data.root",
+        videos,
+        "--out",
+        tmp_path / "runs" / "mine",
+        *TINY,
+        *WRITTEN_OUT_UP_TO_KEYS,
+    )
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mam2.config import UserError
-from mam2.report import ScoreRow, mean_and_spread, read_log, write_report
-from mam2.visualize import confusion_picture
+from mam2.pictures.charts import confusion_picture
+from mam2.pictures.report import ScoreRow, mean_and_spread, read_log, write_report
 
 
 def test_a_cut_last_line_is_dropped_and_no_other(tmp_path):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY, mam2
+from helpers import TINY, mam2
 
 SAME_EVERY_TIME = ("step", "epoch", "loss", "appearance", "motion", "alignment", "lr", "grad_norm", "feature_std")
 STEPS = 30

@@ -10,8 +10,9 @@ from matplotlib.image import imread
 from PIL import Image
 
 from mam2.config import UserError
-from mam2.data.decode import Video
-from mam2.sheet import (
+from mam2.data.video.pyav import Video
+from mam2.pictures.canvas import BLUE, ORANGE, FrameRow, Page, enlarge, patch_mask
+from mam2.pictures.prediction import (
     Prediction,
     agreement_to_rgb,
     animation,
@@ -23,7 +24,6 @@ from mam2.sheet import (
     motion_to_rgb,
     prediction_rows,
 )
-from mam2.visualize import BLUE, ORANGE, Page, Row, enlarge, patch_mask
 
 GRID = (2, 4)
 LABEL_WIDTH, TOP, GAP, LINE = 215, 2 * 19 + 12, 6, 19  # of a sheet with a one-line title and panels up to 150 high
@@ -47,7 +47,7 @@ def fake(*, num_frames: int = 4, decoder: bool = True, flow: bool = False, atten
     )
 
 
-def rows_by_name(prediction: Prediction, zoom: int = 1) -> dict[str, Row]:
+def rows_by_name(prediction: Prediction, zoom: int = 1) -> dict[str, FrameRow]:
     return {row.name: row for row in prediction_rows(prediction, zoom)}
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mam2.config import UserError, seed_of
 from mam2.data import synthetic
-from mam2.data.decode import Video
 from mam2.data.synthetic import MOTIONS, render, write_dataset, write_video
+from mam2.data.video.pyav import Video
 
 PAIRS = (("left", "right"), ("up", "down"), ("counter_clockwise", "clockwise"), ("recede", "approach"))
 SEEDS = range(8)

@@ -10,20 +10,14 @@ import torch
 from mam2.config import UserError
 from mam2.data.synthetic import render
 from mam2.losses import motion_loss_of_none
-from mam2.masks import Masking
-from mam2.targets import (
-    APPEARANCES,
-    MOTIONS,
-    TargetMaker,
-    Targets,
-    TargetsConfig,
-    TargetSizes,
-    target_sizes,
-)
+from mam2.masks import MaskConfig
+from mam2.patches import patchify, to_float, unpatchify
+from mam2.targets.maker import TargetMaker, Targets
 from mam2.targets.motion import clip_order, rgb_difference
-from mam2.targets.pixels import patchify, to_float, unpatchify
-from mam2.targets.vq import VQ, RandomProjection, VQConfig, save_vq
-from mam2.targets.vqgan import VQGAN, VQGANConfig
+from mam2.targets.table import APPEARANCES, MOTIONS, TargetsConfig, TargetSizes, target_sizes
+from mam2.targets.tokenizers.random_projection import RandomProjection
+from mam2.targets.tokenizers.vq import VQ, VQConfig, save_vq
+from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig
 
 RANDOM = TargetsConfig(appearance="random_projection", num_codes=64)
 CPU = torch.device("cpu")
@@ -180,7 +174,7 @@ def test_clip_order_swaps_half_of_the_tubes_by_sample_and_seed() -> None:
 @pytest.mark.parametrize("motion", ["rgb_difference", "clip_order"])
 @pytest.mark.parametrize("appearance", ["random_projection", "pixels"])
 def test_targets_at_a_mask_are_those_of_the_masked_patches(kind: str, motion: str, appearance: str) -> None:
-    mask = Masking(kind=kind)(6, (4, 4), sample_B=torch.arange(2), seed=0)
+    mask = MaskConfig(kind=kind)(6, (4, 4), sample_B=torch.arange(2), seed=0)
     targets = targets_of(moving_clips(), motion=motion, appearance=appearance)
     masked = targets.at(mask)
     where = mask.masked_BTM
@@ -242,7 +236,7 @@ def test_bf16_is_for_the_layers_and_not_for_the_search(monkeypatch: pytest.Monke
     vqgan.encoder.conv_out.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     search = torch.Tensor.argmin
     monkeypatch.setattr(torch.Tensor, "argmin", lambda x, *a: searched.append(x.dtype) or search(x, *a))
-    monkeypatch.setattr("mam2.targets.load_vqgan", lambda file: vqgan)
+    monkeypatch.setattr("mam2.targets.table.load_vqgan", lambda file: vqgan)
     clip, of = moving_clips()[:, :2], {"sample_B": torch.arange(2), "seed": 0}
     codes = {}
     for precision in ("fp32", "bf16"):

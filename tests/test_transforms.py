@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from mam2.data import transforms
-from mam2.model.encoder import IMAGENET_MEAN, IMAGENET_STD
+from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
 
 GREY = (124, 116, 104)
 

@@ -8,22 +8,20 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from mam2.config import UserError
-from mam2.visualize import (
+from mam2.pictures.canvas import (
     RED,
+    FrameRow,
     Page,
-    Row,
-    confusion_picture,
     enlarge,
     frames_shown,
     keep_patches,
-    loss_curves,
-    mask_figure,
     page_of_rows,
     patch_mask,
-    smooth,
     wrap,
     zoom_to,
 )
+from mam2.pictures.charts import confusion_picture, loss_curves, smooth
+from mam2.pictures.masks import mask_figure
 
 GRID = (2, 4)
 LABEL_WIDTH, TOP, GAP, LINE = 215, 19 + 12, 6, 19  # of a page without a title, its panels up to 150 high
@@ -116,8 +114,8 @@ def test_wrapped_words_stay_within_their_width(words, bold):
 def test_rows_stand_in_order_with_captions_below_and_the_legend_beside(tmp_path):
     first, second, legend = torch.rand(3, 3, 130, 140), torch.rand(2, 3, 130, 140), torch.rand(3, 40, 40)
     rows = [
-        Row(name="First", description="a description", frames_TCHW=first, captions=("one", "two", "three")),
-        Row(name="Second", description="another", frames_TCHW=second, legend_CHW=legend),
+        FrameRow(name="First", description="a description", frames_TCHW=first, captions=("one", "two", "three")),
+        FrameRow(name="Second", description="another", frames_TCHW=second, legend_CHW=legend),
     ]
     page_of_rows(rows, [0, 2], title="", footer=[]).save(tmp_path / "page.png")
     shown, second_y = png(tmp_path / "page.png"), TOP + 130 + GAP + LINE

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from mam2.config import UserError
-from mam2.targets.pixels import patchify
-from mam2.targets.vq import VQ, RandomProjection, VQConfig, code_usage, load_vq, save_vq, train_vq
+from mam2.patches import patchify
+from mam2.targets.tokenizers.random_projection import RandomProjection
+from mam2.targets.tokenizers.vq import VQ, VQConfig, code_usage, load_vq, save_vq, train_vq
 
 CONFIG = VQConfig(patch_size=4, num_codes=32, code_dim=8, width=48)
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from mam2.config import UserError, to_json
-from mam2.targets.tokenizer import likeliest_code, nearest_code
-from mam2.targets.vqgan import VQGAN, VQGANConfig, gumbel_f8, load_vqgan, save_vqgan, vqgan_shapes
+from mam2.targets.tokenizers.codes import likeliest_code, nearest_code
+from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, gumbel_f8, load_vqgan, save_vqgan, vqgan_shapes
 
 TINY = VQGANConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, z_channels=32, embed_dim=8, num_codes=23)
 TINY_GUMBEL = dataclasses.replace(TINY, quantizer="gumbel")

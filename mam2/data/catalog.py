@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mam2.config import UserError, did_you_mean, seed_of
-from mam2.data.decode import VIDEO_SUFFIXES
 
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "test": "test"}
 """The words for splits in lists and in the names of folders, and what they mean."""
@@ -103,7 +102,7 @@ def few_shot(catalog: Catalog, *, shots: int, seed: int) -> Catalog:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class CsvRow:
     """A video as it was found, with its label still in words.
 
     Attributes:
@@ -141,7 +140,7 @@ def split_folders(paths: Sequence[Path]) -> list[str]:
     return folders if all(folder.lower() in SPLIT_WORDS for folder in folders) else []
 
 
-def read_rows(csv_path: Path, *, needed: Sequence[str]) -> list[Row]:
+def read_rows(csv_path: Path, *, needed: Sequence[str]) -> list[CsvRow]:
     """The videos that a CSV lists, whether or not they are there.
 
     Args:
@@ -168,7 +167,7 @@ def read_rows(csv_path: Path, *, needed: Sequence[str]) -> list[Row]:
                 if not path:
                     raise UserError(f"{place} has no path. Write one, or remove the line.")
                 path = str(csv_path.parent / path)  # an absolute path replaces the folder
-                rows.append(Row(path=path, label=label, split=split, place=place))
+                rows.append(CsvRow(path=path, label=label, split=split, place=place))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{csv_path} can't be read: {error}. Save it as comma-separated UTF-8.") from error
     if not rows:
@@ -176,7 +175,7 @@ def read_rows(csv_path: Path, *, needed: Sequence[str]) -> list[Row]:
     return rows
 
 
-def _read_folder(root: Path, *, labelled: bool) -> list[Row]:
+def _read_folder(root: Path, *, labelled: bool) -> list[CsvRow]:
     paths = video_paths(root)
     if labelled:
         flat = [path for path in paths if len(path.parts) == 1]
@@ -192,10 +191,10 @@ def _read_folder(root: Path, *, labelled: bool) -> list[Row]:
                 f"{root} holds the folders {', '.join(folders)}: these look like splits, not classes. "
                 f"Give one of them, such as {root / folders[0]}."
             )
-    return [Row(path=str(root / path), label=path.parts[0], split="", place=str(root / path)) for path in paths]
+    return [CsvRow(path=str(root / path), label=path.parts[0], split="", place=str(root / path)) for path in paths]
 
 
-def _of_split(rows: list[Row], split: str, *, csv_path: Path) -> list[Row]:
+def _of_split(rows: list[CsvRow], split: str, *, csv_path: Path) -> list[CsvRow]:
     splits = sorted({row.split for row in rows})
     if splits == [""]:
         if split:
@@ -211,7 +210,7 @@ def _of_split(rows: list[Row], split: str, *, csv_path: Path) -> list[Row]:
     return [row for row in rows if split in ("", row.split)]
 
 
-def _check_rows(rows: list[Row], *, labelled: bool, csv_path: Path) -> None:
+def _check_rows(rows: list[CsvRow], *, labelled: bool, csv_path: Path) -> None:
     for row in rows:
         if labelled and not row.label:
             raise UserError(f"{row.place} has no label. Write one, or remove the line.")
@@ -223,7 +222,7 @@ def _check_rows(rows: list[Row], *, labelled: bool, csv_path: Path) -> None:
         )
 
 
-def _classes_of(rows: list[Row], *, numbers: bool) -> tuple[str, ...]:
+def _classes_of(rows: list[CsvRow], *, numbers: bool) -> tuple[str, ...]:
     """The classes of rows whose labels are names, sorted; or, if all are numbers, '0' up to the largest."""
     labels = {row.label for row in rows} - {""}  # a test split may have none
     found = [_class_number(label) for label in labels]
@@ -232,7 +231,7 @@ def _classes_of(rows: list[Row], *, numbers: bool) -> tuple[str, ...]:
     return tuple(str(i) for i in range(1 + max(number for number in found if number is not None)))
 
 
-def _label_number(row: Row, number_of: dict[str, int], *, numbers: bool) -> int:
+def _label_number(row: CsvRow, number_of: dict[str, int], *, numbers: bool) -> int:
     if row.label in number_of:
         return number_of[row.label]
     number = _class_number(row.label)
@@ -243,3 +242,10 @@ def _label_number(row: Row, number_of: dict[str, int], *, numbers: bool) -> int:
 
 def _class_number(label: str) -> int | None:
     return int(label) if label.isdecimal() else None
+
+
+VIDEO_SUFFIXES = (
+    *(".3gp", ".asf", ".avi", ".flv", ".m4v", ".mkv", ".mov"),
+    *(".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+)
+"""The file names taken for videos, in lower case."""

@@ -13,9 +13,9 @@ import torch
 
 from mam2.config import UserError, check_choices
 from mam2.data import sampling, transforms
-from mam2.data.decode import Backend
-from mam2.data.frames import open_video
 from mam2.data.sampling import Short
+from mam2.data.video.open import open_video
+from mam2.data.video.source import Backend
 
 Sampling = Literal["dense", "uniform"]
 """A window of frames `stride_frames` apart, or frames spread over the whole video (TSN; App. B, SSv2)."""

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from mam2 import distributed
 from mam2.config import UserError, seed_of
 from mam2.data.catalog import Catalog, Item
 from mam2.data.clips import Data, train_clips, views_of
 from mam2.data.workers import parallel
+from mam2.device import send
 
 _LOG = logging.getLogger("mam2")
 _SHUFFLE, _SAMPLE, _FIXED = 0, 1, 2  # keep the seeds of the kinds of draw apart
@@ -49,8 +49,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch with clips and labels on another device; the numbers stay on the host."""
         return Batch(
-            clip_BTCHW=distributed.send(self.clip_BTCHW, device),
-            label_B=distributed.send(self.label_B, device),
+            clip_BTCHW=send(self.clip_BTCHW, device),
+            label_B=send(self.label_B, device),
             sample_B=self.sample_B,
             fixed_B=self.fixed_B,
         )
@@ -190,7 +190,7 @@ class ViewLoader:
     Attributes:
         data: the settings.
         bad: path and reason of the unusable videos that this process met so far.
-        shunned: those of them that ended or stalled the process that decoded them.
+        quarantined: those of them that ended or stalled the process that decoded them.
 
     Raises:
         UserError: fewer than one clip or crop; while iterating, too many unusable videos.
@@ -214,7 +214,7 @@ class ViewLoader:
         self._indices = range(rank, len(catalog.items), world_size)
         self.data = data
         self._set = _ViewSet(catalog.items, data, num_frames, size, clips, crops)
-        self.shunned = self._set.shunned
+        self.quarantined = self._set.quarantined
 
     def __iter__(self) -> Iterator[Views]:
         for views, bad in _results(self._set, self._indices):
@@ -234,7 +234,7 @@ class _TrainSet:
     batch_size: int
     positions: range
     seed: int
-    shunned: dict[str, str] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, step: int) -> tuple[Batch | None, dict[str, str]]:
         clips, bad = list[torch.Tensor](), dict[str, str]()
@@ -265,8 +265,8 @@ class _TrainSet:
             place = self._place(step, position, attempt)
             item = self.items[place]
             try:
-                if item.path in self.shunned:
-                    raise UserError(self.shunned[item.path])
+                if item.path in self.quarantined:
+                    raise UserError(self.quarantined[item.path])
                 rng, which = random.Random(seed_of(self.seed, _SAMPLE, step, position)), 0
                 if self.data.fixed_clips:
                     which = place * self.data.fixed_clips + rng.randrange(self.data.fixed_clips)
@@ -299,13 +299,13 @@ class _ViewSet:
     size: int
     clips: int
     crops: int
-    shunned: dict[str, str] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, index: int) -> tuple[Views | None, dict[str, str]]:
         item = self.items[index]
         try:
-            if item.path in self.shunned:
-                raise UserError(self.shunned[item.path])
+            if item.path in self.quarantined:
+                raise UserError(self.quarantined[item.path])
             views_VTCHW = self._views(item.path)
         except UserError as error:
             return None, {item.path: str(error)}

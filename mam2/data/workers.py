@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mam2.config import UserError
-from mam2.memory import return_freed_memory
+from mam2.device import return_freed_memory
 
 _LOG = logging.getLogger("mam2")
 _ATTEMPTS = 4
@@ -27,7 +27,7 @@ class VideoSet(Protocol):
     """A data set whose items are made of videos."""
 
     @property
-    def shunned(self) -> dict[str, str]:
+    def quarantined(self) -> dict[str, str]:
         """Paths of videos that end or stall the process that decodes them, with the reason; it uses them no more."""
 
     def __getitem__(self, index: int, /) -> Any: ...
@@ -44,7 +44,7 @@ def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_sec
 
     A process that dies (out of memory, a crash in a decoder) or makes nothing for `timeout_seconds` is replaced, and
     the item is made anew. If that fails again, each of its videos, and of the items that were made ahead of it, is
-    tried in a process of its own, and the first that ends or stalls it is shunned.
+    tried in a process of its own, and the first that ends or stalls it is quarantined.
 
     Raises:
         UserError: the same item failed again and again.
@@ -67,7 +67,7 @@ def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_sec
                 ) from error
             _LOG.warning(f"A decoding process failed ({reason}); starting new ones.")
             if failures > 1:
-                _shun(dataset, indices[done : done + num_workers * _AHEAD], timeout_seconds)
+                _quarantine(dataset, indices[done : done + num_workers * _AHEAD], timeout_seconds)
 
 
 def _tells_of_a_process(error: Exception, num_workers: int) -> bool:
@@ -104,10 +104,10 @@ def _sigchld_kept() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
-def _shun(dataset: VideoSet, indices: range, timeout_seconds: int) -> None:
+def _quarantine(dataset: VideoSet, indices: range, timeout_seconds: int) -> None:
     for path in dict.fromkeys(path for index in indices for path in dataset.paths(index)):
-        if path not in dataset.shunned and (fault := _fault(dataset, path, timeout_seconds)):
-            dataset.shunned[path] = fault
+        if path not in dataset.quarantined and (fault := _fault(dataset, path, timeout_seconds)):
+            dataset.quarantined[path] = fault
             return
 
 

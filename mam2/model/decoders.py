@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mam2.model.layers import BLOCKS, AttentionKind, layer_norm
+from mam2.model.attention import AttentionKind
+from mam2.model.blocks import BLOCKS, layer_norm
 
 
 class Decoder(nn.Module):

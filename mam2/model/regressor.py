@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mam2.model.layers import CrossBlock, layer_norm
+from mam2.model.blocks import CrossBlock, layer_norm
 
 Context = Literal["visible", "concat"]
 """What mask queries attend to: visible tokens, or visible tokens and the queries themselves, as in CAE."""

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from mam2.config import Duration, Steps, UserError, check_choices
 from mam2.losses import Losses, Reduction, alignment_loss, appearance_loss, motion_loss, motion_loss_of_none
 from mam2.masks import Mask, take
+from mam2.model.blocks import init_weights, layer_norm
 from mam2.model.decoders import Decoder, OrderDecoder
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.layers import init_weights, layer_norm
 from mam2.model.regressor import Context, Regressor
-from mam2.targets import Targets, TargetSizes
+from mam2.targets.maker import Targets
+from mam2.targets.table import TargetSizes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mam2.config import Epochs
-from mam2.masks import Masking
+from mam2.masks import MaskConfig
 from mam2.recipes.pretrain import mam2_b_ucf101
 from mam2.train.pretrain import Pretrain
 
@@ -68,7 +68,7 @@ def ablation_width_512() -> Pretrain:
 
 
 def _mask(kind: str, ratio: float) -> Pretrain:
-    return replace(ablation(), mask=Masking(kind=kind, ratio=ratio))
+    return replace(ablation(), mask=MaskConfig(kind=kind, ratio=ratio))
 
 
 def ablation_cube_40() -> Pretrain:

@@ -8,7 +8,7 @@ from mam2.config import Epochs, Steps
 from mam2.data.clips import Data
 from mam2.model.encoder import EncoderConfig, vit_l
 from mam2.objectives.mam2 import MAM2Config
-from mam2.targets import TargetsConfig
+from mam2.targets.table import TargetsConfig
 from mam2.train.engine import Loop
 from mam2.train.optim import Optim
 from mam2.train.pretrain import Pretrain

@@ -1,1 +1,1 @@
-"""Training: one loop (engine.py), and what pre-training and fine-tuning hand to it."""
+"""Training: the loop, pre-training, fine-tuning."""

@@ -8,34 +8,30 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Literal
 
 import torch
 from torch import nn
-from torch.utils._triton import has_triton
-from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from mam2 import distributed
 from mam2.config import Duration, Epochs, UserError, check_choices, seed_of
 from mam2.data.catalog import Catalog
 from mam2.data.clips import Data
 from mam2.data.loader import Batch, TrainLoader, check_bad, steps_per_epoch
+from mam2.device import keep_freed_memory, local_device, memory_gib
 from mam2.losses import Losses
-from mam2.memory import keep_freed_memory
+from mam2.model.blocks import can_compile, compile_blocks, recompute_blocks
 from mam2.model.encoder import EncoderConfig
-from mam2.model.layers import CrossBlock, JointBlock, SpaceTimeBlock
 from mam2.train import checkpoint
-from mam2.train.logs import Figures, RunLog, Stopwatch, health, memory_gib
+from mam2.train.logs import RunLog, StepMetrics, Stopwatch, health
 from mam2.train.optim import Optim, learning_rate, set_learning_rate
 
 log = logging.getLogger("mam2")
@@ -92,21 +88,6 @@ class Loop:
             )
 
 
-def autocast_dtype(precision: str, device: torch.device, *, width: int) -> torch.dtype | None:
-    """The type that matrix products are computed in; None is plain float32.
-
-    "auto" takes bfloat16 on a GPU that has it, and on a CPU with bfloat16 instructions for models of width 512 up:
-    below that, conversions cost more than the faster products save (docs/log.md).
-    """
-    if precision == "fp32":
-        return None
-    if precision == "bf16":
-        return torch.bfloat16
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    return torch.bfloat16 if width >= 512 and torch.cpu._is_avx512_bf16_supported() else None
-
-
 def train_loader(catalog: Catalog, data: Data, encoder: EncoderConfig, loop: Loop, *, start_step: int) -> TrainLoader:
     """The batches of a run for this process, from `start_step` to the run's end."""
     return TrainLoader(
@@ -156,7 +137,7 @@ def fit(
     Raises:
         UserError: a loss that is not finite; its part is named, and nothing of it is saved.
     """
-    device = distributed.device()
+    device = local_device()
     loop.check_batch()
     per_epoch, num_steps = loader.steps_per_epoch, loader.num_steps
     warmup_steps, save_steps = optim.warmup.steps(per_epoch), max(1, loop.save_every.steps(per_epoch))
@@ -177,7 +158,7 @@ def fit(
             "learning rate will not come down. Shorten it along with the run."
         )
     run_log = RunLog(folder, start_step=start_step, num_steps=num_steps, title=title) if main else None
-    clock, warned, waiting = Stopwatch(), False, list[Figures]()
+    clock, warned, waiting = Stopwatch(), False, list[StepMetrics]()
 
     with stop_on_sigterm() as stop_asked:
         try:
@@ -213,7 +194,7 @@ def fit(
                 done = step + 1
                 logged = done % loop.log_every == 0 or done == num_steps
                 numbers = {"lr": rate, "data_seconds": data_seconds}
-                waiting.append(Figures(done, results, norm, logged=logged, numbers=numbers))
+                waiting.append(StepMetrics(done, results, norm, logged=logged, numbers=numbers))
                 stop = distributed.any_rank(stop_asked.is_set())
                 saves = stop or done == num_steps or done % save_steps == 0
                 # A GPU is already at this step while the figures of the one before are read.
@@ -260,36 +241,6 @@ def fit(
         finally:
             if run_log:
                 run_log.close()
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks of all parts of a model."""
-    return [part for part in model.modules() if isinstance(part, SpaceTimeBlock | JointBlock | CrossBlock)]
-
-
-def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs on a GPU. On CPUs it works and does not pay (docs/log.md)."""
-    return device.type == "cuda" and has_triton() and any(map(shutil.which, ("cc", "gcc", "clang")))
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """Has each block's forward pass compiled when it is first called; the weights keep their names.
-
-    After `recompute_blocks`, so that computing again is part of what is compiled: a backward pass runs in a thread of
-    its own, which would compile anew under limits of its own.
-    """
-    blocks = blocks_of(model)
-    # Blocks share their code, but drop path and where gradients flow make some differ: never fall back for these.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
-    torch._dynamo.config.optimize_ddp = False  # which would cut blocks in pieces to send gradients earlier
-    for block in blocks:
-        block.forward = torch.compile(block.forward, dynamic=False)
-
-
-def recompute_blocks(model: nn.Module) -> None:
-    """Has each block compute its inner values again in the backward pass; the weights keep their names."""
-    for block in blocks_of(model):
-        block.forward = partial(activation_checkpoint, block.forward, use_reentrant=False)
 
 
 @contextmanager

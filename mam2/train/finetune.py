@@ -21,12 +21,17 @@ from mam2.data.catalog import few_shot, read_catalog
 from mam2.data.clips import Data
 from mam2.data.loader import Batch, ViewLoader
 from mam2.data.mixing import mix
+from mam2.device import autocast_dtype, local_device
 from mam2.evaluate import Evaluation, evaluate
+from mam2.files import write_text
 from mam2.losses import Losses
-from mam2.model.encoder import Classifier, EncoderConfig, VideoEncoder, layer_id
+from mam2.model.classifier import Classifier, layer_id
+from mam2.model.encoder import EncoderConfig, VideoEncoder
+from mam2.model.weights import load_classifier, load_encoder, save_classifier
 from mam2.train import checkpoint
-from mam2.train.engine import Loop, autocast_dtype, fit, train_loader
+from mam2.train.engine import Loop, fit, train_loader
 from mam2.train.optim import Optim, make_optimizer
+from mam2.train.run import open_run, read_run
 
 log = logging.getLogger("mam2")
 _MIX = 0x313  # keeps the seeds of mixing apart from others
@@ -90,14 +95,14 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
     folder = Path(out)
     catalog = read_catalog(config.data.root, labelled=True, split=config.data.split)
     catalog = few_shot(catalog, shots=config.shots, seed=config.loop.seed)
-    device = distributed.device()
+    device = local_device()
     config.loop.check_batch()
     classifier = build(config, num_classes=len(catalog.classes)).to(device)
     optimizer = make_optimizer(classifier, config.optim, depth=config.encoder.depth, layer_id=layer_id)
 
     if distributed.rank() == 0:
         videos = [item.path for item in catalog.items]
-        checkpoint.open_run(folder, "finetune", config, resume=resume, videos=videos, classes=catalog.classes)
+        open_run(folder, "finetune", config, resume=resume, videos=videos, classes=catalog.classes)
     distributed.barrier()
     start = checkpoint.load(folder, classifier, optimizer).step
     loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
@@ -133,7 +138,7 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
         folder=folder,
         title="fine-tuning",
         dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
-        on_save=lambda: checkpoint.save_classifier(folder / "classifier.safetensors", classifier, catalog.classes),
+        on_save=lambda: save_classifier(folder / "classifier.safetensors", classifier, catalog.classes),
     )
 
 
@@ -163,13 +168,13 @@ def evaluate_run(
         UserError: no fine-tuned run, unknown labels, no usable videos.
     """
     run, out = Path(run), Path(out or run)
-    record = checkpoint.read_run(run)
-    classifier, classes = checkpoint.load_classifier(run)
+    record = read_run(run)
+    classifier, classes = load_classifier(run)
     config = from_json(Finetune, record["config"])
     clips = config.clips if clips is None else clips
     crops = config.crops if crops is None else crops
     catalog = read_catalog(root, labelled=True, classes=classes, split=split)
-    device = distributed.device()
+    device = local_device()
     if distributed.rank() == 0:
         out.mkdir(parents=True, exist_ok=True)  # or fail before hours of testing
     loader = ViewLoader(
@@ -200,7 +205,7 @@ def evaluate_run(
         "bad_videos": result.bad,
     }
     if distributed.rank() == 0:
-        checkpoint.write_text(out / "evaluate.json", json.dumps(report, indent=2))
+        write_text(out / "evaluate.json", json.dumps(report, indent=2))
         np.savez_compressed(
             out / "predictions.npz",
             path=np.array([catalog.items[i].path for i in result.index_B.tolist()]),
@@ -225,7 +230,7 @@ def build(config: Finetune, *, num_classes: int) -> Classifier:
     torch.manual_seed(config.loop.seed)
     encoder = VideoEncoder(config.encoder)
     if config.init != "scratch":
-        _copy_encoder(checkpoint.load_encoder(config.init), encoder, config.init)
+        _copy_encoder(load_encoder(config.init), encoder, config.init)
     return Classifier(encoder, num_classes)
 
 

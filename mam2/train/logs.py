@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from rich.console import Console
 from rich.progress import (
@@ -24,8 +22,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mam2 import distributed
+from mam2.files import write_text
 from mam2.losses import Losses
-from mam2.train.checkpoint import write_text
 
 log = logging.getLogger("mam2")
 
@@ -76,7 +74,7 @@ class RunLog:
         self._board.close()
 
 
-class OnHost:
+class HostCopy:
     """A tensor's copy in main memory: begun now, waited for when it is read, so that a GPU need not stop for it."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -96,7 +94,7 @@ class OnHost:
         return self._tensor
 
 
-class Figures:
+class StepMetrics:
     """What one step of the optimiser gave, on its way from the device.
 
     Args:
@@ -115,9 +113,9 @@ class Figures:
         shown |= {name: torch.stack([r.parts[name] for r in results]).mean() for name in results[0].parts}
         shown |= {"grad_norm": norm}
         self._names, stacked = tuple(shown), torch.stack([value.detach().float() for value in shown.values()])
-        self._values = OnHost(distributed.mean(stacked) if logged else stacked)
+        self._values = HostCopy(distributed.mean(stacked) if logged else stacked)
         features = [r.features_BTD for r in results if r.features_BTD is not None]
-        self.features_BTD = OnHost(torch.cat(features)) if features and logged else None
+        self.features_BTD = HostCopy(torch.cat(features)) if features and logged else None
 
     def wait(self) -> None:
         """Until the device is through with the step."""
@@ -139,13 +137,6 @@ class Stopwatch:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         return seconds
-
-
-def memory_gib() -> float:
-    """Peak memory of the GPU in GiB, or this process's memory where there is none."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return psutil.Process(os.getpid()).memory_info().rss / 2**30
 
 
 def health(features_BTD: Tensor) -> dict[str, float]:

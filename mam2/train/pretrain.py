@@ -16,17 +16,22 @@ from mam2.config import UserError, from_json, to_json
 from mam2.data.catalog import Catalog, read_catalog
 from mam2.data.clips import Data
 from mam2.data.loader import Batch, steps_per_epoch
+from mam2.device import autocast_dtype, local_device
+from mam2.files import digest
 from mam2.losses import Losses
-from mam2.masks import Masking
+from mam2.masks import MaskConfig
 from mam2.model.encoder import EncoderConfig
+from mam2.model.weights import save_encoder
 from mam2.objectives import OBJECTIVES, ObjectiveConfig
 from mam2.objectives.mam2 import MAM2Config
-from mam2.targets import APPEARANCES, TargetMaker, TargetsConfig, TargetSizes, Tokenizer, target_sizes
 from mam2.targets.cache import MOST_CODES, TokenCache
-from mam2.targets.vq import VQConfig
+from mam2.targets.maker import TargetMaker
+from mam2.targets.table import APPEARANCES, TargetsConfig, TargetSizes, Tokenizer, target_sizes
+from mam2.targets.tokenizers.vq import VQConfig
 from mam2.train import checkpoint
-from mam2.train.engine import Loop, autocast_dtype, fit, train_loader
+from mam2.train.engine import Loop, fit, train_loader
 from mam2.train.optim import Optim, make_optimizer
+from mam2.train.run import open_run, read_run
 from mam2.train.tokenizer import train_tokenizer
 
 log = logging.getLogger("mam2")
@@ -39,7 +44,7 @@ class Pretrain:
     data: Data = field(default_factory=Data)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     objective: ObjectiveConfig = field(default_factory=MAM2Config)
-    mask: Masking = field(default_factory=Masking)
+    mask: MaskConfig = field(default_factory=MaskConfig)
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     optim: Optim = field(default_factory=Optim)
     loop: Loop = field(default_factory=Loop)
@@ -98,10 +103,10 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     """
     folder = Path(out)
     catalog = read_catalog(config.data.root, labelled=False, split=config.data.split)
-    device = distributed.device()
+    device = local_device()
     config.loop.check_batch()
     if distributed.rank() == 0:
-        checkpoint.open_run(folder, "pretrain", config, resume=resume, videos=[i.path for i in catalog.items])
+        open_run(folder, "pretrain", config, resume=resume, videos=[i.path for i in catalog.items])
         own = folder / "tokenizer.safetensors"
         trains_vq = config.objective.needs_appearance and config.targets.appearance == "vq" and not config.targets.file
         if trains_vq and not own.exists():
@@ -147,7 +152,7 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
         title="pre-training",
         dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
         on_step=model.after_step,
-        on_save=lambda: checkpoint.save_encoder(folder / "encoder.safetensors", model.encoder),
+        on_save=lambda: save_encoder(folder / "encoder.safetensors", model.encoder),
     )
 
 
@@ -182,7 +187,7 @@ def token_cache(config: Pretrain, catalog: Catalog, tokenizer: Tokenizer) -> Tok
         del data[name]
     files = [(item.path, (s := Path(item.path).stat()).st_size, s.st_mtime_ns) for item in catalog.items]
     identity = {
-        "tokenizer": [config.targets.appearance, tokenizer.num_codes, checkpoint.digest(tokenizer.state_dict())],
+        "tokenizer": [config.targets.appearance, tokenizer.num_codes, digest(tokenizer.state_dict())],
         "precision": config.targets.precision,
         "videos": hashlib.sha256(repr(files).encode()).hexdigest(),
         "data": data,
@@ -214,14 +219,14 @@ def load_run(folder: str | Path) -> tuple[Any, TargetMaker, Pretrain]:
         UserError: the folder is no pre-training run, or has no checkpoint yet.
     """
     folder = Path(folder)
-    record = checkpoint.read_run(folder)
+    record = read_run(folder)
     if record["kind"] != "pretrain" or not checkpoint.checkpoints(folder):
         raise UserError(
             f"{folder} holds no pre-trained model (kind {record['kind']}, {len(checkpoint.checkpoints(folder))} "
             "checkpoints). Give the --out of a `mam2 pretrain` that has saved at least once."
         )
     config = from_json(Pretrain, record["config"])
-    device = distributed.device()
+    device = local_device()
     targets = make_targets(config, folder, device)
     model = build(config, targets.sizes).to(device)
     checkpoint.load_model(checkpoint.checkpoints(folder)[-1] / "model.safetensors", model)

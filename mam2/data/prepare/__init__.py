@@ -1,0 +1,1 @@
+"""From downloaded videos to a manifest."""

@@ -1,0 +1,281 @@
+"""Videos as folders of JPEG frames, which decode at random places without a seek."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import glob
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from mam2.config import UserError
+from mam2.data.catalog import CsvRow, read_rows
+from mam2.data.prepare.inspect import relative_to
+from mam2.data.video.index import VideoError
+from mam2.data.video.jpeg_folder import META, Frames, read_meta
+from mam2.data.video.pyav import Video
+from mam2.data.workers import parallel
+
+log = logging.getLogger("mam2")
+_STDERR = Console(stderr=True)
+
+_BLOCK_BYTES = 4096  # what a file takes of a disk is a multiple of this
+
+
+def write_frames(video_path: str | Path, folder: str | Path, *, short_side: int = 256, quality: int = 90) -> Frames:
+    """Writes all frames of a video into a folder: 000000.jpg, 000001.jpg, ..., and meta.json.
+
+    The folder appears complete or not at all. If it is there already, made from the same file in the same way, then
+    nothing is done. A killed run leaves a hidden `.NAME.*.partial` beside it, which the next for this folder removes.
+
+    Args:
+        video_path: the video.
+        folder: the new folder; those it lies in are made.
+        short_side: pixels to which the shorter side is reduced; smaller videos keep their size.
+        quality: of the JPEG files, 1 to 100.
+
+    Raises:
+        VideoError: the video, or one of its frames, does not decode.
+        UserError: the folder is there already but holds something else, or can't be written.
+    """
+    folder = Path(folder)
+    _check_settings(short_side, quality)
+    with Video(video_path) as video:
+        meta = _meta_of(video, short_side, quality)
+        if _is_written(folder, meta):
+            return Frames(folder)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(
+                prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent, ignore_cleanup_errors=True
+            ) as temporary:
+                partial = Path(temporary) / "frames"
+                partial.mkdir()
+                for index, frame_CHW in enumerate(video.each()):
+                    (partial / f"{index:06d}.jpg").write_bytes(_jpeg(frame_CHW, short_side, quality))
+                (partial / META).write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
+                partial.rename(folder)
+        except OSError as error:
+            if not _is_written(folder, meta):  # or else another process was faster
+                raise UserError(
+                    f"{folder} can't be written: {error.strerror or error}. Nothing of it is kept; make room or name "
+                    f"another folder, and run it again."
+                ) from error
+    for left_over in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    return Frames(folder)
+
+
+def estimate_bytes(video_path: str | Path, *, short_side: int = 256, quality: int = 90, num_samples: int = 5) -> int:
+    """What `write_frames` will take of the disk, in bytes: measured on a few frames, evenly spaced.
+
+    Raises:
+        VideoError: the video, or one of those frames, does not decode.
+    """
+    _check_settings(short_side, quality)
+    if num_samples < 1:
+        raise UserError(f"An estimate from {num_samples} frames; at least 1 is needed.")
+    with Video(video_path) as video:
+        num_samples = min(num_samples, video.num_frames)
+        indices = [(2 * i + 1) * video.num_frames // (2 * num_samples) for i in range(num_samples)]
+        sizes = [len(_jpeg(frame_CHW, short_side, quality)) for frame_CHW in video.frames(indices)]
+        blocks = sum(-(-size // _BLOCK_BYTES) for size in sizes)
+        return (blocks * video.num_frames // num_samples + 1) * _BLOCK_BYTES
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What `write_all_frames` did.
+
+    Attributes:
+        manifest: the CSV of the frame folders, with the labels and splits of the videos.
+        num_videos: how many there are in it.
+        bad: path and reason of videos that could not be extracted.
+        estimated_bytes: what was expected to be written, for all videos.
+    """
+
+    manifest: Path
+    num_videos: int
+    bad: dict[str, str]
+    estimated_bytes: int
+
+
+def write_all_frames(
+    manifest: str | Path,
+    folder: str | Path,
+    *,
+    short_side: int = 256,
+    quality: int = 90,
+    num_workers: int = 2,
+    timeout_seconds: int = 3600,
+    max_bad_share: float = 0.05,
+) -> Extracted:
+    """Extracts the frames of all videos of a manifest, as the paper does before pre-training (App. B).
+
+    What is there already from an earlier, interrupted run is not made again. The new manifest, `frames.csv` in
+    `folder`, is read as any other: each of its paths is a folder of JPEG files.
+
+    Args:
+        manifest: a CSV with the columns path and, may be, label and split, as `mam2 prepare` writes it.
+        folder: where the frames go, a folder for each video.
+        short_side: pixels to which the shorter side is reduced.
+        quality: of the JPEG files, 1 to 100.
+        num_workers: processes; 0 does it in this one.
+        timeout_seconds: a video that keeps a process longer is left out, as one that ends it is.
+        max_bad_share: videos that may fail, as a share of all.
+
+    Raises:
+        UserError: a wrong manifest, too little room on the disk, no video that can be extracted, or a full disk.
+    """
+    manifest, folder = Path(manifest), Path(folder)
+    _check_settings(short_side, quality)
+    rows = read_rows(manifest, needed=("path",))
+    places = [folder / _folder_of(relative_to(row.path, manifest.parent)) for row in rows]
+    missing = [row.path for row, place in zip(rows, places, strict=True) if not place.exists()]
+    estimated = _estimate(missing, short_side, quality)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    log.info(
+        f"{len(missing)} of {len(rows)} videos to extract: about {estimated / 1e9:.2f} GB, {free / 1e9:.1f} GB free."
+    )
+    if estimated > free:
+        raise UserError(
+            f"The frames of {len(missing)} videos take about {estimated / 1e9:.1f} GB, and {folder} has "
+            f"{free / 1e9:.1f} GB free. Make room, or use a smaller --short-side or --quality."
+        )
+    bad, made = dict[str, str](), list[tuple[CsvRow, Path]]()
+    videos = _Videos([(row.path, place) for row, place in zip(rows, places, strict=True)], short_side, quality)
+    results = parallel(videos, range(len(rows)), num_workers=num_workers, timeout_seconds=timeout_seconds)
+    with closing(results):
+        bar = track(zip(rows, places, results, strict=True), description="extracting", total=len(rows), console=_STDERR)
+        for row, place, error in bar:
+            if error is None:
+                made.append((row, place))
+            elif isinstance(error, VideoError):
+                bad[row.path] = str(error)
+            else:
+                raise error
+    for reason in list(bad.values())[:5]:
+        log.warning("Left out: %s", reason)
+    if not made or len(bad) > max_bad_share * len(rows):
+        raise UserError(
+            f"{len(bad)} of {len(rows)} videos can't be extracted; at most {max_bad_share:.1%} may be. The first: "
+            f"{next(iter(bad.values()))} What was extracted is kept."
+        )
+    draft = folder / ".frames.csv.partial"
+    with draft.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "label", "split"))
+        writer.writerows((place.name, row.label, row.split) for row, place in made)
+    draft.replace(folder / "frames.csv")
+    return Extracted(folder / "frames.csv", len(made), bad, estimated)
+
+
+def _folder_of(path: str) -> str:
+    """A folder's name for a video: the video's, cut where it is long, and a hash of where it lies: no two are alike."""
+    digest = hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest()
+    stem = Path(path).stem.encode("utf-8", "replace")[:80].decode("utf-8", "ignore").strip(" .")
+    return f"{stem}_{digest}"
+
+
+def _estimate(paths: list[str], short_side: int, quality: int, num_samples: int = 12) -> int:
+    """Bytes for all videos, from some that are spread over the list; 0 if none of those can be read."""
+    sizes = []
+    for path in paths[:: max(1, len(paths) // num_samples)]:
+        with contextlib.suppress(UserError):
+            sizes.append(estimate_bytes(path, short_side=short_side, quality=quality))
+    return sum(sizes) * len(paths) // max(1, len(sizes))
+
+
+@dataclass(frozen=True)
+class _Videos:
+    """Extracts the frames of each video, as `workers.parallel` asks for it, and tells what went wrong."""
+
+    videos: Sequence[tuple[str, Path]]
+    short_side: int
+    quality: int
+    quarantined: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, index: int) -> UserError | None:
+        path, place = self.videos[index]
+        try:
+            if path in self.quarantined:
+                raise VideoError(self.quarantined[path])
+            write_frames(path, place, short_side=self.short_side, quality=self.quality)
+        except UserError as error:
+            return error
+        return None
+
+    def paths(self, index: int) -> list[str]:
+        return [self.videos[index][0]]
+
+    def decode(self, path: str) -> None:
+        with contextlib.suppress(UserError), Video(path) as video:
+            for _ in video.each():
+                pass
+
+
+def _check_settings(short_side: int, quality: int) -> None:
+    if short_side < 1:
+        raise UserError(f"short_side is {short_side}; it is a number of pixels, at least 1.")
+    if not 1 <= quality <= 100:
+        raise UserError(f"quality is {quality}; accepted: 1 to 100, 90 is usual.")
+
+
+def _jpeg(frame_CHW: torch.Tensor, short_side: int, quality: int) -> bytes:
+    """A JPEG file of a frame, uint8 (3, H, W), made smaller where it is larger than `short_side`."""
+    image = Image.fromarray(np.ascontiguousarray(frame_CHW.permute(1, 2, 0).numpy()))
+    scale = short_side / min(image.size)
+    if scale < 1:
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.BILINEAR)  # which Pillow widens against aliasing
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def _meta_of(video: Video, short_side: int, quality: int) -> dict[str, Any]:
+    try:
+        with open(video.path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size_bytes = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise VideoError(f"{video.path} can't be read: {error.strerror or error}.") from error
+    source = {"name": Path(video.path).name, "height": video.height, "width": video.width}
+    source |= {"bytes": size_bytes, "sha256": digest}
+    made = {"fps": video.fps, "count": video.num_frames, "short_side": short_side, "quality": quality}
+    return made | {"source": source}
+
+
+def _is_written(folder: Path, meta: dict[str, Any]) -> bool:
+    """Was the folder made from this source, in this way? False if it is not there, or empty.
+
+    Raises:
+        UserError: it is there and was not.
+    """
+    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    found = read_meta(str(folder)) if folder.is_dir() else {}
+    if found.get("source", {}).get("sha256") != meta["source"]["sha256"]:
+        other = "something else than the frames of this video"
+    elif any(found.get(name) != meta[name] for name in ("short_side", "quality")):
+        other = f"its frames with short_side {found.get('short_side')} and quality {found.get('quality')}"
+    else:
+        return True
+    raise UserError(f"{folder} is there already and holds {other}. Remove it or name another folder.")

@@ -1,0 +1,177 @@
+"""What opening each video told, kept line by line: a killed run goes on, and the next one reads only what is new."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mam2.config import UserError
+from mam2.data.video.jpeg_folder import Frames, read_meta
+from mam2.data.video.open import open_video
+from mam2.data.workers import parallel
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What opening a video told, and the file's size and time by which a change is noticed."""
+
+    size_bytes: int
+    mtime_ns: int
+    frames: int
+    fps: float
+    width: int
+    height: int
+    digest: str
+
+
+def inspect_videos(
+    paths: Sequence[str], journal: Path, *, num_workers: int, timeout_seconds: int
+) -> tuple[dict[str, VideoInfo | str], int]:
+    """Opens videos, in `num_workers` processes (0: in this one), and draws a progress bar.
+
+    Args:
+        paths: the videos.
+        journal: where the answers are kept. A video whose size and time are those of its line is not opened again.
+        num_workers: processes.
+        timeout_seconds: a video that keeps a process longer counts as unreadable, as one that ends it does.
+
+    Returns:
+        What each path's video holds, or a sentence on why it can't be read; and how many were not in the journal.
+
+    Raises:
+        UserError: the journal can't be written. What was read until then is kept.
+    """
+    known, opened, todo = _read_journal(journal), dict[str, VideoInfo | str](), []
+    for path in dict.fromkeys(paths):
+        name = relative_to(path, journal.parent)
+        try:
+            status = os.stat(path)
+        except OSError as error:  # a link to nowhere
+            opened[path] = f"{shown(path)} can't be read: {error.strerror}. Mend or remove it."
+            continue
+        probe = known.get(name)
+        if name != name.strip() or shown(name) != name:
+            reason = "its name begins or ends with a blank, or is not UTF-8"
+            opened[path] = f"{shown(path)} can't be listed: {reason}. Rename it."
+        elif probe and (probe.size_bytes, probe.mtime_ns) == (status.st_size, status.st_mtime_ns):
+            opened[path] = probe
+        else:
+            todo.append(path)
+    columns = (TextColumn("Reading videos"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Drawn by this thread: a second one would make it unsafe to fork the workers.
+    progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False)
+    results = parallel(_Videos(todo), range(len(todo)), num_workers=num_workers, timeout_seconds=timeout_seconds)
+    with _open_journal(journal) as file, progress, closing(results) as found_of:
+        task, drawn = progress.add_task("", total=len(todo)), 0.0
+        for path, found in zip(todo, found_of, strict=True):
+            opened[path] = found
+            if isinstance(found, VideoInfo):  # the others may be mended, and are few
+                line = json.dumps({"path": relative_to(path, journal.parent), **asdict(found)})
+                with writing(journal, journal):
+                    file.write(line.encode() + b"\n")
+            progress.advance(task)
+            if time.monotonic() - drawn > 0.2:
+                progress.refresh()
+                drawn = time.monotonic()
+    return opened, len(todo)
+
+
+def _open_journal(journal: Path) -> BinaryIO:
+    with writing(journal, journal):
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        file = cast(BinaryIO, journal.open("ab+", buffering=0))  # each line is in the file at once
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # the last line was cut short by a kill
+                file.write(b"\n")
+        return file
+
+
+def _read_journal(journal: Path) -> dict[str, VideoInfo]:
+    known = {}
+    for line in journal.read_bytes().splitlines() if journal.is_file() else ():
+        try:
+            fields = json.loads(line)
+            name = fields.pop("path")
+            known[name] = VideoInfo(**fields)
+        except (ValueError, KeyError, TypeError, AttributeError):  # a line cut short by a kill
+            continue
+    return known
+
+
+@dataclass(frozen=True)
+class _Videos:
+    """What each video tells, as `workers.parallel` asks for it."""
+
+    videos: Sequence[str]
+    quarantined: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, index: int) -> VideoInfo | str:
+        path = self.videos[index]
+        return self.quarantined.get(path) or _probe(path)
+
+    def paths(self, index: int) -> list[str]:
+        return [self.videos[index]]
+
+    def decode(self, path: str) -> None:
+        _probe(path)
+
+
+def _probe(path: str) -> VideoInfo | str:
+    """Opens a video and decodes its first and last frame; the reason where that fails."""
+    try:
+        status = os.stat(path)
+        with open_video(path) as video:
+            video.frames([video.num_frames - 1])
+            if isinstance(video, Frames):  # made of a file that it names, or else told by its size and time
+                source = read_meta(path).get("source", {})
+                digest = source.get("sha256") or f"{path} {status.st_size} {status.st_mtime_ns}"
+            else:
+                with open(path, "rb") as file:
+                    digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+            return VideoInfo(
+                size_bytes=status.st_size,
+                mtime_ns=status.st_mtime_ns,
+                frames=video.num_frames,
+                fps=video.fps or 0.0,
+                width=video.width,
+                height=video.height,
+                digest=digest,
+            )
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"{path} can't be read: {error.strerror}. Mend or remove it."
+
+
+@contextmanager
+def writing(target: Path, journal: Path) -> Iterator[None]:
+    """Turns what may go wrong with a file that is written into advice."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{target} can't be written: {error.strerror or error}. Make room there, or give a place that can be "
+            f"written as `out`, and run again; what was read is kept in {journal}."
+        ) from error
+
+
+def relative_to(path: str, folder: Path) -> str:
+    """A path as the manifest and the journal have it: from their folder if it lies in there, else absolute."""
+    top, absolute = os.path.join(os.path.abspath(folder), ""), os.path.abspath(path)
+    return absolute.removeprefix(top)
+
+
+def shown(text: str) -> str:
+    """Text that every terminal and file takes."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,327 @@
+"""From a folder of downloaded videos to one manifest: what is there, what is missing, what is damaged (Table 6).
+
+Every video is opened once; what was read is kept in a journal beside the manifest.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mam2.config import UserError, did_you_mean
+from mam2.data.catalog import SPLIT_WORDS, read_rows, split_folders, video_paths
+from mam2.data.prepare.inspect import VideoInfo, inspect_videos, relative_to, shown, writing
+from mam2.data.prepare.official_lists import BENCHMARKS, Benchmark, Lists, read_lists, same_name
+
+COLUMNS = ("path", "label", "frames", "fps", "width", "height", "split")
+"""The first line of a manifest. `read_catalog` reads it; a path that is not absolute starts from the manifest."""
+
+_CLIP_FRAMES = 16  # App. B
+_NUM_SHOWN = 5
+_FAR_FROM_TABLE_6 = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """How many videos have it, and the first of them in words."""
+
+    count: int
+    first: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitCount:
+    """One split in numbers.
+
+    Attributes:
+        split: "train", "val", or another word of the user's own CSV.
+        listed: videos that the lists name; in a folder without lists, those found.
+        written: videos in the manifest.
+        table6: videos by the paper's Table 6, rounded; None for the user's own data.
+        mean_seconds: of the videos in the manifest that tell their frame rate; 0 if none does.
+    """
+
+    split: str
+    listed: int
+    written: int
+    table6: int | None
+    mean_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `prepare` found.
+
+    Attributes:
+        manifest: the CSV that it wrote.
+        splits: each split in numbers, train first.
+        num_classes: classes that the lists have, or the labels found.
+        missing: listed, but not there; not in the manifest.
+        unreadable: there, but damaged; not in the manifest.
+        extra: there, but in none of the benchmark's lists; not in the manifest.
+        short: fewer than 16 frames; in the manifest, as the loader knows what to do with them.
+        duplicates: the same content as another video of the manifest, those across two splits first; in the manifest.
+        num_read: videos opened this time; the others were known from the journal.
+        notes: sentences on what is far from Table 6.
+    """
+
+    manifest: Path
+    splits: tuple[SplitCount, ...]
+    num_classes: int
+    missing: Problem
+    unreadable: Problem
+    extra: Problem
+    short: Problem
+    duplicates: Problem
+    num_read: int
+    notes: tuple[str, ...]
+
+
+def prepare(
+    name: str,
+    root: str | Path,
+    *,
+    split: int = 1,
+    annotations: str | Path | None = None,
+    out: str | Path | None = None,
+    num_workers: int = 2,
+    timeout_seconds: int = 120,
+    max_missing_share: float = 0.05,
+) -> Report:
+    """Checks videos against a benchmark's official lists, opens each of them, and writes the manifest.
+
+    Args:
+        name: "k400", "ssv2", "ucf101", "hmdb51"; or "folder" for one's own videos.
+        root: the folder of the videos. Those of a benchmark are found by their names, in class folders or not, with
+            another ending after re-encoding too. Of one's own: a folder (with train and val folders or not, with a
+            folder for each class or not), or a .csv with the columns path and, may be, label and split.
+        split: which of the official splits of UCF101 and HMDB51, 1 to 3.
+        annotations: the folder of the official lists; None looks for them in `root`.
+        out: the manifest, a .csv; None names it after the benchmark and puts it in `root`, where a relative path keeps
+            its meaning when the folder is moved.
+        num_workers: processes that open videos; 0 does it in this process.
+        timeout_seconds: a video that keeps a process longer counts as unreadable, as one that ends it does.
+        max_missing_share: how many of the listed videos may be missing or unreadable, 0 to 1.
+
+    Raises:
+        UserError: an argument outside its range, lists that are missing or wrong, no videos, too many of them missing,
+            or a manifest that can't be written. What was read until then is kept.
+    """
+    root = Path(root)
+    _check_arguments(name, root, split, num_workers, timeout_seconds, max_missing_share)
+    manifest = _manifest_path(name, root, split, out)
+    if name == "folder":
+        found = _find_own(root)
+    else:
+        lists = read_lists(name, Path(annotations) if annotations is not None else root, split=split)
+        found = _match(lists, root)
+    _check_share(found, [], root, max_missing_share)
+    journal = manifest.with_name(f"{name}.journal.jsonl")
+    opened, num_read = inspect_videos(
+        [video.path for video in found.videos], journal, num_workers=num_workers, timeout_seconds=timeout_seconds
+    )
+    unreadable = [reason for video in found.videos if isinstance(reason := opened[video.path], str)]
+    readable = [(video, probe) for video in found.videos if isinstance(probe := opened[video.path], VideoInfo)]
+    _check_share(found, unreadable, root, max_missing_share)
+    _write_manifest(readable, manifest, journal)
+    splits = _count(found, readable, BENCHMARKS.get(name))
+    return Report(
+        manifest=manifest,
+        splits=splits,
+        num_classes=found.num_classes,
+        missing=_problem(found.missing),
+        unreadable=_problem(unreadable),
+        extra=_problem(found.extra),
+        short=_problem([f"{v.path} ({p.frames} frames)" for v, p in readable if p.frames < _CLIP_FRAMES]),
+        duplicates=_problem(_duplicates(readable)),
+        num_read=num_read,
+        notes=_notes(splits, found.num_classes, BENCHMARKS.get(name)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """A video to be in the manifest."""
+
+    path: str
+    label: str
+    split: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """The videos to be in the manifest and the names of others; `listed` counts by split."""
+
+    videos: list[_Wanted]
+    missing: list[str]
+    extra: list[str]
+    listed: dict[str, int]
+    num_classes: int
+
+
+def _check_arguments(
+    name: str, root: Path, split: int, num_workers: int, timeout_seconds: int, max_missing_share: float
+) -> None:
+    if name != "folder" and name not in BENCHMARKS:
+        raise UserError(f"{name!r} is no data set that prepare knows. {did_you_mean(name, [*BENCHMARKS, 'folder'])}")
+    if name == "folder" and split != 1:
+        raise UserError(f"The split is {split}; only UCF101 and HMDB51 have more than one. Leave it out.")
+    if num_workers < 0 or timeout_seconds < 1:
+        raise UserError(
+            f"num_workers is {num_workers} and timeout_seconds {timeout_seconds}; they must be at least 0 and 1."
+        )
+    if not 0 <= max_missing_share <= 1:
+        raise UserError(f"max_missing_share is {max_missing_share}; a share is 0 to 1.")
+    if not root.is_dir() and not (name == "folder" and root.is_file() and root.suffix.lower() == ".csv"):
+        accepted = "a folder of videos" + (", or a .csv with the column path" if name == "folder" else "")
+        raise UserError(f"{root} {'is no such thing' if root.exists() else 'does not exist'}. Accepted: {accepted}.")
+
+
+def _manifest_path(name: str, root: Path, split: int, out: str | Path | None) -> Path:
+    if out is not None:
+        manifest = Path(out)
+    elif name == "folder":
+        manifest = root / "manifest.csv" if root.is_dir() else root.with_name(f"{root.stem}_manifest.csv")
+    else:
+        manifest = root / (f"{name}_split{split}.csv" if BENCHMARKS[name].num_splits > 1 else f"{name}.csv")
+    if manifest.suffix.lower() != ".csv" or manifest.is_dir() or manifest.absolute() == root.absolute():
+        raise UserError(f"The manifest can't be {manifest}. Give a new file whose name ends in .csv as `out`.")
+    return manifest
+
+
+def _match(lists: Lists, root: Path) -> _Found:
+    """Finds listed videos by name. One in the folder of another class is not the one that is listed."""
+    paths = defaultdict[str, list[Path]](list)
+    for path in video_paths(root):
+        paths[same_name(path.stem)].append(path)
+    classes = {_folder_name(label) for label in lists.classes}
+    videos, missing, used = list[_Wanted](), list[str](), set[Path]()
+    listed = {"train": 0, "val": 0}
+    for video in lists.videos:
+        own = _folder_name(video.label)
+        ranked = []
+        for path in (path for stem in video.stems for path in paths.get(stem, ()) if path not in used):
+            folder = _folder_name(path.parent.name)
+            if folder == own or folder not in classes or not video.label:
+                ranked.append((folder != own, path))
+        best = [path for _, path in sorted(ranked, key=lambda pair: pair[0])[:1]]
+        used.update(best)
+        if video.split:
+            listed[video.split] += 1
+            missing += [] if best else [f"{video.label}/{video.stems[0]}"]
+            videos += [_Wanted(path=str(root / path), label=video.label, split=video.split) for path in best]
+    extra = sorted(str(root / path) for same in paths.values() for path in same if path not in used)
+    return _Found(videos=videos, missing=missing, extra=extra, listed=listed, num_classes=len(lists.classes))
+
+
+def _folder_name(text: str) -> str:
+    return text.replace("_", " ").casefold()
+
+
+def _find_own(root: Path) -> _Found:
+    if root.is_dir():
+        paths = video_paths(root)
+        depth = 1 if split_folders(paths) else 0
+        videos = [
+            _Wanted(
+                path=str(root / path),
+                label=path.parts[depth] if len(path.parts) > depth + 1 else "",
+                split=SPLIT_WORDS[path.parts[0].lower()] if depth else "train",
+            )
+            for path in paths
+        ]
+    else:
+        rows = read_rows(root, needed=("path",))
+        splits = [SPLIT_WORDS.get(row.split.lower(), row.split) or "train" for row in rows]
+        videos = [_Wanted(path=r.path, label=r.label, split=s) for r, s in zip(rows, splits, strict=True)]
+    there = [video for video in videos if os.path.exists(video.path)]
+    return _Found(
+        videos=there,
+        missing=[video.path for video in videos if not os.path.exists(video.path)],
+        extra=[],
+        listed={split: sum(video.split == split for video in videos) for split in sorted({v.split for v in videos})},
+        num_classes=len({video.label for video in videos} - {""}),
+    )
+
+
+def _check_share(found: _Found, unreadable: Sequence[str], root: Path, max_missing_share: float) -> None:
+    num_listed, num_lost = sum(found.listed.values()), len(found.missing) + len(unreadable)
+    if num_lost == num_listed or num_lost > max_missing_share * num_listed:
+        first = _problem([*found.missing, *unreadable])
+        raise UserError(
+            f"{len(found.missing)} of the {num_listed} listed videos are missing from {root}, and {len(unreadable)} "
+            f"can't be read ({num_lost / num_listed:.1%}); the first: {'; '.join(first.first)}. At most "
+            f"{max_missing_share:.1%} may be. Fetch them, or allow more with max_missing_share."
+        )
+
+
+def _write_manifest(readable: Sequence[tuple[_Wanted, VideoInfo]], manifest: Path, journal: Path) -> None:
+    """Writes the manifest whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for video, probe in readable:
+        figures = (probe.frames, f"{probe.fps:.6g}", probe.width, probe.height)
+        writer.writerow((relative_to(video.path, manifest.parent), video.label, *figures, video.split))
+    part = manifest.with_name(manifest.name + ".part")
+    with writing(manifest, journal):
+        try:
+            with part.open("w", encoding="utf-8", newline="") as file:
+                file.write(text.getvalue())
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(manifest)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _problem(names: Sequence[str]) -> Problem:
+    return Problem(count=len(names), first=tuple(shown(name) for name in names[:_NUM_SHOWN]))
+
+
+def _duplicates(readable: Sequence[tuple[_Wanted, VideoInfo]]) -> list[str]:
+    first, across, within = dict[str, _Wanted](), list[str](), list[str]()
+    for video, probe in readable:
+        other = first.setdefault(probe.digest, video)
+        if other is not video:
+            same = within if other.split == video.split else across
+            same.append(f"{video.path} ({video.split}) is {other.path} ({other.split})")
+    return across + within
+
+
+def _count(
+    found: _Found, readable: Sequence[tuple[_Wanted, VideoInfo]], benchmark: Benchmark | None
+) -> tuple[SplitCount, ...]:
+    table6 = {"train": benchmark.num_train, "val": benchmark.num_val} if benchmark else {}
+    counts = []
+    for split in sorted(found.listed, key=lambda split: (split != "train", split)):
+        probes = [probe for video, probe in readable if video.split == split]
+        seconds = [probe.frames / probe.fps for probe in probes if probe.fps]
+        counts.append(
+            SplitCount(
+                split=split,
+                listed=found.listed[split],
+                written=len(probes),
+                table6=table6.get(split),
+                mean_seconds=sum(seconds) / len(seconds) if seconds else 0.0,
+            )
+        )
+    return tuple(counts)
+
+
+def _notes(splits: Sequence[SplitCount], num_classes: int, benchmark: Benchmark | None) -> tuple[str, ...]:
+    if benchmark is None:
+        return ()
+    notes = [
+        f"{count.split}: {count.written} videos; Table 6 has about {count.table6} for {benchmark.title}."
+        for count in splits
+        if count.table6 and abs(count.written - count.table6) > _FAR_FROM_TABLE_6 * count.table6
+    ]
+    if num_classes != benchmark.num_classes:
+        notes.append(f"The lists hold {num_classes} classes; {benchmark.title} has {benchmark.num_classes}.")
+    return tuple(notes)

@@ -1,0 +1,137 @@
+"""Frames at given indices from a folder of JPEG files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+
+from mam2.data.video.index import VideoError
+
+FRAME_SUFFIXES = (".jpg", ".jpeg")
+"""The file names taken for frames, in lower case."""
+
+META = "meta.json"
+"""What is known of the frames of a folder: `fps` and `count`, and how they were made."""
+
+
+class Frames:
+    """A folder of JPEG frames, with the interface of `Video`.
+
+    The frames are sorted by the last number in their names: 1.jpg, img_00002.jpeg, clip7_3.jpg. Gaps in the numbers
+    are no error, as some tools keep one frame in five; but where a meta.json states a `count`, it must be met.
+
+    Attributes:
+        num_frames: how many frames there are.
+        num_missing: 0, as for a complete video.
+        fps: frames a second, from a meta.json; None without one.
+        height, width: pixels, of the first frame.
+
+    Raises:
+        VideoError: no such folder, no frames in it, or names that give them no order.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = str(folder)
+        self._names = _sorted_names(self.path)
+        meta = read_meta(self.path)
+        self.num_frames, self.num_missing, self.fps = len(self._names), 0, meta.get("fps")
+        if meta.get("count", self.num_frames) != self.num_frames:
+            there = f"its {META} promises {meta['count']} frames, but {self.num_frames} are there"
+            raise VideoError(_message(self.path, there))
+        with self._opened(0) as image:  # reads no pixels
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            self.width, self.height = image.size[::-1] if turned else image.size
+
+    def __enter__(self) -> Frames:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def frames(self, indices: Sequence[int]) -> torch.Tensor:
+        """Decodes the frames at `indices`, in the order asked; repeats are allowed.
+
+        Returns:
+            RGB, uint8 (len(indices), 3, height, width); the channels lie last in memory, as decoded.
+
+        Raises:
+            VideoError: a frame is damaged, or of another size than the first.
+            IndexError: an index outside 0 .. num_frames - 1.
+        """
+        if not indices or min(indices) < 0 or max(indices) >= self.num_frames:
+            raise IndexError(f"{self.path} has frames 0 to {self.num_frames - 1}; asked for {list(indices)}.")
+        decoded = {index: self._read(index) for index in set(indices)}
+        for index, rgb_HWC in decoded.items():
+            if rgb_HWC.shape != (self.height, self.width, 3):
+                size = f"{rgb_HWC.shape[1]} × {rgb_HWC.shape[0]} pixels, the first {self.width} × {self.height}"
+                raise VideoError(_message(self.path, f"{self._names[index]} has {size}"))
+        return torch.from_numpy(np.stack([decoded[index] for index in indices])).permute(0, 3, 1, 2)
+
+    def _read(self, index: int) -> np.ndarray:
+        """RGB, uint8 (height, width, 3), upright."""
+        with self._opened(index) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[Image.Image]:
+        try:
+            with Image.open(os.path.join(self.path, self._names[index]), formats=["JPEG"]) as image:
+                yield image
+        except (OSError, SyntaxError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error).split(" '")[0]
+            raise VideoError(_message(self.path, f"{self._names[index]}: {reason}")) from error
+
+
+def _sorted_names(folder: str) -> list[str]:
+    """The names of the frames in a folder, by their numbers."""
+    try:
+        names = [name for name in os.listdir(folder) if name.lower().endswith(FRAME_SUFFIXES) and name[0] != "."]
+    except OSError as error:
+        raise VideoError(_message(folder, error.strerror or str(error))) from error
+    if not names:
+        raise VideoError(_message(folder, f"it holds no frames (numbered files ending in {', '.join(FRAME_SUFFIXES)})"))
+    by_number: dict[int, str] = {}
+    for name in sorted(names):
+        digits = re.findall(r"[0-9]+", name.rsplit(".", 1)[0])
+        if not digits:
+            raise VideoError(_message(folder, f"{name} has no number that would give it a place"))
+        if (other := by_number.setdefault(int(digits[-1]), name)) != name:
+            raise VideoError(_message(folder, f"{other} and {name} have the same number"))
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def read_meta(folder: str) -> dict[str, Any]:
+    """What a folder's meta.json tells; nothing if there is none.
+
+    Raises:
+        VideoError: it is damaged, or of another kind.
+    """
+    try:
+        meta = json.loads(Path(folder, META).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise VideoError(_message(folder, f"its {META} can't be read ({error})")) from error
+    checks = {
+        "fps": lambda fps: fps is None or (isinstance(fps, int | float) and fps > 0),
+        "count": lambda count: isinstance(count, int),
+        "source": lambda source: isinstance(source, dict),
+    }
+    for name, is_good in checks.items():
+        if not isinstance(meta, dict) or (name in meta and not is_good(meta[name])):
+            found = f"{name} is {meta[name]!r}" if isinstance(meta, dict) else f"it is {meta!r:.40}"
+            raise VideoError(_message(folder, f"its {META} is of another kind: {found}"))
+    return meta
+
+
+def _message(folder: str, reason: str) -> str:
+    return f"{folder} can't be read as frames: {reason}. Write the folder again or remove it."

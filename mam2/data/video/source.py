@@ -1,0 +1,45 @@
+"""The face of a source of frames: a video file, or a folder of JPEG frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, Self
+
+from torch import Tensor
+
+Backend = Literal["pyav", "torchcodec"]
+"""What decodes video files."""
+
+
+class VideoSource(Protocol):
+    """An open video; a context manager that closes it.
+
+    Attributes:
+        path: where it is.
+        num_frames: how many frames there are.
+        num_missing: how many of them, at the end, the file has lost; asking for one is an error.
+        fps: frames per second on average; None where the source does not say.
+        height, width: pixels, upright.
+    """
+
+    path: str
+    num_frames: int
+    num_missing: int
+    fps: float | None
+    height: int
+    width: int
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def frames(self, indices: Sequence[int]) -> Tensor:
+        """The frames at `indices`, in the order asked; repeats are allowed.
+
+        Returns:
+            RGB, uint8 (len(indices), 3, height, width).
+
+        Raises:
+            VideoError: a frame that does not decode.
+            IndexError: an index outside 0 .. num_frames - 1.
+        """

@@ -1,0 +1,67 @@
+"""What glibc does with memory that is freed; elsewhere these do nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+
+import psutil
+import torch
+from torch import Tensor
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of malloc.h
+
+
+def keep_freed_memory() -> None:
+    """For training on a CPU: what one step frees the next one takes, without fetching every page from the system again
+    (a tenth of a ViT-B step, docs/log.md)."""
+    _mallopt({_M_TRIM_THRESHOLD: -1, _M_MMAP_MAX: 0})
+
+
+def return_freed_memory() -> None:
+    """For processes that decode: large blocks go back to the system at once. Once glibc has freed a batch it takes the
+    next from the heap, where holes between small blocks had it grow from 0.5 to 1.2 GiB."""
+    _mallopt({_M_TRIM_THRESHOLD: 128 * 2**10, _M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 8 * 2**20})
+
+
+def _mallopt(values: dict[int, int]) -> None:
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            for parameter, value in values.items():
+                ctypes.CDLL(None).mallopt(parameter, value)
+
+
+def local_device() -> torch.device:
+    """This process's GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def send(tensor: Tensor, to: torch.device) -> Tensor:
+    """A host's tensor on another device; on a GPU through pinned memory, so that neither waits for the other."""
+    return tensor.contiguous().pin_memory().to(to, non_blocking=True) if to.type == "cuda" else tensor.to(to)
+
+
+def autocast_dtype(precision: str, device: torch.device, *, width: int) -> torch.dtype | None:
+    """The type that matrix products are computed in; None is plain float32.
+
+    "auto" takes bfloat16 on a GPU that has it, and on a CPU with bfloat16 instructions for models of width 512 up:
+    below that, conversions cost more than the faster products save (docs/log.md).
+    """
+    if precision == "fp32":
+        return None
+    if precision == "bf16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    return torch.bfloat16 if width >= 512 and torch.cpu._is_avx512_bf16_supported() else None
+
+
+def memory_gib() -> float:
+    """Peak memory of the GPU in GiB, or this process's memory where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return psutil.Process(os.getpid()).memory_info().rss / 2**30

@@ -1,0 +1,1 @@
+"""The encoder, the regressor and the decoders."""

@@ -1,0 +1,72 @@
+"""Multi-head attention: self-attention, and cross-attention for the regressor (Sec. 2.1).
+
+B clips, S tokens, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WRITTEN_OUT_UP_TO_KEYS = 256
+"""Keys up to which a CPU is two to five times faster in bf16 with attention written out (docs/log.md)."""
+
+
+AttentionKind = Literal["factorised", "joint"]
+"""Self-attention over time and then over space, or over all tokens of a clip at once."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax(q kᵀ / √d) v, for (batch, heads, S, d) each."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= WRITTEN_OUT_UP_TO_KEYS:
+        return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over the second to last axis of (..., S, D)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
+        return self.out(attend(q, k, v).transpose(1, 2).reshape(x.shape))
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (batch, heads, S, D/heads)."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # ..., S, 3, heads, D/heads
+        q, k, v = (part.transpose(-3, -2).flatten(0, -4) for part in qkv.unbind(-3))
+        return q, k, v
+
+    def received(self, x: Tensor) -> Tensor:
+        """How much attention each token gets, (..., S): the mean over heads and queries; 1 in sum over S."""
+        q, k, _ = self.heads(x)
+        weights = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+        return weights.mean(dim=(1, 2)).view(x.shape[:-1])
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from queries (B, S, D) to keys and values (B, S', D)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for layer, x in ((self.q, query), (self.k, key), (self.v, value))
+        )
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))

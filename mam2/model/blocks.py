@@ -1,0 +1,181 @@
+"""Attention, MLP, positions, and the three kinds of block (Sec. 2.1, Table 9).
+
+B clips, T frames, V patches a frame (visible or masked ones), D width, S any sequence length.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils._triton import has_triton
+from torch.utils.checkpoint import checkpoint as activation_checkpoint
+from torchvision.ops import StochasticDepth
+
+from mam2.model.attention import AttentionKind, CrossAttention, SelfAttention
+from mam2.model.positions import Positions
+
+NORM_EPS = 1e-6
+
+
+def layer_norm(width: int) -> nn.LayerNorm:
+    """LayerNorm as every ViT of this family has it."""
+    return nn.LayerNorm(width, eps=NORM_EPS)
+
+
+def mlp(width: int) -> nn.Sequential:
+    """Linear, GELU, Linear, four times as wide inside (Table 9)."""
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+
+class Residual(nn.Module):
+    """What becomes of a branch before it is added to the stream: layer scale, then drop path, where asked for."""
+
+    def __init__(self, width: int, *, layer_scale: float, drop_path: float) -> None:
+        super().__init__()
+        self.start = layer_scale
+        self.scale_D = nn.Parameter(torch.empty(width)) if layer_scale else None
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+
+    def reset(self) -> None:
+        """Sets the scale to where it starts."""
+        if self.scale_D is not None:
+            nn.init.constant_(self.scale_D, self.start)
+
+    def forward(self, branch: Tensor) -> Tensor:
+        return self.drop_path(branch if self.scale_D is None else branch * self.scale_D)
+
+
+class SpaceTimeBlock(nn.Module):
+    """Factorised space-time block: temporal attention, spatial attention, MLP; each pre-norm with a residual.
+
+    Paper: as TimeSformer's divided attention; here: without its `temporal_fc` and CLS token, which is Table 9 and
+    gives Table 3's sizes (docs/decisions.md, 2).
+    """
+
+    def __init__(self, width: int, num_heads: int, *, layer_scale: float = 0.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm_time = layer_norm(width)
+        self.time = SelfAttention(width, num_heads)
+        self.norm_space = layer_norm(width)
+        self.space = SelfAttention(width, num_heads)
+        self.norm_mlp = layer_norm(width)
+        self.mlp = mlp(width)
+        self.add_time, self.add_space, self.add_mlp = (
+            Residual(width, layer_scale=layer_scale, drop_path=drop_path) for _ in range(3)
+        )
+
+    def forward(self, x_BTVD: Tensor) -> Tensor:
+        x_BTVD = self.through_time(x_BTVD)
+        x_BTVD = x_BTVD + self.add_space(self.space(self.norm_space(x_BTVD)))
+        return x_BTVD + self.add_mlp(self.mlp(self.norm_mlp(x_BTVD)))
+
+    def through_time(self, x_BTVD: Tensor) -> Tensor:
+        x_BVTD = self.norm_time(x_BTVD).transpose(1, 2)
+        return x_BTVD + self.add_time(self.time(x_BVTD).transpose(1, 2))
+
+    def received(self, x_BTVD: Tensor) -> Tensor:
+        """How much spatial attention each patch gets in its frame, (B, T, V)."""
+        return self.space.received(self.norm_space(self.through_time(x_BTVD)))
+
+
+class JointBlock(nn.Module):
+    """Joint space-time block: attention among all tokens of a clip, MLP; as in ViT, VideoMAE and ST-MAE."""
+
+    def __init__(self, width: int, num_heads: int, *, layer_scale: float = 0.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm_joint = layer_norm(width)
+        self.joint = SelfAttention(width, num_heads)
+        self.norm_mlp = layer_norm(width)
+        self.mlp = mlp(width)
+        self.add_joint, self.add_mlp = (Residual(width, layer_scale=layer_scale, drop_path=drop_path) for _ in range(2))
+
+    def forward(self, x_BTVD: Tensor) -> Tensor:
+        x_BSD = self.norm_joint(x_BTVD).flatten(1, 2)
+        x_BTVD = x_BTVD + self.add_joint(self.joint(x_BSD).view(x_BTVD.shape))
+        return x_BTVD + self.add_mlp(self.mlp(self.norm_mlp(x_BTVD)))
+
+    def received(self, x_BTVD: Tensor) -> Tensor:
+        """How much attention each patch gets within what its frame gets, (B, T, V)."""
+        received_BTV = self.joint.received(self.norm_joint(x_BTVD).flatten(1, 2)).view(x_BTVD.shape[:3])
+        return received_BTV / received_BTV.sum(dim=2, keepdim=True)
+
+
+BLOCKS: dict[AttentionKind, type[SpaceTimeBlock] | type[JointBlock]] = {
+    "factorised": SpaceTimeBlock,
+    "joint": JointBlock,
+}
+
+
+class CrossBlock(nn.Module):
+    """Regressor block: queries gather from visible tokens, then an MLP (as CAE's, with plain pre-norm residuals).
+
+    Positions are added to queries and keys, not to values, and anew in every block.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm_query = layer_norm(width)
+        self.norm_key = layer_norm(width)
+        self.norm_value = layer_norm(width)
+        self.cross = CrossAttention(width, num_heads)
+        self.norm_mlp = layer_norm(width)
+        self.mlp = mlp(width)
+
+    def forward(self, query: Tensor, context: Tensor, *, query_position: Tensor, context_position: Tensor) -> Tensor:
+        gathered = self.cross(
+            self.norm_query(query + query_position),
+            self.norm_key(context + context_position),
+            self.norm_value(context),
+        )
+        x = query + gathered
+        return x + self.mlp(self.norm_mlp(x))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Xavier-uniform Linear and convolution weights, zero biases, unit norms: every parameter of `module` is set."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Conv2d):
+            nn.init.xavier_uniform_(part.weight.view(part.weight.shape[0], -1))
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, Positions | Residual):
+            part.reset()
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks of all parts of a model."""
+    return [part for part in model.modules() if isinstance(part, SpaceTimeBlock | JointBlock | CrossBlock)]
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs on a GPU. On CPUs it works and does not pay (docs/log.md)."""
+    return device.type == "cuda" and has_triton() and any(map(shutil.which, ("cc", "gcc", "clang")))
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Has each block's forward pass compiled when it is first called; the weights keep their names.
+
+    After `recompute_blocks`, so that computing again is part of what is compiled: a backward pass runs in a thread of
+    its own, which would compile anew under limits of its own.
+    """
+    blocks = blocks_of(model)
+    # Blocks share their code, but drop path and where gradients flow make some differ: never fall back for these.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
+    torch._dynamo.config.optimize_ddp = False  # which would cut blocks in pieces to send gradients earlier
+    for block in blocks:
+        block.forward = torch.compile(block.forward, dynamic=False)
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Has each block compute its inner values again in the backward pass; the weights keep their names."""
+    for block in blocks_of(model):
+        block.forward = partial(activation_checkpoint, block.forward, use_reentrant=False)

@@ -1,0 +1,46 @@
+"""The classifier: an encoder with mean pooling and a linear head (App. B).
+
+B clips, T frames, N patches per frame, D width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mam2.model.blocks import layer_norm
+from mam2.model.encoder import VideoEncoder
+
+
+class Classifier(nn.Module):
+    """A video encoder with mean pooling, a new LayerNorm and a linear head; the pre-training's final norm is unused.
+
+    `classifier(clip_BTCHW) -> logits (B, num_classes)`.
+    """
+
+    def __init__(self, encoder: VideoEncoder, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.encoder.norm.requires_grad_(False)
+        self.norm = layer_norm(encoder.config.width)
+        self.head = nn.Linear(encoder.config.width, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02 * 0.001)  # as VideoMAE's init_scale
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, clip_BTCHW: Tensor) -> Tensor:
+        """Logits (B, num_classes)."""
+        features_BTND = self.encoder.encode(self.encoder.embed(clip_BTCHW), norm=False)
+        return self.head(self.norm(features_BTND.mean(dim=(1, 2))))
+
+
+def layer_id(name: str, depth: int) -> int:
+    """The depth of a Classifier's parameter for layer-wise learning rate decay, from 0 to depth + 1.
+
+    Patch embedding and all positions are 0, block i is i + 1, everything above the blocks is depth + 1. (Code that
+    matches positions by another name trains separable positions many times too fast.)
+    """
+    parts = name.removeprefix("encoder.").split(".")
+    if name.startswith("encoder.") and parts[0] in ("patch_embed", "positions"):
+        return 0
+    if name.startswith("encoder.blocks."):
+        return int(parts[1]) + 1
+    return depth + 1

@@ -1,0 +1,59 @@
+"""Separable learnable positions e^t and e^s (Sec. 2.1).
+
+T frames, N patches per frame, D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Positions(nn.Module):
+    """Separable learnable positions: one embedding a frame plus one a patch (Sec. 2.1), shared by every part.
+
+    Initialised with sines and cosines and learned from there: with small random values training sat on a plateau
+    for hundreds of steps (docs/log.md).
+    """
+
+    def __init__(self, num_frames: int, grid: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.time_TD = nn.Parameter(torch.empty(num_frames, width))
+        self.space_ND = nn.Parameter(torch.empty(grid[0] * grid[1], width))
+
+    def reset(self) -> None:
+        """Fills both tables with sines and cosines."""
+        width = self.time_TD.shape[1]
+        rows, columns = torch.meshgrid(torch.arange(self.grid[0]), torch.arange(self.grid[1]), indexing="ij")
+        with torch.no_grad():
+            self.time_TD.copy_(sine_cosine(torch.arange(len(self.time_TD)), width))
+            halves = [sine_cosine(axis.flatten(), width // 2) for axis in (rows, columns)]
+            self.space_ND.copy_(torch.cat(halves, dim=1))
+
+    def forward(self, num_frames: int, grid: tuple[int, int]) -> Tensor:
+        """Positions (T, N, D) for any number of frames and any grid (patches high, wide)."""
+        return self.time(num_frames)[:, None] + self.space(grid)[None]
+
+    def time(self, num_frames: int) -> Tensor:
+        """One embedding a frame (T, D); interpolated where the number is not the trained one."""
+        if num_frames == len(self.time_TD):
+            return self.time_TD
+        return F.interpolate(self.time_TD.T[None], size=num_frames, mode="linear")[0].T
+
+    def space(self, grid: tuple[int, int]) -> Tensor:
+        """One embedding a patch (N, D); interpolated where the grid is not the trained one."""
+        if grid == self.grid:
+            return self.space_ND
+        image = self.space_ND.T.unflatten(1, self.grid)[None]
+        return F.interpolate(image, size=grid, mode="bicubic").flatten(2)[0].T
+
+
+def sine_cosine(places: Tensor, width: int) -> Tensor:
+    """Sine-cosine embedding (len(places), width) with wavelengths from 2π to 20,000π; `width` must be even."""
+    half = width // 2
+    angles = places[:, None].float() * torch.exp(-math.log(10_000) * torch.arange(half) / half)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,0 +1,106 @@
+"""Encoders and classifiers as files: safetensors that carry their own configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from mam2.config import UserError, from_json, to_json
+from mam2.files import read_tensors, write_tensors
+from mam2.model.classifier import Classifier
+from mam2.model.encoder import EncoderConfig, VideoEncoder
+
+FORMAT_ENCODER = "mam2.encoder"
+
+
+FORMAT_CLASSIFIER = "mam2.classifier"
+
+
+def load_strictly(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    """Copies tensors into a model whose names and shapes must all match.
+
+    Raises:
+        UserError: naming the first few tensors that do not fit.
+    """
+    wanted = model.state_dict()
+    wrong = [f"{name} is missing" for name in wanted if name not in tensors]
+    wrong += [f"{name} is unknown" for name in tensors if name not in wanted]
+    wrong += [
+        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{file} is a checkpoint of another architecture: {'; '.join(wrong[:3])}"
+            f"{f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Use the settings it was trained with."
+        )
+    model.load_state_dict(tensors)
+
+
+def save_encoder(file: Path, encoder: VideoEncoder) -> None:
+    """Writes an encoder and its configuration into one file."""
+    metadata = {"format": FORMAT_ENCODER, "config": json.dumps(to_json(encoder.config))}
+    write_tensors(file, encoder.state_dict(), metadata)
+
+
+def load_encoder(source: str | Path) -> VideoEncoder:
+    """A pre-trained encoder, in eval mode on the CPU: `load_encoder("RUN")(clip) -> features`.
+
+    Args:
+        source: a run's folder, or an encoder.safetensors or classifier.safetensors file.
+
+    Returns:
+        A VideoEncoder: clips (B, T, 3, H, W), uint8 in [0, 255] or floats in [0, 1], to features (B, T, N, D).
+        Another number of frames or another size than the trained one interpolates the positions, and a warning in
+        the log says so.
+
+    Raises:
+        UserError: nothing there, no safetensors file, or a file of another kind.
+    """
+    source = Path(source)
+    if source.is_dir():
+        classifier = source / "classifier.safetensors"
+        source = classifier if classifier.exists() else source / "encoder.safetensors"
+    tensors, metadata = read_tensors(source)
+    if metadata.get("format") not in (FORMAT_ENCODER, FORMAT_CLASSIFIER):
+        raise UserError(
+            f"{source} holds no encoder of mam2 (format {metadata.get('format')}). Give a run's encoder.safetensors."
+        )
+    encoder = VideoEncoder(from_json(EncoderConfig, json.loads(metadata["config"])))
+    if metadata["format"] == FORMAT_CLASSIFIER:
+        tensors = {k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")}
+    load_strictly(encoder, tensors, source)
+    return encoder.eval()
+
+
+def save_classifier(file: Path, classifier: Classifier, classes: tuple[str, ...]) -> None:
+    """Writes a classifier, its encoder's configuration and its class names into one file."""
+    config = json.dumps(to_json(classifier.encoder.config))
+    metadata = {"format": FORMAT_CLASSIFIER, "config": config, "classes": json.dumps(classes)}
+    write_tensors(file, classifier.state_dict(), metadata)
+
+
+def load_classifier(source: str | Path) -> tuple[Classifier, tuple[str, ...]]:
+    """A fine-tuned classifier in eval mode on the CPU, and its class names, from a run's folder or its file.
+
+    Raises:
+        UserError: nothing there, or no classifier.
+    """
+    source = Path(source)
+    file = source / "classifier.safetensors" if source.is_dir() else source
+    if source.is_dir() and not file.exists():
+        raise UserError(
+            f"{source} holds no classifier. Fine-tune one first: mam2 finetune RECIPE --init {source} --out DIR."
+        )
+    tensors, metadata = read_tensors(file)
+    if metadata.get("format") != FORMAT_CLASSIFIER:
+        raise UserError(
+            f"{file} holds no classifier (format {metadata.get('format')}). Give the folder of a `mam2 finetune`."
+        )
+    classes = tuple(json.loads(metadata["classes"]))
+    classifier = Classifier(VideoEncoder(from_json(EncoderConfig, json.loads(metadata["config"]))), len(classes))
+    load_strictly(classifier, tensors, file)
+    return classifier.eval(), classes

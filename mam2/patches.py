@@ -1,0 +1,59 @@
+"""Frames to patches and back. Patches are numbered row by row; a patch's numbers run over channel, row, column."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mam2.config import UserError
+
+
+def to_float(clip: Tensor) -> Tensor:
+    """RGB in [0, 1] as float32, from uint8 [0, 255] or from floats that are in [0, 1] already.
+
+    Raises:
+        UserError: other types, or, on a CPU, floats far from [0, 1] (a GPU is not asked).
+    """
+    if clip.dtype == torch.uint8:
+        return clip.float() / 255
+    if not clip.is_floating_point():
+        raise UserError(f"Frames are {clip.dtype}; accepted: uint8 from 0 to 255, or floats from 0 to 1.")
+    if clip.device.type == "cpu" and clip.numel() and not torch.compiler.is_compiling():
+        low, high = (value.item() for value in clip.aminmax())
+        if low < -0.5 or high > 1.5:  # resizing overshoots a little
+            raise UserError(
+                f"Frames are {clip.dtype} from {low:.2f} to {high:.2f}; accepted: floats from 0 to 1, not normalised, "
+                "or uint8 from 0 to 255."
+            )
+    return clip.float()
+
+
+def patchify(frames_FCHW: Tensor, patch_size: int) -> Tensor:
+    """(..., C, H, W) to patches (..., N, C·P·P)."""
+    *lead, channels, height, width = frames_FCHW.shape
+    rows, columns = height // patch_size, width // patch_size
+    x = frames_FCHW.reshape(*lead, channels, rows, patch_size, columns, patch_size)
+    x = x.movedim((-4, -2), (-5, -4))  # ..., rows, columns, C, P, P
+    return x.reshape(*lead, rows * columns, channels * patch_size**2)
+
+
+def unpatchify(patches_FND: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `patchify`: patches (..., N, C·P·P) of a grid (rows, columns) to (..., C, H, W)."""
+    *lead, _, size = patches_FND.shape
+    rows, columns = grid
+    channels = size // patch_size**2
+    x = patches_FND.reshape(*lead, rows, columns, channels, patch_size, patch_size)
+    x = x.movedim((-5, -4), (-4, -2))  # ..., C, rows, P, columns, P
+    return x.reshape(*lead, channels, rows * patch_size, columns * patch_size)
+
+
+def normalise_patches(patches_ND: Tensor) -> Tensor:
+    """Each patch (..., D) less its mean, divided by its standard deviation, as MAE's target; flat patches go to 0."""
+    var, mean = torch.var_mean(patches_ND, dim=-1, keepdim=True)
+    return (patches_ND - mean) / (var + 1e-6).sqrt()
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+
+IMAGENET_STD = (0.229, 0.224, 0.225)

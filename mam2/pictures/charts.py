@@ -1,0 +1,125 @@
+"""Charts: loss curves and confusion matrices."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from mam2.config import UserError
+from mam2.pictures.canvas import BLUE, INK, MUTED
+
+# (key in log.jsonl, its title, whether a smoothed line is drawn over it)
+CURVES = (
+    ("loss", "loss, total", True),
+    ("appearance", "loss, appearance", True),
+    ("motion", "loss, motion", True),
+    ("alignment", "loss, alignment", True),
+    ("feature_std", "standard deviation of features", False),
+    ("effective_rank", "effective rank of features", False),
+    ("lr", "learning rate", False),  # smoothing would round its peak off
+    ("clips_per_second", "clips a second", True),
+    ("data_seconds", "seconds a step waits for data", True),
+)
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """A centred running mean over `window` values, over fewer at both ends: it lags behind nothing."""
+    window = min(window, len(values))
+    ones = np.ones(window)
+    return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+
+
+def loss_curves(rows: list[dict[str, Any]], path_or_figure: Path | str | Figure) -> None:
+    """Draws the losses by part, the features' health and the speed against the step, one small picture each.
+
+    Args:
+        rows: the lines of log.jsonl. A key may be absent. Of two rows of one step, as a resume leaves
+            them, the later counts.
+        path_or_figure: a file to write, or a figure to draw into.
+    """
+    figure = path_or_figure if isinstance(path_or_figure, Figure) else Figure(dpi=150)
+    found = []
+    for key, label, smoothed in CURVES:
+        by_step = {row["step"]: row[key] for row in rows if "step" in row and row.get(key) is not None}
+        points = np.array(sorted((s, v) for s, v in by_step.items() if math.isfinite(v)))
+        if len(points):
+            found.append((label, smoothed, points))
+    num_lines = max(1, math.ceil(len(found) / 3))
+    figure.set_size_inches(10.5, 2.3 * num_lines + 0.4)
+    figure.set_layout_engine("constrained")
+    if not found:
+        figure.text(0.5, 0.5, "nothing logged yet", ha="center", va="center", color=MUTED)
+    for index, (label, smoothed, points) in enumerate(found):
+        axes = figure.add_subplot(num_lines, min(3, len(found)), index + 1)
+        steps, values = points.T
+        window = len(values) // 25 if smoothed else 1
+        if window >= 3:
+            axes.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
+            axes.plot(steps, smooth(values, window), color=BLUE, linewidth=1.8)
+        else:
+            axes.plot(steps, values, color=BLUE, linewidth=1.5, marker="o" if len(values) < 3 else None)
+        axes.set_title(label, loc="left", fontsize=10, color=INK)
+        axes.set_xlabel("step", fontsize=9, color=MUTED)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        plain_axes(axes)
+    if not isinstance(path_or_figure, Figure):
+        _save(figure, path_or_figure)
+
+
+def confusion_picture(confusion: Tensor, classes: list[str], path: Path | str, *, title: str) -> None:
+    """Draws a confusion matrix as a PNG; each row is divided by its sum, an empty row stays zero.
+
+    Args:
+        confusion: counts (K, K), row = true class, column = predicted class; written in for K <= 20.
+        classes: the K names.
+
+    Raises:
+        UserError: a matrix that is not K by K.
+    """
+    num_classes = len(classes)
+    if tuple(confusion.shape) != (num_classes, num_classes):
+        raise UserError(f"The confusion matrix has shape {tuple(confusion.shape)}, for {num_classes} class names.")
+    shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
+    side = min(max(0.42 * num_classes, 3.5), 12)
+    figure = Figure(figsize=(side + 2, side + 1.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares.float().numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    every = math.ceil(num_classes / 40)
+    ticks = list(range(0, num_classes, every))
+    names = [shorten(classes[k], 26) for k in ticks]
+    axes.set_xticks(ticks, names, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yticks(ticks, names, fontsize=8, parse_math=False)
+    if num_classes <= 20:
+        for row, column in confusion.nonzero().tolist():
+            colour = "white" if shares[row, column] > 0.55 else INK
+            count = f"{confusion[row, column].item():g}"
+            axes.text(column, row, count, ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xlabel("predicted" + (f" (one name in {every} is written)" if every > 1 else ""), color=MUTED)
+    axes.set_ylabel("true", color=MUTED)
+    axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.6)
+    _save(figure, path)
+
+
+def shorten(name: str, length: int) -> str:
+    """The name, its end cut off and marked where it is longer than `length`."""
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def plain_axes(axes: Any) -> None:
+    """Axes without a box, in muted grey, behind what is drawn."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#b8c0c8")
+    axes.tick_params(labelsize=9, colors=MUTED)
+    axes.set_axisbelow(True)
+
+
+def _save(figure: Figure, path: Path | str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=figure.dpi, facecolor="white")

@@ -1,0 +1,328 @@
+"""What a model predicts for a clip, as a contact sheet or an animation: its own predictions, nothing added back.
+
+Nothing here runs a model: an objective makes a `Prediction`, this file draws it. Letters: T frames, C channels,
+H W, N patches a frame.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import rgb_to_grayscale
+from torchvision.utils import flow_to_image
+
+from mam2.config import UserError
+from mam2.data.synthetic import write_video
+from mam2.pictures.canvas import (
+    BLUE,
+    ORANGE,
+    FrameRow,
+    Page,
+    enlarge,
+    frames_shown,
+    keep_patches,
+    page_of_rows,
+    patch_mask,
+    wrap,
+    zoom_to,
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """What a model predicts for one clip, on the CPU. Made by an objective.
+
+    Attributes:
+        clip_TCHW: float in [0, 1], the input.
+        masked_TN: bool, the mask over the N patches of each frame.
+        grid: patches high, patches wide; their product is N.
+        appearance_TCHW: float in [0, 1], the predicted appearance, valid on masked patches only; None where
+            the target is codes without a decoder, or no appearance is predicted.
+        agreement_TN: bool, predicted code = true code; meaningful on masked patches only; None without codes.
+        motion_TCHW: float, the predicted motion, valid on masked patches only: (T-1, 3, H, W) is the RGB
+            difference of pixels in [0, 1], (T-1, 2, H, W) optical flow in pixels, x and y; None: no such row.
+        true_motion_TCHW: the same of the clip itself, everywhere.
+        appearance_name: what the appearance is called.
+        tubelet: frames that a token spans; of each tubelet, the first frame is above, and motion leads to the next's.
+        attention_TN: float, how much attention each patch gets, sums to 1 over each frame; None: no such row.
+        notes: more lines for the footer.
+
+    Raises:
+        UserError: shapes or types that do not fit each other.
+    """
+
+    clip_TCHW: Tensor
+    masked_TN: Tensor
+    grid: tuple[int, int]
+    appearance_TCHW: Tensor | None
+    agreement_TN: Tensor | None
+    motion_TCHW: Tensor | None
+    true_motion_TCHW: Tensor | None
+    appearance_name: str = "Predicted appearance"
+    tubelet: int = 1
+    attention_TN: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        num_frames, _, height, width = self.clip_TCHW.shape
+        high, wide = self.grid
+        if height % high or width % wide:
+            raise UserError(f"A frame of {height}x{width} cannot be cut into {high}x{wide} equal patches. Mend `grid`.")
+        patches = (num_frames, high * wide)
+        channels = 2 if self.is_flow() else 3
+        for name, shape in {
+            "masked_TN": patches,
+            "appearance_TCHW": tuple(self.clip_TCHW.shape),
+            "agreement_TN": patches,
+            "motion_TCHW": (num_frames - 1, channels, height, width),
+            "true_motion_TCHW": (num_frames - 1, channels, height, width),
+            "attention_TN": patches,
+        }.items():
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                raise UserError(
+                    f"Prediction.{name} has shape {tuple(value.shape)}; the clip and `grid` ask for {shape}."
+                )
+            if value is not None and name in ("masked_TN", "agreement_TN") and value.dtype != torch.bool:
+                raise UserError(f"Prediction.{name} is {value.dtype}; it must be torch.bool.")
+
+    def is_flow(self) -> bool:
+        """Whether the motion is optical flow, not RGB difference."""
+        motion_TCHW = self.motion_TCHW if self.true_motion_TCHW is None else self.true_motion_TCHW
+        return motion_TCHW is not None and motion_TCHW.shape[1] == 2
+
+
+# --- colours ------------------------------------------------------------------------------------------------
+
+
+def hatching(size: tuple[int, int]) -> Tensor:
+    """A dark striped image (H, W) that stands for `left out`, so that no one takes it for a prediction."""
+    height, width = size
+    stripe = (torch.arange(height)[:, None] + torch.arange(width)) % 8 < 2
+    return torch.where(stripe, 0.42, 0.12)
+
+
+def motion_scale(motion_TCHW: Tensor) -> float:
+    """The motion drawn in full colour: the 99th percentile of what moves; at least 0.02, for flow 0.5 pixels.
+
+    The largest would let one hard edge fade the rest; the percentile of all pixels is zero where a small object
+    moves before a still background. What moves: RGB differences above one grey level, flow above 0.1 pixels.
+    """
+    if motion_TCHW.shape[1] == 2:
+        size, still, least = motion_TCHW.norm(dim=1).flatten(), 0.1, 0.5
+    else:
+        size, still, least = motion_TCHW.abs().flatten(), 1 / 255, 0.02
+    moving = size[size > still]
+    if len(moving) == 0:
+        return least
+    return max(moving.kthvalue(math.ceil(0.99 * len(moving))).values.item(), least)
+
+
+def motion_to_rgb(motion_TCHW: Tensor, scale: float) -> Tensor:
+    """Motion as colours (T, 3, H, W) in [0, 1].
+
+    RGB differences: -scale is 0, no motion is mid grey 0.5, +scale is 1. Optical flow: the hue is the direction,
+    no motion is white, `scale` pixels and more are the full colour.
+    """
+    if motion_TCHW.shape[1] != 2:
+        return (0.5 + motion_TCHW / (2 * scale)).clamp(0, 1)
+    if len(motion_TCHW) == 0:
+        return motion_TCHW.new_zeros(0, 3, *motion_TCHW.shape[2:])
+    flow_TCHW = motion_TCHW / motion_TCHW.norm(dim=1, keepdim=True).clamp(min=scale)
+    # flow_to_image divides by the largest flow it is given: a column of length one, cut off again, makes that one.
+    one_TCH1 = torch.zeros_like(flow_TCHW[..., :1])
+    one_TCH1[:, 0] = 1
+    return flow_to_image(torch.cat([flow_TCHW, one_TCH1], dim=3).float())[..., :-1] / 255
+
+
+def colour_wheel(side: int) -> Tensor:
+    """The legend of flow (3, side, side): each direction's colour where it points to, faint near the middle."""
+    axis = torch.linspace(-1, 1, side)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    wheel_CHW = motion_to_rgb(torch.stack([x, y])[None], 1.0)[0]
+    return torch.where(torch.hypot(x, y) <= 1, wheel_CHW, 1.0)
+
+
+def agreement_to_rgb(agreement_TN: Tensor, masked_TN: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """(T, 3, H, W): blue where the predicted code is right, orange where wrong, hatching where visible."""
+    hit, miss = (torch.tensor(to_rgb(colour))[:, None, None] for colour in (BLUE, ORANGE))
+    frames_TCHW = torch.where(patch_mask(agreement_TN, grid, size), hit, miss)
+    return keep_patches(frames_TCHW, masked_TN, grid, fill=hatching(size))
+
+
+def attention_to_rgb(attention_TN: Tensor, clip_TCHW: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A heat map over the grey frames, (T, 3, H, W): nearly grey is none, bright yellow the most of the clip."""
+    share_TN = attention_TN.float() / attention_TN.max().clamp(min=1e-12)
+    size = (clip_TCHW.shape[-2], clip_TCHW.shape[-1])
+    share_T1HW = patch_mask(share_TN, grid, size)
+    heat_THWC = torch.from_numpy(colormaps["inferno"](share_T1HW[:, 0].numpy())[..., :3]).float()
+    weight_T1HW = 0.2 + 0.7 * share_T1HW
+    return (1 - weight_T1HW) * 0.7 * rgb_to_grayscale(clip_TCHW) + weight_T1HW * heat_THWC.permute(0, 3, 1, 2)
+
+
+# --- pictures -----------------------------------------------------------------------------------------------
+
+
+def prediction_rows(prediction: Prediction, zoom: int) -> list[FrameRow]:
+    """The rows of a picture, as far as the prediction holds them; frames enlarged `zoom` times."""
+    p, masked_TN, grid = prediction, prediction.masked_TN, prediction.grid
+    clip_TCHW = enlarge(p.clip_TCHW, zoom)
+    size = (clip_TCHW.shape[-2], clip_TCHW.shape[-1])
+    left_out = hatching(size)
+    captions: tuple[str, ...] = ()
+    if p.agreement_TN is not None:
+        pairs = zip(p.agreement_TN, masked_TN, strict=True)
+        captions = tuple(f"{hit_N[m_N].float().mean():.0%} of codes right" if m_N.any() else "" for hit_N, m_N in pairs)
+    share = f"masked patches grey ({masked_TN.float().mean():.0%})"
+    what = f"a clip of {len(clip_TCHW) * p.tubelet} frames"
+    what += f", the first of each tubelet of {p.tubelet}" if p.tubelet > 1 else ""
+    seen_TCHW = keep_patches(clip_TCHW, ~masked_TN, grid, fill=0.5)
+    rows = [
+        FrameRow(name="Input", description=what, frames_TCHW=clip_TCHW),
+        FrameRow(name="Input with mask", description=share, frames_TCHW=seen_TCHW),
+    ]
+    if p.appearance_TCHW is not None:
+        name, description = p.appearance_name, "masked patches only; visible patches hatched"
+        frames_TCHW = keep_patches(enlarge(p.appearance_TCHW, zoom), masked_TN, grid, fill=left_out)
+        rows.append(FrameRow(name=name, description=description, frames_TCHW=frames_TCHW, captions=captions))
+    elif p.agreement_TN is not None:
+        name, description = "Predicted codes", "blue right, orange wrong; visible patches hatched"
+        frames_TCHW = agreement_to_rgb(p.agreement_TN, masked_TN, grid, size)
+        rows.append(FrameRow(name=name, description=description, frames_TCHW=frames_TCHW, captions=captions))
+    rows += _motion_rows(p, zoom, left_out)
+    if p.attention_TN is not None:
+        times = p.attention_TN.max().item() * p.attention_TN.shape[1]
+        description = f"grey: none; brightest: {times:.1f} times an even share"
+        frames_TCHW = attention_to_rgb(p.attention_TN, clip_TCHW, grid)
+        rows.append(FrameRow(name="Attention", description=description, frames_TCHW=frames_TCHW))
+    return rows
+
+
+def _motion_rows(p: Prediction, zoom: int, left_out: Tensor) -> list[FrameRow]:
+    """True and predicted motion in one scale, which is the true one's where there is one."""
+    known = p.motion_TCHW if p.true_motion_TCHW is None else p.true_motion_TCHW
+    if known is None:
+        return []
+    scale, legend = motion_scale(known), None
+    if p.is_flow():
+        legend = colour_wheel(max(40, len(left_out) // 4))
+        span = f"optical flow; full colour: {scale:.1f} pixels"
+        same = f"same scale, {scale:.1f} pixels; visible patches hatched"
+    else:
+        later = "next frame" if p.tubelet == 1 else "first of the next tubelet"
+        span = f"{later} minus this one; grey: 0, full colour: ±{scale:.2f}"
+        same = f"same scale, ±{scale:.2f}; visible patches hatched"
+    rows = []
+    if p.true_motion_TCHW is not None:
+        colours_TCHW = enlarge(motion_to_rgb(p.true_motion_TCHW, scale), zoom)
+        rows.append(FrameRow(name="True motion", description=span, frames_TCHW=colours_TCHW, legend_CHW=legend))
+    if p.motion_TCHW is not None:
+        colours_TCHW = enlarge(motion_to_rgb(p.motion_TCHW, scale), zoom)
+        kept_TCHW = keep_patches(colours_TCHW, p.masked_TN[:-1], p.grid, fill=left_out)
+        rows.append(
+            FrameRow(
+                name="Predicted motion", description=same, frames_TCHW=kept_TCHW, legend_CHW=None if rows else legend
+            )
+        )
+    return rows
+
+
+def _footer(prediction: Prediction) -> list[str]:
+    """How to read the picture, then the prediction's own notes."""
+    words = (
+        "Predictions are the model's own, on masked patches; visible patches are left out, not filled in from the "
+        "input."
+    )
+    if prediction.agreement_TN is not None:
+        words += " Codes right: the share of masked patches whose code is predicted rightly."
+    return [words, *prediction.notes]
+
+
+def contact_sheet(prediction: Prediction, path: Path | str, *, title: str = "", max_frames: int = 8) -> None:
+    """Draws a clip as a PNG: input, mask, appearance, true and predicted motion, attention; a column a frame.
+
+    Predictions stand on masked patches only. Visible patches are hatched, never filled in from the input. Where
+    there is no appearance, its row shows which codes were predicted rightly. True and predicted motion share one
+    scale, taken from the true motion. What the prediction lacks has no row.
+
+    Raises:
+        UserError: `max_frames` below 1.
+    """
+    shown = frames_shown(len(prediction.clip_TCHW), max_frames)
+    rows = prediction_rows(prediction, zoom_to(prediction.clip_TCHW, 128))
+    page_of_rows(rows, shown, title=title, footer=_footer(prediction), tubelet=prediction.tubelet).save(path)
+
+
+def animation(prediction: Prediction, path: Path | str, *, title: str = "", fps: int = 4) -> None:
+    """Draws a clip as a .gif or an .mp4 (H.264): the rows of its contact sheet side by side, frame after frame.
+
+    Args:
+        prediction: what is drawn.
+        path: the file to write.
+        title: stands above.
+        fps: frames a second.
+
+    Raises:
+        UserError: another suffix, or `fps` not in 1 to 50.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".gif", ".mp4"):
+        raise UserError(f"{path} ends with {path.suffix!r}; an animation is a .gif or an .mp4. Rename it.")
+    if not 1 <= fps <= 50:
+        raise UserError(f"fps is {fps}; give 1 to 50 frames a second.")
+    rows = prediction_rows(prediction, zoom_to(prediction.clip_TCHW, 192))
+    times = range(len(prediction.clip_TCHW))
+    video_TCHW = torch.stack(
+        [_moment(rows, t, title=title, footer=_footer(prediction), tubelet=prediction.tubelet) for t in times]
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".mp4":
+        write_video(path, video_TCHW, fps=fps)
+        return
+    images = [Image.fromarray(page_HWC) for page_HWC in video_TCHW.permute(0, 2, 3, 1).contiguous().numpy()]
+    # One palette for all frames, else still parts flicker; dithered, else flow turns into blots.
+    sample_HWC = video_TCHW[:, :, ::3, ::3].permute(0, 2, 3, 1).flatten(0, 1).contiguous().numpy()
+    palette = Image.fromarray(sample_HWC).quantize(256, method=Image.Quantize.FASTOCTREE)
+    images = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in images]
+    images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=1000 / fps, loop=0)
+
+
+def _moment(rows: list[FrameRow], t: int, *, title: str, footer: list[str], tubelet: int) -> Tensor:
+    """Picture `t` of an animation, uint8 (3, height, width), both sides even."""
+    num_frames, _, height, width = rows[0].frames_TCHW.shape
+    gap, line = 10, 17
+    total_width = len(rows) * (width + gap) + gap
+    legends = [(0, 0) if row.legend_CHW is None else row.legend_CHW.shape[1:] for row in rows]
+    names = [wrap(row.name, width - legend[1], bold=8.6) for row, legend in zip(rows, legends, strict=True)]
+    descriptions = [wrap(row.description, width) for row in rows]
+    title, footer_text = wrap(title, total_width - 150, bold=9.5), "\n".join(wrap(x, total_width - 16) for x in footer)
+    heads = [max(18 * (name.count("\n") + 1), legend[0]) for name, legend in zip(names, legends, strict=True)]
+    top = 22 * (title.count("\n") + 1) + max(heads) + 18
+    under = top + height + 6
+    captions_y = under + line * max(words.count("\n") + 1 for words in descriptions)
+    footer_y = captions_y + (line if any(row.captions for row in rows) else 0) + 8
+    total_height = footer_y + line * (footer_text.count("\n") + 1) + 6
+    page = Page(total_width + total_width % 2, total_height + total_height % 2, text=1)
+    page.write(gap, 8, title, bold=9.5)
+    page.write(total_width - gap, 8, f"frame {t * tubelet + 1} of {num_frames * tubelet}", ha="right", bold=8.6)
+    page.write(gap, footer_y, footer_text)
+    for column, (row, name, description) in enumerate(zip(rows, names, descriptions, strict=True)):
+        x = gap + column * (width + gap)
+        page.write(x, top - 6, name, va="bottom", bold=8.6)
+        page.write(x, under, description)
+        if row.legend_CHW is not None:
+            page.paste(x + width - legends[column][1], top - 4 - legends[column][0], row.legend_CHW)
+        if t < len(row.frames_TCHW):
+            page.paste(x, top, row.frames_TCHW[t])
+        else:
+            page.write(x + width / 2, top + height / 2, "last frame:\nno next one", ha="center", va="center")
+        if row.captions:
+            page.write(x, captions_y, row.captions[t])
+    return page.pixels()

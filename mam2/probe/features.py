@@ -1,0 +1,165 @@
+"""The features of a frozen encoder, of every view of every video, computed once and kept on disk.
+
+N videos, V views of a video, T frames, S squares that a frame's patches are averaged over, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from mam2 import distributed
+from mam2.config import to_json
+from mam2.data.catalog import Catalog
+from mam2.data.clips import Data
+from mam2.data.loader import ViewLoader, Views, check_bad
+from mam2.device import local_device
+from mam2.files import digest, read_tensors, write_tensors
+from mam2.model.encoder import VideoEncoder
+
+VIDEOS_A_FILE = 256  # features are saved, and an interrupted extraction resumes, in such portions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What the encoder made of the videos.
+
+    Attributes:
+        x_NVTSD: float32 with S = 1 for linear and knn, float16 for attentive.
+        label_N: int64, the classes.
+        index_N: int64, each video's place in the catalog, sorted.
+        bad: path and reason of videos that could not be used.
+    """
+
+    x_NVTSD: Tensor
+    label_N: Tensor
+    index_N: Tensor
+    bad: dict[str, str]
+
+
+def extract(
+    encoder: VideoEncoder,
+    catalog: Catalog,
+    *,
+    data: Data,
+    folder: Path,
+    clips: int,
+    crops: int,
+    squares: int = 1,
+    dtype: torch.dtype | None = None,
+    clips_at_once: int = 16,
+) -> Features:
+    """The features of a data set, computed once: what is in `folder` already is read.
+
+    They are kept by the encoder's weights, the videos (path, size, time of change) and the views; labels may change.
+    A portion in which a decoding process died or hung, which may have been a passing fault, is made again next time.
+
+    Args:
+        encoder: frozen; used on the device of this process.
+        catalog: the videos.
+        data: how they are read.
+        folder: where the features are kept.
+        clips, crops: views of a video.
+        squares: a frame's patches are averaged to so many squares a side; S is its square.
+        dtype: of autocast; None computes in fp32.
+        clips_at_once: on the device.
+
+    Raises:
+        UserError: too many unusable videos.
+    """
+    files = [(item.path, (s := Path(item.path).stat()).st_size, s.st_mtime_ns) for item in catalog.items]
+    views = (clips, crops, data.sampling, data.stride_frames, squares, str(dtype), VIDEOS_A_FILE)
+    config = to_json(dataclasses.replace(encoder.config, drop_path=0.0))
+    key = hashlib.sha256(repr((config, digest(encoder.state_dict()), files, views)).encode()).hexdigest()[:16]
+    place = folder / key
+    place.mkdir(parents=True, exist_ok=True)
+    num_parts = -(-len(files) // VIDEOS_A_FILE)
+    missing = [part for part in range(num_parts) if not (place / f"{part:05d}.safetensors").exists()]
+    distributed.barrier()  # all have looked before any writes
+    encoder, doubtful = encoder.to(local_device()).eval(), list[Path]()
+    for part in missing[distributed.rank() :: distributed.world_size()]:
+        loader = ViewLoader(
+            catalog,
+            data,
+            num_frames=encoder.config.frames,
+            size=encoder.config.size,
+            clips=clips,
+            crops=crops,
+            rank=part,
+            world_size=num_parts,
+        )
+        shown = track(
+            loader,
+            description=f"features {part + 1}/{num_parts}",
+            total=len(range(part, len(files), num_parts)),
+            console=Console(stderr=True),
+            disable=distributed.rank() != 0,
+        )
+        tensors = _encode(
+            encoder,
+            iter(shown),
+            squares=squares,
+            num_views=clips * crops,
+            dtype=dtype,
+            clips_at_once=clips_at_once,
+        )
+        file = place / f"{part:05d}.safetensors"
+        write_tensors(file, tensors, {"bad": json.dumps(loader.bad)})
+        doubtful += [file] if loader.quarantined else []
+    distributed.barrier()
+    features = _read(place, num_parts, catalog, data)
+    distributed.barrier()  # all have read before any removes
+    for file in doubtful:
+        file.unlink()
+    return features
+
+
+@torch.no_grad()
+def _encode(
+    encoder: VideoEncoder,
+    videos: Iterator[Views],
+    *,
+    squares: int,
+    num_views: int,
+    dtype: torch.dtype | None,
+    clips_at_once: int,
+) -> dict[str, Tensor]:
+    """The tensors of one file: features (N, V, T, S, D) and the videos' places in the catalog."""
+    config, device = encoder.config, next(encoder.parameters()).device
+    kept = torch.float32 if squares == 1 else torch.float16
+    rows, places = [torch.empty(0, num_views, config.tubelets, squares**2, config.width, dtype=kept)], []
+    while some := list(islice(videos, max(1, clips_at_once // num_views))):
+        for part_BTCHW in torch.cat([video.views_VTCHW for video in some]).split(clips_at_once):
+            with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+                features_BTND = encoder(part_BTCHW.to(device))
+            image_BTDhw = features_BTND.float().transpose(2, 3).unflatten(3, config.grid)
+            pooled_BTDS = F.adaptive_avg_pool2d(image_BTDhw.flatten(0, 1), squares).flatten(2)
+            rows.append(pooled_BTDS.transpose(1, 2).unflatten(0, (-1, config.tubelets)).to("cpu", kept))
+        places += [video.index for video in some]
+    x_NVTSD = torch.cat(rows[1:]).unflatten(0, (-1, num_views)) if places else rows[0]
+    return {"x_NVTSD": x_NVTSD, "index_N": torch.tensor(places, dtype=torch.int64)}
+
+
+def _read(place: Path, num_parts: int, catalog: Catalog, data: Data) -> Features:
+    label_N = torch.tensor([-1 if item.label is None else item.label for item in catalog.items])
+    found_N, bad, x_NVTSD = torch.zeros(len(label_N), dtype=torch.bool), dict[str, str](), torch.empty(0)
+    for part in range(num_parts):
+        tensors, metadata = read_tensors(place / f"{part:05d}.safetensors")
+        if part == 0:
+            x_NVTSD = tensors["x_NVTSD"].new_empty(len(label_N), *tensors["x_NVTSD"].shape[1:])
+        x_NVTSD[tensors["index_N"]], found_N[tensors["index_N"]] = tensors["x_NVTSD"], True
+        bad |= json.loads(metadata["bad"])
+    check_bad(bad, len(label_N), data)
+    x_NVTSD = x_NVTSD if found_N.all() else x_NVTSD[found_N]
+    return Features(x_NVTSD=x_NVTSD, label_N=label_N[found_N], index_N=found_N.nonzero()[:, 0], bad=bad)

@@ -1,0 +1,341 @@
+"""What a frozen encoder knows: a linear layer, an attentive pooler or nearest neighbours on its features.
+
+Every video goes through the encoder once; what comes out is kept on disk. All choices are made on a held-out share of
+the training videos; the test videos are looked at once, at the end. docs/probes.md tells the protocol in words.
+
+N videos, V views of a video, T frames, S squares that a frame's patches are averaged over, D width, F features, K
+classes, B samples.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mam2 import distributed
+from mam2.config import Epochs, UserError, seed_of, to_json
+from mam2.data.catalog import few_shot, read_catalog
+from mam2.data.clips import Data, Sampling
+from mam2.device import autocast_dtype, local_device
+from mam2.evaluate import Evaluation
+from mam2.files import write_text
+from mam2.model.encoder import VideoEncoder
+from mam2.model.weights import load_encoder
+from mam2.probe.features import Features, extract
+from mam2.probe.heads import AttentiveHead, Standardise, linear, neighbours
+from mam2.train.optim import Optim, make_optimizer, set_learning_rate
+from mam2.train.optim import learning_rate as rate_of
+
+log = logging.getLogger("mam2")
+_HOLD_OUT, _ORDER, _WEIGHTS = range(1, 4)  # keep the seeds of the draws apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A complete probe.
+
+    Attributes:
+        encoder: a run's folder, or an encoder.safetensors file.
+        train: labelled videos, class folders or a CSV with path,label.
+        test: labelled videos with the same classes.
+        train_split, test_split: which rows of a CSV that has several splits.
+        kind: "linear" layer, "attentive" pooler with one learned query and a linear layer, or "knn".
+        pooling: of linear and knn: "space" averages over space and keeps the frames side by side (T × D features),
+            "all" averages over time too (D features).
+        baseline: also probe an untrained encoder of the same configuration.
+        shots: labelled training videos a class, drawn by the seed; 0 takes all.
+        train_clips, train_crops: views of a training video, each of them a sample.
+        test_clips, test_crops: views of a test video, whose probabilities are averaged.
+        sampling: "dense" clips, or "uniform" ones for Something-Something V2.
+        stride_frames: the distance between neighbouring frames of a dense clip; pre-training's.
+        token_grid: attentive: a frame's patches are averaged to at most this many squares a side.
+        held_out: share of the training videos of each class on which a setting of the sweep is judged.
+        trials: how many such shares, one after the other, a setting is judged on; the mean counts.
+        learning_rates: of the sweep, for a batch of 256; the rate used is × batch size / 256.
+        weight_decays: of the sweep.
+        epochs: passes over the training samples.
+        batch_size: training samples a step.
+        neighbours: knn: the numbers of neighbours k; the first is the one that counts.
+        temperature: knn: a neighbour votes with exp(cosine / temperature).
+        precision: of the encoder; "auto" is bf16 where the hardware is fast at it.
+        seed: everything random follows from it.
+        num_workers: processes that decode.
+        max_bad_share: share of videos that may be unusable.
+
+    Raises:
+        UserError: a value outside its range.
+    """
+
+    encoder: str = ""
+    train: str = ""
+    test: str = ""
+    train_split: str = ""
+    test_split: str = ""
+    kind: Literal["linear", "attentive", "knn"] = "linear"
+    pooling: Literal["space", "all"] = "space"
+    baseline: bool = True
+    shots: int = 0
+    train_clips: int = 3
+    train_crops: int = 1
+    test_clips: int = 5
+    test_crops: int = 1
+    sampling: Sampling = "dense"
+    stride_frames: int = 4
+    token_grid: int = 7
+    held_out: float = 0.2
+    trials: int = 5
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    weight_decays: tuple[float, ...] = (1e-2, 1.0)
+    epochs: int = 100
+    batch_size: int = 256
+    neighbours: tuple[int, ...] = (20, 10, 100, 200)
+    temperature: float = 0.07
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: int = 0
+    num_workers: int = 2
+    max_bad_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(Probe)
+        for name in ("kind", "pooling", "precision"):
+            accepted = typing.get_args(hints[name])
+            if getattr(self, name) not in accepted:
+                raise UserError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
+        views = ("train_clips", "train_crops", "test_clips", "test_crops")
+        for name in ("shots", *views, "token_grid", "trials", "epochs", "batch_size"):
+            least = 0 if name == "shots" else 1
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        rates = len(self.learning_rates) > 0 and all(0 < rate < math.inf for rate in self.learning_rates)
+        if not 0 < self.held_out < 1 or not self.temperature > 0 or not rates:
+            raise UserError(
+                f"held_out {self.held_out}, temperature {self.temperature}, learning_rates {self.learning_rates}: "
+                "accepted are a share between 0 and 1, a temperature above 0, and one rate or more, all above 0."
+            )
+        decays = len(self.weight_decays) > 0 and all(0 <= decay < math.inf for decay in self.weight_decays)
+        if min(self.neighbours, default=0) < 1 or not decays:
+            raise UserError(
+                f"neighbours {self.neighbours}, weight_decays {self.weight_decays}: accepted are one or more of each, "
+                "neighbours from 1, weight decays from 0 up."
+            )
+        self.data()
+
+    def data(self) -> Data:
+        """How videos are read."""
+        kept = ("sampling", "stride_frames", "num_workers", "max_bad_share")
+        return Data(**{name: getattr(self, name) for name in kept})
+
+
+def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
+    """Probes an encoder and writes probe_KIND.json into `out`; the features are kept in `out`/features.
+
+    Returns:
+        What the file holds: kind, top1, top5, num_train, num_videos (tested), chosen (the setting), sweep (all settings
+        with their held-out results; for knn with their test results), baseline (top1, top5, chosen and sweep of the
+        untrained encoder, or None), per_class, confusion, bad_videos, config.
+
+    Raises:
+        UserError: no encoder, no or unlabelled videos, unknown classes, too few videos of a class.
+    """
+    for name in ("encoder", "train", "test"):
+        if not getattr(config, name):
+            raise UserError(
+                f"{name} is empty. Give an encoder (a run's folder or its encoder.safetensors), and labelled videos "
+                "(class folders, or a .csv with path,label) to train on and to test on."
+            )
+    folder = Path(out)
+    encoder = load_encoder(config.encoder)
+    catalog = read_catalog(config.train, labelled=True, split=config.train_split)
+    train = few_shot(catalog, shots=config.shots, seed=config.seed)
+    test = read_catalog(config.test, labelled=True, classes=catalog.classes, split=config.test_split)
+    if both := {item.path for item in train.items} & {item.path for item in test.items}:
+        log.warning(f"{len(both)} videos are trained and tested on, such as {min(both)}: the result is too good.")
+
+    def judged(encoder: VideoEncoder) -> tuple[dict[str, Any], Evaluation, Features, Features]:
+        features_of = partial(
+            extract,
+            encoder,
+            data=config.data(),
+            folder=folder / "features",
+            squares=squares_of(config, encoder),
+            dtype=autocast_dtype(config.precision, local_device(), width=encoder.config.width),
+        )
+        seen = features_of(train, clips=config.train_clips, crops=config.train_crops)
+        seen_test = features_of(test, clips=config.test_clips, crops=config.test_crops)
+        heads = encoder.config.num_heads
+        return *judge(config, seen, seen_test, num_classes=len(catalog.classes), num_heads=heads), seen, seen_test
+
+    report, result, seen, seen_test = judged(encoder)
+    baseline = None
+    if config.baseline:
+        torch.manual_seed(seed_of(config.seed, _WEIGHTS))
+        baseline = judged(VideoEncoder(encoder.config))[0]
+    report = {
+        "kind": config.kind,
+        "num_train": len(seen.label_N),
+        "num_videos": len(seen_test.label_N),
+        **report,
+        "per_class": result.per_class(catalog.classes),
+        "confusion": result.confusion().tolist(),
+        "baseline": baseline,
+        "bad_videos": {**seen.bad, **seen_test.bad},
+        "config": to_json(config),
+    }
+    if distributed.rank() == 0:
+        write_text(folder / f"probe_{config.kind}.json", json.dumps(report, indent=2))
+    return report
+
+
+def judge(
+    config: Probe, train: Features, test: Features, *, num_classes: int, num_heads: int
+) -> tuple[dict[str, Any], Evaluation]:
+    """Chooses on the training features, fits, and tests once.
+
+    Args:
+        train: every view is a sample (linear, attentive), or the views' mean is one (knn).
+        test: the views' probabilities are averaged (linear, attentive), or their features (knn).
+        num_heads: of the attentive pooler.
+
+    Returns:
+        {"top1", "top5", "chosen", "sweep"}, and the evaluation of the chosen setting.
+
+    Raises:
+        UserError: several settings and nothing to judge them on.
+    """
+    x_NV, test_NV = samples(train, config), samples(test, config)
+
+    def evaluation(probabilities_NK: Tensor, of: Features = test) -> Evaluation:
+        return Evaluation(probabilities_BK=probabilities_NK, label_B=of.label_N, index_B=of.index_N, bad=of.bad)
+
+    if config.kind == "knn":
+        bank, query = x_NV.mean(dim=1), test_NV.mean(dim=1)
+        results = [
+            evaluation(
+                neighbours(bank, train.label_N, query, k=k, temperature=config.temperature, num_classes=num_classes)
+            )
+            for k in config.neighbours
+        ]
+        sweep = [{"k": k, "top1": r.top(1), "top5": r.top(5)} for k, r in zip(config.neighbours, results, strict=True)]
+        chosen: dict[str, float] = {"k": config.neighbours[0]}
+        result = results[0]
+    else:
+        make = partial(fit, config, num_classes=num_classes, num_heads=num_heads)
+        sweep, chosen = _choose(config, make, x_NV, train.label_N)
+        head = make(x_NV, train.label_N, chosen)
+        result = evaluation(probabilities(head, test_NV))
+    return {"top1": result.top(1), "top5": result.top(5), "chosen": chosen, "sweep": sweep}, result
+
+
+def squares_of(config: Probe, encoder: VideoEncoder) -> int:
+    """How many squares a side a frame's patches are averaged to."""
+    return min(config.token_grid, *encoder.config.grid) if config.kind == "attentive" else 1
+
+
+def samples(features: Features, config: Probe) -> Tensor:
+    """What the head sees of each view: tokens (N, V, T × S, D) for attentive, else a vector (N, V, F)."""
+    x_NVTSD = features.x_NVTSD
+    if config.kind == "attentive":
+        return x_NVTSD.flatten(2, 3)
+    x_NVTD = x_NVTSD.mean(dim=3)
+    return x_NVTD.mean(dim=2) if config.pooling == "all" else x_NVTD.flatten(2)
+
+
+def _choose(
+    config: Probe, make: Callable[..., nn.Module], x_NV: Tensor, label_N: Tensor
+) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """The sweep's rows, each a setting with its result on held-out training videos, and the best setting."""
+    settings = [{"learning_rate": r, "weight_decay": d} for r in config.learning_rates for d in config.weight_decays]
+    if len(settings) == 1:
+        return [], settings[0]
+    parts = [hold_out(label_N, share=config.held_out, seed=config.seed, trial=i) for i in range(config.trials)]
+    if not parts[0].any():
+        raise UserError(
+            f"With one training video a class nothing can be held out to judge {len(settings)} settings on. Give one "
+            "--learning-rates and one --weight-decays, two --shots or more, or --kind knn."
+        )
+    rows = []
+    for number in range(distributed.rank(), len(settings), distributed.world_size()):
+        top1, loss = 0.0, 0.0
+        for held_N in parts:
+            head = make(x_NV[~held_N], label_N[~held_N], settings[number])
+            p_NK, truth_N = probabilities(head, x_NV[held_N]), label_N[held_N]
+            top1 += (p_NK.argmax(dim=1) == truth_N).float().mean().item() / len(parts)
+            loss += F.nll_loss(p_NK.clamp(min=1e-12).log(), truth_N).item() / len(parts)
+        rows.append((number, top1, loss))
+    rows = sorted(row for part in distributed.gather(rows) for row in part)
+    best = max(rows, key=lambda row: (row[1], -row[2]))[0]
+    sweep = [{**settings[number], "held_out_top1": top1, "held_out_loss": loss} for number, top1, loss in rows]
+    return sweep, settings[best]
+
+
+def hold_out(label_N: Tensor, *, share: float, seed: int, trial: int = 0) -> Tensor:
+    """Which videos are held out, bool (N,): `share` of each class, at least one, never all; others in each trial."""
+    held_N = torch.zeros(len(label_N), dtype=torch.bool)
+    for label in label_N.unique().tolist():
+        places = (label_N == label).nonzero()[:, 0].tolist()
+        random.Random(seed_of(seed, _HOLD_OUT, label)).shuffle(places)
+        count = min(max(1, round(share * len(places))), len(places) - 1)
+        for i in range(trial * count, (trial + 1) * count):
+            held_N[places[i % len(places)]] = True
+    return held_N
+
+
+def fit(
+    config: Probe,
+    x_NV: Tensor,
+    label_N: Tensor,
+    setting: dict[str, float],
+    *,
+    num_classes: int,
+    num_heads: int,
+) -> nn.Module:
+    """A head trained on all views: AdamW, a cosine from the learning rate to 0, no augmentation.
+
+    AdamW rather than a solver, so that both heads are trained alike and a step needs one batch in memory.
+    """
+    device, width = local_device(), x_NV.shape[-1]
+    torch.manual_seed(seed_of(config.seed, _WEIGHTS))
+    head = AttentiveHead(width, num_heads, num_classes) if config.kind == "attentive" else linear(width, num_classes)
+    model = nn.Sequential(Standardise(x_NV), head).to(device)
+    optim = Optim(
+        base_lr=setting["learning_rate"],
+        weight_decay=setting["weight_decay"],
+        min_lr=0.0,
+        betas=(0.9, 0.999),
+        warmup=Epochs(0),
+    )
+    optimizer = make_optimizer(model, optim)
+    x_B, label_B = x_NV.flatten(0, 1), label_N.repeat_interleave(x_NV.shape[1])
+    num_steps, step = config.epochs * -(-len(x_B) // config.batch_size), 0
+    for epoch in range(config.epochs):
+        generator = torch.Generator().manual_seed(seed_of(config.seed, _ORDER, epoch))
+        for some in torch.randperm(len(x_B), generator=generator).split(config.batch_size):
+            size = {"batch_size": config.batch_size, "warmup_steps": 0, "num_steps": num_steps}
+            set_learning_rate(optimizer, rate_of(optim, step, **size))
+            optimizer.zero_grad()
+            F.cross_entropy(model(x_B[some].to(device)), label_B[some].to(device)).backward()
+            optimizer.step()
+            step += 1
+    return model.eval()
+
+
+@torch.no_grad()
+def probabilities(head: nn.Module, x_NV: Tensor, *, videos_at_once: int = 64) -> Tensor:
+    """Each video's probabilities (N, K), averaged over its views."""
+    parts = [
+        head(part.flatten(0, 1).to(local_device())).softmax(dim=1).unflatten(0, part.shape[:2]).mean(dim=1).cpu()
+        for part in x_NV.split(videos_at_once)
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,154 @@
+"""The paper's runs by name, and its tables row by row. A recipe is a function that returns a complete configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mam2.config import UserError
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row of one of the paper's tables.
+
+    Attributes:
+        name: as the paper calls it.
+        recipe: what to pre-train with; for Table 8, what to fine-tune with.
+        paper: the paper's number, top-1 in per cent after fine-tuning; empty for Tables 7 and 8, which give settings.
+        finetune: what to fine-tune with afterwards; empty in Table 8.
+    """
+
+    name: str
+    recipe: str
+    paper: str
+    finetune: str
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of the paper: what it is about, and its rows that are MAM²'s."""
+
+    title: str
+    rows: tuple[TableRow, ...]
+
+
+NUM_TRAINING_VIDEOS = {"Kinetics-400": 240_000, "SSv2": 169_000, "UCF101": 9_500, "HMDB51": 3_500}  # Table 6
+
+
+def _on_ucf101(*rows: tuple[str, str, str]) -> tuple[TableRow, ...]:
+    return tuple(TableRow(name, recipe, paper, "finetune_b_ucf101") for name, recipe, paper in rows)
+
+
+TABLES: dict[str, PaperTable] = {
+    "1a": PaperTable(
+        "Depth of appearance and motion decoder, UCF101",
+        _on_ucf101(
+            ("2, 2", "ablation_depth_2_2", "90.54"),
+            ("4, 4", "ablation_depth_4_4", "90.97"),
+            ("4, 2", "ablation", "91.09"),
+        ),
+    ),
+    "1b": PaperTable(
+        "Stride of frames in pre-training, UCF101",
+        _on_ucf101(
+            ("2", "ablation_stride_2", "90.86"),
+            ("4", "ablation", "91.09"),
+            ("8", "ablation_stride_8", "90.27"),
+        ),
+    ),
+    "1c": PaperTable(
+        "Width of regressor and decoders, UCF101",
+        _on_ucf101(
+            ("384", "ablation_width_384", "90.08"),
+            ("512", "ablation_width_512", "90.35"),
+            ("768", "ablation", "91.09"),
+        ),
+    ),
+    "1d": PaperTable(
+        "Mask strategy, UCF101",
+        _on_ucf101(
+            ("cube 40%", "ablation_cube_40", "89.87"),
+            ("tube 60%", "ablation_tube_60", "90.26"),
+            ("tube 75%", "ablation", "91.09"),
+            ("tube 90%", "ablation_tube_90", "87.76"),
+        ),
+    ),
+    "1e": PaperTable(
+        "Appearance target, UCF101",
+        _on_ucf101(
+            ("VQGAN-8192", "ablation_vqgan_8192", "90.88"),
+            ("VQGAN-16384", "ablation", "91.09"),
+            ("DALL-E", "ablation_dalle", "90.61"),
+        ),
+    ),
+    "1f": PaperTable(
+        "Motion target, UCF101",
+        _on_ucf101(
+            ("optical flow", "ablation_optical_flow", "91.05"),
+            ("RGB-diff", "ablation", "91.09"),
+            ("clip-order", "ablation_clip_order", "90.12"),
+        ),
+    ),
+    "2": PaperTable(
+        "Main components, UCF101",
+        _on_ucf101(
+            ("MAM²-c", "ablation_coupled", "89.82"),
+            ("w/o appearance", "ablation_no_appearance", "87.56"),
+            ("w/o motion", "ablation_no_motion", "90.03"),
+            ("w/o regressor", "ablation_no_regressor", "90.84"),
+            ("w/o alignment", "ablation_no_alignment", "90.63"),
+            ("MAM²", "ablation", "91.09"),
+        ),
+    ),
+    "3": PaperTable(
+        "Kinetics-400, 7 × 3 views",
+        (
+            TableRow("ViT-B, 800 epochs", "mam2_b_k400", "82.3", "finetune_b_k400"),
+            TableRow("ViT-L, 600 epochs", "mam2_l_k400_600", "84.8", "finetune_l_k400"),
+            TableRow("ViT-L, 800 epochs", "mam2_l_k400", "85.3", "finetune_l_k400"),
+        ),
+    ),
+    "4": PaperTable("SSv2, 2 × 3 views", (TableRow("ViT-B, 1200 epochs", "mam2_b_ssv2", "71.3", "finetune_b_ssv2"),)),
+    "5": PaperTable(
+        "UCF101 and HMDB51",
+        (
+            TableRow("UCF101, 1200 epochs", "mam2_b_ucf101", "91.5", "finetune_b_ucf101"),
+            TableRow("HMDB51, 1600 epochs", "mam2_b_hmdb51", "62.5", "finetune_b_hmdb51"),
+        ),
+    ),
+    "7": PaperTable(
+        "Pre-training settings",
+        (
+            TableRow("Kinetics-400", "mam2_b_k400", "", "finetune_b_k400"),
+            TableRow("Sth-Sth V2", "mam2_b_ssv2", "", "finetune_b_ssv2"),
+            TableRow("UCF101", "mam2_b_ucf101", "", "finetune_b_ucf101"),
+            TableRow("HMDB51", "mam2_b_hmdb51", "", "finetune_b_hmdb51"),
+        ),
+    ),
+    "8": PaperTable(
+        "Fine-tuning settings",
+        (
+            TableRow("Kinetics-400 (B)", "finetune_b_k400", "", ""),
+            TableRow("Kinetics-400 (L)", "finetune_l_k400", "", ""),
+            TableRow("Sth-Sth V2", "finetune_b_ssv2", "", ""),
+            TableRow("UCF101", "finetune_b_ucf101", "", ""),
+            TableRow("HMDB51", "finetune_b_hmdb51", "", ""),
+        ),
+    ),
+}
+
+
+def get_table(number: str) -> PaperTable:
+    """One of the paper's tables: "1a" to "1f", "2", "3", "4", "5", "7", "8".
+
+    Raises:
+        UserError: another number.
+    """
+    if number not in TABLES:
+        raise UserError(f"There is no table {number!r} of recipes. Accepted: {', '.join(TABLES)}.")
+    return TABLES[number]
+
+
+def tables_of(recipe: str) -> list[str]:
+    """The numbers of the paper's tables that a recipe belongs to."""
+    return [n for n, table in TABLES.items() if any(recipe in (row.recipe, row.finetune) for row in table.rows)]

@@ -1,0 +1,150 @@
+"""Clips to targets; nothing here has a gradient (Sec. 2.2).
+
+B clips, T frames, N patches per frame, M masked ones, D numbers of a patch, K codes, P patch side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mam2.device import send
+from mam2.masks import Mask, take
+from mam2.patches import normalise_patches, patchify, to_float
+from mam2.targets.cache import TokenCache
+from mam2.targets.motion import clip_order, clip_scale
+from mam2.targets.table import APPEARANCES, MOTIONS, Placement, TargetsConfig, target_sizes
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Targets of a batch; None where none is asked for.
+
+    Attributes:
+        appearance: int64 (B, T, N), the tokenizer's code of every patch; or normalised pixels (B, T, N, C·P·P).
+        motion: (B, T-1, N, D), the motion target of every patch of all frames but the last; or, for clip order,
+            int64 (B, N), whether a tube is shown with its halves swapped.
+    """
+
+    appearance: Tensor | None
+    motion: Tensor | None
+
+    @property
+    def clip_order(self) -> bool:
+        """Whether the motion target is clip order."""
+        return self.motion is not None and not self.motion.is_floating_point()
+
+    def at(self, mask: Mask) -> Targets:
+        """The targets of masked patches only: M in the place of N."""
+        appearance, motion = self.appearance, self.motion
+        if appearance is not None:
+            codes = appearance.ndim == 3
+            appearance = take(appearance[..., None] if codes else appearance, mask.masked_BTM)
+            appearance = appearance[..., 0] if codes else appearance
+        if motion is not None:
+            motion = (
+                motion.gather(1, mask.masked_BTM[:, 0])
+                if self.clip_order
+                else take(motion, mask.masked_BTM[:, : motion.shape[1]])
+            )
+        return Targets(appearance, motion)
+
+
+class TargetMaker:
+    """Clips to targets: `maker(clip_BTCHW, sample_B=..., seed=...) -> Targets`.
+
+    Args:
+        config: what to predict.
+        patch_size: the encoder's P, pixels.
+        device: where to compute.
+        dtype: bfloat16 where the hardware is fast at it, for the part of RAFT that allows it; None: all in float32.
+        appearance: whether an appearance target is wanted.
+        motion: whether a motion target is wanted.
+
+    Attributes:
+        tokenizer: frames to codes; None where the appearance target is none of these.
+        cache: codes that are known already, set by who knows the clips; None: there is no cache.
+
+    Raises:
+        UserError: a missing or wrong file, or one made for another patch size.
+    """
+
+    def __init__(
+        self,
+        config: TargetsConfig,
+        *,
+        patch_size: int,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        appearance: bool = True,
+        motion: bool = True,
+    ) -> None:
+        self.config, self.patch_size = config, patch_size
+        self.sizes = target_sizes(config, patch_size=patch_size)
+        self.has_appearance, self.has_motion = appearance, motion
+        load_tokenizer, load_motion = APPEARANCES[config.appearance].load, MOTIONS[config.motion].load
+        on = Placement(device, dtype)
+        self.tokenizer = load_tokenizer(config, patch_size, on) if appearance and load_tokenizer else None
+        if self.tokenizer:
+            self.sizes = replace(self.sizes, appearance=self.tokenizer.num_codes)  # a file states its own
+        self.motion = load_motion(config, patch_size, on) if motion and load_motion else None
+        self.cache: TokenCache | None = None
+
+    @torch.no_grad()
+    def __call__(self, clip_BTCHW: Tensor, *, sample_B: Tensor, seed: int, fixed_B: Tensor | None = None) -> Targets:
+        """Targets of clips that are uint8 or floats in [0, 1], computed in float32 but for what `config` allows.
+
+        Args:
+            clip_BTCHW: the clips.
+            sample_B: int64 (B,), each clip's number in the whole run; the clip order follows from it.
+            seed: the run's seed.
+            fixed_B: int64 (B,), the clip's number among the fixed ones, for the cache.
+        """
+        with torch.autocast(clip_BTCHW.device.type, enabled=False):  # argmin over codes is not stable in bf16
+            clip = to_float(clip_BTCHW)
+            appearance = None
+            if self.has_appearance:
+                if self.cache and fixed_B is not None:
+                    appearance = self._cached(clip, fixed_B, self.cache)
+                else:
+                    appearance = self._appearance(clip)
+            motion = None
+            if self.motion is not None:
+                motion = self._motion_patches(self.motion(clip))
+            elif self.has_motion:
+                num_patches = clip.shape[3] * clip.shape[4] // self.patch_size**2
+                motion = send(clip_order(num_patches, sample_B=sample_B, seed=seed), clip.device)
+            return Targets(appearance, motion)
+
+    def _cached(self, clip_BTCHW: Tensor, fixed_B: Tensor, cache: TokenCache) -> Tensor:
+        codes_BTN, found_B = cache.read(fixed_B)
+        codes_BTN = send(codes_BTN, clip_BTCHW.device)
+        if len(missing := (~found_B).nonzero()[:, 0]):  # the tokenizer's codes are waited for, once each
+            there = send(missing, clip_BTCHW.device)
+            codes_BTN[there] = made = self._appearance(clip_BTCHW[there])
+            cache.write(fixed_B[missing], made)
+        return codes_BTN
+
+    def _appearance(self, clip_BTCHW: Tensor) -> Tensor:
+        if self.tokenizer is None:
+            return normalise_patches(patchify(clip_BTCHW, self.patch_size))
+        frames_FCHW = clip_BTCHW.flatten(0, 1)
+        if self.tokenizer.patch_size != self.patch_size:  # the same picture, at the size that gives a code a patch
+            scale = self.tokenizer.patch_size / self.patch_size
+            size = [round(side * scale) for side in frames_FCHW.shape[2:]]
+            frames_FCHW = F.interpolate(frames_FCHW, size, mode="bilinear", antialias=True)
+        with torch.autocast(frames_FCHW.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return self.tokenizer(frames_FCHW).unflatten(0, clip_BTCHW.shape[:2])
+
+    def _motion_patches(self, motion_BTCHW: Tensor) -> Tensor:
+        match self.config.motion_scale:
+            case "raw":
+                return patchify(motion_BTCHW, self.patch_size)
+            case "clip":
+                still = MOTIONS[self.config.motion].still
+                return patchify(motion_BTCHW / clip_scale(motion_BTCHW, least=still), self.patch_size)
+            case "patch":
+                return normalise_patches(patchify(motion_BTCHW, self.patch_size))

@@ -1,0 +1,219 @@
+"""What is predicted; nothing here has a gradient (Sec. 2.2, Tables 1e and 1f).
+
+A TargetMaker is not part of the trained model: it is never wrapped for distributed training nor saved with it. To add
+a target: one function or class, and one line in APPEARANCES or MOTIONS (docs/add_a_target.md).
+
+B clips, T frames, N patches a frame, M masked ones, D numbers of a patch, K codes, P patch side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from mam2.config import UserError, check_choices, did_you_mean
+from mam2.targets.motion import rgb_difference
+from mam2.targets.raft import OpticalFlow
+from mam2.targets.tokenizers.dalle import load_dalle
+from mam2.targets.tokenizers.random_projection import RandomProjection
+from mam2.targets.tokenizers.vq import load_vq
+from mam2.targets.tokenizers.vqgan import load_vqgan
+
+
+@dataclass(frozen=True)
+class TargetSizes:
+    """What the targets ask of the decoders.
+
+    Attributes:
+        appearance: numbers predicted for a patch: K logits, or C·P·P pixels.
+        motion: numbers predicted for a patch and frame, or 2 for a tube's order.
+        clip_order: whether the motion target is clip order.
+    """
+
+    appearance: int
+    motion: int
+    clip_order: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetsConfig:
+    """The defaults are the paper's. `mam2 targets` lists all names.
+
+    Attributes:
+        appearance: what the appearance decoder predicts: a name of APPEARANCES.
+        file: the tokenizer's weights (.safetensors) where it has any.
+        num_codes: K of the random projection or of the VQ model to train; files state their own.
+        vq_steps: steps of 32 frames for which that VQ model is trained.
+        precision: what VQGAN and DALL-E compute in. "bf16" halves the VQGAN's time on a CPU and gives 1 or 2 % of the
+            patches other codes (docs/log.md); which code is nearest is found in fp32 in any case. "fp32" on a GPU is
+            what torch takes for that, whose convolutions are in TF32.
+        cache: a folder for the codes of `data.fixed_clips`, which are then computed once; "" is off.
+        motion: what the motion decoder predicts: a name of MOTIONS.
+        motion_scale: "raw", the motion as it is, the paper's; "clip", divided by its root mean square over the clip,
+            so that predicting none costs 1; "patch", each patch to mean 0 and variance 1.
+        flow_model: the network for optical flow.
+        flow_file: torchvision's official weights (.pth) for it; empty takes torchvision's own download.
+    """
+
+    appearance: str = "vqgan_16384"
+    file: str = ""
+    num_codes: int = 8192
+    vq_steps: int = 400
+    precision: Literal["fp32", "bf16"] = "fp32"
+    cache: str = ""
+    motion: str = "rgb_difference"
+    motion_scale: Literal["raw", "clip", "patch"] = "raw"
+    flow_model: Literal["raft_large", "raft_small"] = "raft_large"
+    flow_file: str = ""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "targets.")
+        if min(self.num_codes, self.vq_steps) < 1:
+            raise UserError(f"targets.num_codes {self.num_codes} and vq_steps {self.vq_steps} must be at least 1.")
+        for field, names in (("appearance", APPEARANCES), ("motion", MOTIONS)):
+            if (name := getattr(self, field)) not in names:
+                raise UserError(f"targets.{field} is {name!r}. {did_you_mean(name, names)} `mam2 targets` lists them.")
+        if self.cache and not APPEARANCES[self.appearance].load:
+            raise UserError(
+                f"targets.cache keeps codes; targets.appearance {self.appearance!r} has none. Leave --targets.cache "
+                "out, or choose a tokenizer from `mam2 targets`."
+            )
+
+
+MotionField = Callable[[Tensor], Tensor]
+"""Clips (B, T, 3, H, W) in [0, 1] to motion (B, T-1, channels, H, W)."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """On what targets are computed: the device, and the type for what is safe in it (None: float32)."""
+
+    device: torch.device
+    dtype: torch.dtype | None
+
+
+class Tokenizer(Protocol):
+    """A frozen module: frames (F, 3, H, W) in [0, 1] to codes int64 (F, N), one for every patch of `patch_size`."""
+
+    patch_size: int
+    num_codes: int
+
+    def __call__(self, frames_FCHW: Tensor) -> Tensor: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """A row of Table 1e, or one of ours.
+
+    Attributes:
+        title: what it is.
+        size: side of a frame that it is fed for a 224² clip with patches of 16², pixels.
+        range: values its network sees.
+        num_outputs: K; 0 where the configuration says, or the patch side.
+        gflop: forward, for a clip of 16 frames.
+        weights: where its weights come from.
+        load: the tokenizer for a configuration and patch side, on a device; None for pixels.
+    """
+
+    title: str
+    size: int
+    range: str
+    num_outputs: int
+    gflop: int
+    weights: str
+    load: Callable[[TargetsConfig, int, Placement], Tokenizer] | None
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A row of Table 1f, or one of ours.
+
+    Attributes:
+        title: what it is.
+        units: of its raw values.
+        channels: of the motion field; 0 for clip order, which is none.
+        still: root mean square below which a clip counts as still, for `motion_scale clip`.
+        gflop: for a clip of 16 frames of 224².
+        load: the motion field for a configuration and patch side, on a device; None for clip order.
+    """
+
+    title: str
+    units: str
+    channels: int
+    still: float
+    gflop: int
+    load: Callable[[TargetsConfig, int, Placement], MotionField] | None
+
+
+def _vqgan_16384(config: TargetsConfig, patch_size: int, on: Placement) -> Tokenizer:
+    return load_vqgan(config.file).to(on.device)
+
+
+def _vqgan_8192(config: TargetsConfig, patch_size: int, on: Placement) -> Tokenizer:
+    return load_vqgan(config.file, quantizer="gumbel").to(on.device)
+
+
+def _dalle(config: TargetsConfig, patch_size: int, on: Placement) -> Tokenizer:
+    return load_dalle(config.file).to(on.device)
+
+
+def _vq(config: TargetsConfig, patch_size: int, on: Placement) -> Tokenizer:
+    tokenizer = load_vq(config.file)
+    if tokenizer.patch_size != patch_size:
+        raise UserError(
+            f"The tokenizer {config.file} was trained on patches of {tokenizer.patch_size} pixels, the encoder has "
+            f"{patch_size}. Train one of that size, or set --encoder.patch-size {tokenizer.patch_size}."
+        )
+    return tokenizer.to(on.device)
+
+
+def _random_projection(config: TargetsConfig, patch_size: int, on: Placement) -> Tokenizer:
+    return RandomProjection(patch_size=patch_size, num_codes=config.num_codes).to(on.device)
+
+
+APPEARANCES: dict[str, Appearance] = {
+    "vqgan_16384": Appearance(
+        "VQGAN f16, ImageNet", 224, "[-1, 1]", 16384, 1721, "CompVis/taming-transformers", _vqgan_16384
+    ),
+    "vqgan_8192": Appearance(
+        "VQGAN f8 Gumbel, OpenImages", 112, "[-1, 1]", 8192, 528, "CompVis/taming-transformers", _vqgan_8192
+    ),
+    "dalle": Appearance("DALL-E dVAE", 112, "[0.1, 0.9]", 8192, 834, "openai/DALL-E", _dalle),
+    "vq": Appearance("small VQ of one's own video", 224, "[-2, 2]", 0, 2, "mam2 tokenizer train", _vq),
+    "random_projection": Appearance("BEST-RQ random projection", 112, "[-1, 1]", 0, 1, "none", _random_projection),
+    "pixels": Appearance("pixels, normalised per patch", 224, "mean 0, variance 1", 0, 0, "none", None),
+}
+
+
+def _rgb_difference(config: TargetsConfig, patch_size: int, on: Placement) -> MotionField:
+    return rgb_difference
+
+
+def _optical_flow(config: TargetsConfig, patch_size: int, on: Placement) -> MotionField:
+    raft = OpticalFlow(model=config.flow_model, file=config.flow_file, device=on.device, dtype=on.dtype)
+    return lambda clip_BTCHW: raft.flow(clip_BTCHW) / patch_size
+
+
+MOTIONS: dict[str, Motion] = {
+    "rgb_difference": Motion("next frame less this one", "RGB in [0, 1]", 3, 1 / 255, 0, _rgb_difference),
+    "optical_flow": Motion("RAFT, 12 updates, frame t to t+1", "patch sides a frame", 2, 0.005, 982, _optical_flow),
+    "clip_order": Motion("are a tube's halves swapped", "2 classes", 0, 0.0, 0, None),
+}
+
+
+def target_sizes(config: TargetsConfig, *, patch_size: int) -> TargetSizes:
+    """What targets ask of the decoders, without loading anything."""
+    appearance, motion = APPEARANCES[config.appearance], MOTIONS[config.motion]
+    pixels = 3 * patch_size**2
+    num_codes = appearance.num_outputs or config.num_codes
+    return TargetSizes(
+        appearance=num_codes if appearance.load else pixels,
+        motion=motion.channels * patch_size**2 if motion.load else 2,
+        clip_order=motion.load is None,
+    )

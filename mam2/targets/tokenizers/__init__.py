@@ -1,0 +1,1 @@
+"""Appearance tokenizers: frames to codes."""

@@ -1,0 +1,244 @@
+"""Appearance tokenizers that need no download: a random projection, and a small VQ model of one's own video.
+
+Both are used as a VQGAN is (`mam2.targets.tokenizers.vqgan`): frames in [0, 1] -> one code a patch. Their codes say
+less than the paper's; they let a first run, a test or an unusual domain do without the official weights.
+
+Shape letters: F frames, C channels, H W pixels, N patches (a frame's, row by row, or all), D width, K codes,
+P patch side.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
+
+from mam2.config import UserError, from_json, to_json
+from mam2.patches import patchify, to_float, unpatchify
+from mam2.targets.tokenizers.codes import check_frames, check_tensors, nearest_code, read_tokenizer, save_tokenizer
+
+FORMAT = "mam2.vq"
+
+
+def code_usage(codes: Tensor, *, num_codes: int) -> dict[str, float]:
+    """How well codes of any shape use their codebook.
+
+    Returns:
+        `usage`: the share of the K codes that occur; `perplexity`: e to the entropy of their frequencies,
+        from 1 (one code only) to K (all equally often).
+    """
+    share_K = torch.bincount(codes.flatten(), minlength=num_codes).double() / codes.numel()
+    return {
+        "usage": (share_K > 0).double().mean().item(),
+        "perplexity": torch.special.entr(share_K).sum().exp().item(),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQConfig:
+    """The sizes of a VQ model of patches.
+
+    Attributes:
+        patch_size: P.
+        num_codes: K.
+        code_dim: the width of a code.
+        width: of the hidden layers.
+    """
+
+    patch_size: int = 16
+    num_codes: int = 1024
+    code_dim: int = 32
+    width: int = 256
+
+    def __post_init__(self) -> None:
+        if min(self.patch_size, self.num_codes, self.code_dim, self.width) < 1:
+            raise UserError(f"{self}: every size must be at least 1.")
+
+
+class VQ(nn.Module):
+    """A frozen quantised autoencoder of single patches: MLP, nearest code by cosine, MLP. See `train_vq`.
+
+    Args:
+        config: the sizes.
+        chunk: how many frames are encoded at a time, to bound memory.
+    """
+
+    def __init__(self, config: VQConfig, *, chunk: int = 8) -> None:
+        super().__init__()
+        self.config, self.chunk = config, chunk
+        self.patch_size, self.num_codes = config.patch_size, config.num_codes
+        self.encoder = mlp(3 * config.patch_size**2, config.width, config.code_dim)
+        self.decoder = mlp(config.code_dim, config.width, 3 * config.patch_size**2)
+        self.codebook_KD: Tensor
+        self.register_buffer("codebook_KD", torch.zeros(config.num_codes, config.code_dim))
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, frames_FCHW: Tensor) -> Tensor:
+        """Frames in [0, 1], of any size in whole patches -> codes (F, N), int64, row by row.
+
+        Raises:
+            UserError: frames of another shape or type.
+        """
+        check_frames(frames_FCHW, patch_size=self.patch_size)
+        return torch.cat(
+            [self.encode_patches(patchify(part, self.patch_size)) for part in frames_FCHW.split(self.chunk)]
+        )
+
+    @torch.no_grad()
+    def decode(self, codes_FN: Tensor, *, grid: tuple[int, int]) -> Tensor:
+        """Codes (F, N) on a grid of (rows, columns) -> frames (F, 3, rows·P, columns·P) in [0, 1]."""
+        return unpatchify(self.decode_patches(codes_FN).clamp(0, 1), self.patch_size, grid)
+
+    def encode_patches(self, patches_ND: Tensor) -> Tensor:
+        """Patches (..., 3·P·P) in [0, 1] -> codes (...)."""
+        with torch.autocast(patches_ND.device.type, enabled=False):
+            z_ND = self.encoder(scale(patches_ND.float()))
+        return nearest_code(F.normalize(z_ND, dim=-1), self.codebook_KD)
+
+    def decode_patches(self, codes_N: Tensor) -> Tensor:
+        """Codes (...) -> patches (..., 3·P·P), not clamped."""
+        with torch.autocast(codes_N.device.type, enabled=False):
+            return unscale(self.decoder(self.codebook_KD[codes_N]))
+
+
+def mlp(width_in: int, width: int, width_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width_in, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width_out)
+    )
+
+
+def scale(patches_ND: Tensor) -> Tensor:
+    """[0, 1] to about unit variance, so that reconstruction weighs as much as commitment to a code."""
+    return (patches_ND - 0.5) * 4
+
+
+def unscale(patches_ND: Tensor) -> Tensor:
+    return patches_ND / 4 + 0.5
+
+
+def train_vq(
+    batches: Iterable[Tensor],
+    config: VQConfig,
+    *,
+    num_steps: int,
+    lr: float = 1e-3,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> tuple[VQ, dict[str, float]]:
+    """Trains a VQ tokenizer on frames; the same for the same batches and seed.
+
+    Args:
+        batches: frames (F, 3, H, W), uint8 or floats in [0, 1]; gone through again when they end.
+        config: the sizes.
+        num_steps: optimiser steps, one batch each; the first takes as many as the codebook's start needs.
+        lr: of Adam, constant for the first half and then linear to zero.
+        seed: of the weights and of the codes' starting places.
+        device: where to train; the tokenizer comes back on it.
+
+    Returns:
+        The frozen tokenizer, and a report on its last batches: `mse` of pixels in [0, 1], `mse_of_mean` (the
+        mean patch in place of the tokenizer), `usage`, `perplexity`.
+
+    Raises:
+        UserError: no batches, too few, or frames of a wrong shape; no steps.
+    """
+    if num_steps < 1:
+        raise UserError(f"num_steps is {num_steps}; a VQ tokenizer takes at least 1, and some hundreds to be of use.")
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        vq = VQ(config).to(device).requires_grad_(True)
+        patches = patch_batches(batches, config, device)
+        first_ND = next(patches)
+        dead_below = 0.1 * len(first_ND) / config.num_codes
+        while len(first_ND) < 4 * config.num_codes:
+            first_ND = torch.cat([first_ND, next(patches)])
+        quantizer = VectorQuantize(
+            dim=config.code_dim,
+            codebook_size=config.num_codes,
+            decay=0.9,
+            kmeans_init=True,
+            use_cosine_sim=True,  # pictures as good as by squared distance, codes steadier under noise
+            threshold_ema_dead_code=dead_below,  # without it 8 codes of 1024 were left after 200 steps
+            sync_codebook=False,
+        ).to(device)
+        optimizer = torch.optim.Adam(vq.parameters(), lr=lr)
+        recent: deque[Tensor] = deque(maxlen=16)
+        for step in range(num_steps):
+            patches_ND = first_ND if step == 0 else next(patches)
+            z_ND, _, commitment = quantizer(vq.encoder(scale(patches_ND)))
+            loss = F.mse_loss(vq.decoder(z_ND), scale(patches_ND)) + commitment
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1.0, 2 * (num_steps - step) / num_steps)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            recent.append(patches_ND)
+    with torch.no_grad():
+        vq.codebook_KD.copy_(quantizer.codebook)
+    vq.eval().requires_grad_(False)
+    return vq, report(vq, torch.cat(list(recent)))
+
+
+def patch_batches(batches: Iterable[Tensor], config: VQConfig, device: torch.device) -> Iterator[Tensor]:
+    """The patches (N, 3·P·P) of one batch of frames after another, for ever."""
+    while True:
+        empty = True
+        for frames_FCHW in batches:
+            empty = empty and frames_FCHW.numel() == 0
+            frames_FCHW = to_float(frames_FCHW.to(device))
+            check_frames(frames_FCHW, patch_size=config.patch_size)
+            yield patchify(frames_FCHW, config.patch_size).flatten(0, 1)
+        if empty:
+            raise UserError(
+                "The frames to train the VQ tokenizer on ended too early, or there are none. "
+                "Give a list or a loader, which can be gone through again, or ask for fewer steps."
+            )
+
+
+@torch.no_grad()
+def report(vq: VQ, patches_ND: Tensor) -> dict[str, float]:
+    """`mse`, `mse_of_mean`, `usage` and `perplexity` of a VQ tokenizer on patches."""
+    codes_N = torch.cat([vq.encode_patches(part) for part in patches_ND.split(4096)])
+    shown_ND = torch.cat([vq.decode_patches(part) for part in codes_N.split(4096)]).clamp(0, 1)
+    return {
+        "mse": F.mse_loss(shown_ND, patches_ND).item(),
+        "mse_of_mean": patches_ND.var(0, unbiased=False).mean().item(),
+        **code_usage(codes_N, num_codes=vq.num_codes),
+    }
+
+
+def save_vq(vq: VQ, file: Path | str) -> None:
+    """Writes a VQ tokenizer as safetensors with its configuration; the file appears whole or not at all."""
+    save_tokenizer(vq.state_dict(), file, metadata={"format": FORMAT, "config": json.dumps(to_json(vq.config))})
+
+
+def load_vq(file: Path | str, *, chunk: int = 8) -> VQ:
+    """Loads what `save_vq` wrote.
+
+    Args:
+        file: safetensors, as `mam2 tokenizer train` writes it.
+        chunk: how many frames are encoded at a time.
+
+    Raises:
+        UserError: no such file, a file of another kind, or tensors that do not fit.
+    """
+    if not Path(file).is_file():
+        raise UserError(
+            f"There is no VQ tokenizer {str(file)!r}. Train one on your own video with "
+            "`mam2 tokenizer train`, and name it with `--targets.file`."
+        )
+    tensors, config_json = read_tokenizer(file, format=FORMAT)
+    vq = VQ(from_json(VQConfig, config_json), chunk=chunk)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_tensors(shapes, {name: tuple(t.shape) for name, t in vq.state_dict().items()}, where=str(file))
+    vq.load_state_dict(tensors)
+    return vq

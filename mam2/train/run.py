@@ -1,0 +1,103 @@
+"""The run folder: run.json claims it, and says whether a run resumes or another one is there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mam2.config import UserError, from_json, to_json
+from mam2.files import read_json, write_text
+from mam2.train.checkpoint import checkpoints
+
+# May differ between the two sittings of one run: they do not touch its numbers, but for rounding (and, with
+# accumulated parts, for the partners of mixup and cutmix; when compiled, for what drop path draws).
+FREE_FIELDS = (
+    *("data.root", "data.num_workers", "data.timeout_seconds", "data.backend", "data.max_bad_share"),
+    *("loop.accumulate", "loop.compile", "loop.recompute", "loop.log_every", "loop.save_every", "loop.keep"),
+    *("targets.cache", "clips", "crops"),
+)
+
+
+def open_run(
+    folder: Path, kind: str, config: Any, *, resume: bool, videos: Sequence[str] = (), classes: tuple[str, ...] = ()
+) -> bool:
+    """Claims a run folder. A run that has neither logged nor saved anything yet gives way to other settings.
+
+    Args:
+        folder: new, empty, or the folder of the same run.
+        kind: "pretrain" or "finetune".
+        config: the run's configuration; written to run.json, with what tells the next two.
+        resume: whether a run that is there already may be continued.
+        videos: the data set's paths, in order; wherever they are, with others a resumed run would not be the same run.
+        classes: of the data set, in their order.
+
+    Returns:
+        True if the folder holds this run already.
+
+    Raises:
+        UserError: the folder holds another run, other files, or the same run while `resume` is off.
+    """
+    record = folder / "run.json"
+    wanted = {"kind": kind, "config": to_json(config), "classes": list(classes)}
+    wanted |= {"num_videos": len(videos), "videos": _digest_of_names(videos)}
+    if record.exists():
+        found = read_json(record)
+        found.setdefault("videos", wanted["videos"])  # it was written before this was
+        with contextlib.suppress(UserError, KeyError):  # fields that did not exist when it was written have defaults
+            found["config"] = to_json(from_json(type(config), found["config"]))
+        changed, rows = sorted(_differences(found, wanted)), folder / "log.jsonl"
+        if changed and resume and not checkpoints(folder) and not (rows.exists() and rows.stat().st_size):
+            (folder / "tokenizer.safetensors").unlink(missing_ok=True)  # trained for the other settings
+            write_text(record, json.dumps(wanted, indent=2))
+            return False
+        if changed:
+            raise UserError(
+                f"{folder} holds another run, which differs in {', '.join(changed[:5])}"
+                f"{' and more' if len(changed) > 5 else ''}. Give another --out, or the same settings to continue it."
+            )
+        if not resume:
+            raise UserError(
+                f"{folder} holds this run already. Give another --out, or leave --no-resume away to continue."
+            )
+        return True
+    # A kill in the middle of the first write leaves run.json.part behind.
+    if folder.exists() and (not folder.is_dir() or any(p.name != "run.json.part" for p in folder.iterdir())):
+        raise UserError(f"{folder} exists and is no run's folder (it has no run.json). Give another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(record, json.dumps(wanted, indent=2))
+    return False
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The contents of run.json: {"kind", "config"}.
+
+    Raises:
+        UserError: the folder is no run.
+    """
+    if not (folder / "run.json").is_file():
+        raise UserError(f"{folder} is no run's folder: it has no run.json. Give the --out of an earlier run.")
+    return read_json(folder / "run.json")
+
+
+def _differences(found: Any, wanted: Any, where: str = "") -> set[str]:
+    """Dotted names of what differs between two JSON values, but for FREE_FIELDS."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        names = set()
+        for name in found.keys() | wanted.keys():
+            names |= _differences(found.get(name), wanted.get(name), f"{where}.{name}" if where else name)
+        return names
+    where = where.removeprefix("config.")
+    return {where} if found != wanted and where not in FREE_FIELDS else set()
+
+
+def _digest_of_names(paths: Sequence[str]) -> str:
+    """A number, in hexadecimal, that follows from the paths below the folder that they have in common."""
+    whole = [Path(path).absolute() for path in paths]
+    root = os.path.commonpath([path.parent for path in whole]) if whole else ""
+    names = (path.relative_to(root).as_posix() for path in whole)
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]

@@ -10,17 +10,20 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import operator
 import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+from annotated_types import Ge, Gt, Le, Lt
 
 ConfigT = TypeVar("ConfigT")
 
 
 class UserError(ValueError):
-    """An error the user can mend. Its message says what was found, what is accepted and what to do."""
+    """An error the user can fix. Its message says what was found, what is accepted and what to do."""
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
@@ -84,18 +87,45 @@ def Epochs(value: float) -> Duration:
     return Duration(value, "epochs")
 
 
-def check_choices(config: Any, prefix: str) -> None:
-    """Raises UserError unless every field of a configuration that has a fixed set of values holds one of them.
+def check(config: Any, prefix: str) -> None:
+    """Raises UserError unless every field of a configuration holds a value that its type accepts.
+
+    Accepted are the choices of a Literal, finite numbers, and what lies within the bounds that stand in the type:
+    `Annotated[int, Ge(1)]`, also inside a tuple.
 
     Args:
         config: a dataclass.
         prefix: what users write before its fields' names: `objective.`.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
-        accepted, value = typing.get_args(hints[field.name]), getattr(config, field.name)
-        if typing.get_origin(hints[field.name]) is Literal and value not in accepted:
-            raise UserError(f"{prefix}{field.name} is {value!r}; accepted: {', '.join(map(str, accepted))}.")
+        value = getattr(config, field.name)
+        accepted = _accepted(hints[field.name], value)
+        if accepted:
+            raise UserError(f"{prefix}{field.name} is {value!r}; accepted: {accepted}.")
+
+
+_BOUNDS = {
+    Ge: lambda bound: (operator.ge, bound.ge, "at least"),
+    Gt: lambda bound: (operator.gt, bound.gt, "above"),
+    Le: lambda bound: (operator.le, bound.le, "at most"),
+    Lt: lambda bound: (operator.lt, bound.lt, "below"),
+}
+
+
+def _accepted(hint: Any, value: Any) -> str:
+    """What a type accepts, in words, where the value is none of it; empty where it is."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "" if value in args else ", ".join(map(str, args))
+    if origin is tuple and isinstance(value, tuple):
+        return next((words for item in value if (words := _accepted(args[0], item))), "")
+    if origin is not Annotated:
+        return "" if not isinstance(value, float) or math.isfinite(value) else "finite numbers"
+    bounds = [_BOUNDS[type(bound)](bound) for bound in args[1:] if type(bound) in _BOUNDS]
+    if not bounds or (math.isfinite(value) and all(holds(value, limit) for holds, limit, _ in bounds)):
+        return _accepted(args[0], value)
+    return ", ".join(f"{word} {limit}" for _, limit, word in bounds)
 
 
 def to_json(config: Any) -> Any:

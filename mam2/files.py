@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,36 @@ from torch import Tensor
 from mam2.config import UserError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its place at the end: a file is written whole or not at all.
+
+    Example: `with written_whole(path) as part: part.write_bytes(data)`. An error leaves the old file as it was.
+    """
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        yield part
+        sync(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all, in UTF-8."""
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def fingerprint(paths: Iterable[str]) -> str:
+    """A hash of files' paths, sizes and times of change: other files, or changed ones, give another."""
+    status = [(path, Path(path).stat()) for path in paths]
+    found = [(path, of.st_size, of.st_mtime_ns) for path, of in status]
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A number, in hexadecimal, that follows from names and values."""
+    """A hash of names and values."""
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(name.encode())
@@ -35,16 +54,11 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes safetensors whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        part,
-        metadata=metadata,
-    )
-    sync(part)
-    part.replace(path)
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file whole or not at all."""
+    on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with written_whole(path) as part:
+        save_file(on_host, part, metadata=metadata)
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -67,18 +81,21 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_json(path: Path) -> Any:
+    """The contents of a JSON file that a run wrote; UserError if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
-            f"{path} is damaged ({first_line(error)}). Restore it, or start anew with another --out."
+            f"{path} is damaged ({first_line(error)}). Restore it, or start again with another --out."
         ) from error
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message, for a message of our own."""
     return str(error).splitlines()[0][:150] if str(error) else type(error).__name__
 
 
 def sync(path: Path) -> None:
+    """Waits until a file is on the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from mam2.config import UserError, check_choices
+from mam2.config import UserError, check
 from mam2.data import sampling, transforms
 from mam2.data.sampling import Short
 from mam2.data.video.open import open_video
@@ -84,7 +84,7 @@ class Data:
         for name, most in (("max_bad_share", 1), ("erasing", 1), ("rand_augment_magnitude", 10), ("target_fps", 1000)):
             if not 0 <= getattr(self, name) <= most:
                 raise UserError(f"data.{name} is {getattr(self, name)}; it must be from 0 to {most}.")
-        check_choices(self, "data.")
+        check(self, "data.")
 
 
 def train_clips(path: str, data: Data, *, num_frames: int, size: int, rng: random.Random) -> list[torch.Tensor]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mam2.config import UserError, check_choices
+from mam2.config import UserError, check
 from mam2.model.attention import AttentionKind
 from mam2.model.blocks import BLOCKS, JointBlock, SpaceTimeBlock, init_weights, layer_norm
 from mam2.model.positions import Positions
@@ -55,7 +55,7 @@ class EncoderConfig:
         sizes = (self.width, self.depth, self.num_heads, self.frames, self.size, self.patch_size, self.tubelet)
         if min(sizes) < 1:
             raise UserError(f"{self}: every size must be at least 1.")
-        check_choices(self, "encoder.")
+        check(self, "encoder.")
         if not (0 <= self.drop_path < 1 and 0 <= self.layer_scale < math.inf):
             raise UserError(
                 f"drop_path {self.drop_path} must be from 0 to below 1, layer_scale {self.layer_scale} from 0 up."

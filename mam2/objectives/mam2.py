@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mam2.config import Duration, Steps, UserError, check_choices
+from mam2.config import Duration, Steps, UserError, check
 from mam2.losses import Losses, Reduction, alignment_loss, appearance_loss, motion_loss, motion_loss_of_none
 from mam2.masks import Mask, take
 from mam2.model.blocks import init_weights, layer_norm
@@ -64,7 +64,7 @@ class MAM2Config:
     def __post_init__(self) -> None:
         if min(self.width, self.num_heads) < 1 or self.width % self.num_heads:
             raise UserError(f"objective.width {self.width} must be a multiple of objective.num_heads {self.num_heads}.")
-        check_choices(self, "objective.")
+        check(self, "objective.")
         if min(self.regressor_depth, self.appearance_depth, self.motion_depth) < 0:
             raise UserError(
                 f"objective.regressor_depth {self.regressor_depth}, appearance_depth {self.appearance_depth} and "

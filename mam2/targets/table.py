@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from mam2.config import UserError, check_choices, did_you_mean
+from mam2.config import UserError, check, did_you_mean
 from mam2.targets.motion import rgb_difference
 from mam2.targets.raft import OpticalFlow
 from mam2.targets.tokenizers.dalle import load_dalle
@@ -71,7 +71,7 @@ class TargetsConfig:
     flow_file: str = ""
 
     def __post_init__(self) -> None:
-        check_choices(self, "targets.")
+        check(self, "targets.")
         if min(self.num_codes, self.vq_steps) < 1:
             raise UserError(f"targets.num_codes {self.num_codes} and vq_steps {self.vq_steps} must be at least 1.")
         for field, names in (("appearance", APPEARANCES), ("motion", MOTIONS)):

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from mam2 import distributed
-from mam2.config import Duration, Epochs, UserError, check_choices, seed_of
+from mam2.config import Duration, Epochs, UserError, check, seed_of
 from mam2.data.catalog import Catalog
 from mam2.data.clips import Data
 from mam2.data.loader import Batch, TrainLoader, check_bad, steps_per_epoch
@@ -74,7 +74,7 @@ class Loop:
                 f"{self.keep} must all be at least 1."
             )
 
-        check_choices(self, "loop.")
+        check(self, "loop.")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"loop.seed is {self.seed}; accepted: 0 to 2^63 - 1.")
 

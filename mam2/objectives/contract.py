@@ -1,0 +1,88 @@
+"""The contract of a pre-training method: its configuration, and the module that the loop trains.
+
+`train/`, `cost` and `pictures` know a method by these Protocols only. B clips, T frames, M masked patches, K codes,
+D numbers per patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+from torch import Tensor
+
+from mam2.losses import Losses
+from mam2.masks import Mask, MaskConfig
+from mam2.model.encoder import EncoderConfig, VideoEncoder
+from mam2.targets.maker import Targets
+from mam2.targets.table import TargetSizes
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Predictions for masked patches; None where the method makes none.
+
+    Attributes:
+        appearance_BTMK: logits of codes, or pixels.
+        motion: (B, T, M, D), whose last frame has no target; for clip order logits (B, M, 2).
+    """
+
+    appearance_BTMK: Tensor | None
+    motion: Tensor | None
+
+
+class Objective(Protocol):
+    """An `nn.Module` with an encoder and a loss: `objective(clip, mask, targets, step) -> Losses`."""
+
+    @property
+    def encoder(self) -> VideoEncoder:
+        """The encoder that is kept after pre-training."""
+
+    def __call__(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets, step: int) -> Losses:
+        """The loss of a batch of clips, uint8 or floats in [0, 1]; `step` counts from 0 over the run."""
+
+    def after_step(self) -> None:
+        """Called after each step of the optimiser."""
+
+    def reconstruct(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets) -> Reconstruction:
+        """What the method predicts for masked patches."""
+
+    # What is used of nn.Module.
+    def train(self, mode: bool = True) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+    def to(self, device: Any) -> Self: ...
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+
+class ObjectiveConfig(Protocol):
+    """The configuration of a method: a frozen dataclass."""
+
+    @property
+    def needs_appearance(self) -> bool:
+        """Whether an appearance target is predicted."""
+
+    @property
+    def needs_motion(self) -> bool:
+        """Whether a motion target is predicted."""
+
+    def check_fits(self, sizes: TargetSizes, *, same_mask_in_all_frames: bool) -> None:
+        """Raises UserError unless the method can work with these targets and masks."""
+
+    def idle_options(self, mask: MaskConfig) -> list[str]:
+        """Options that are set and have no effect, because of others."""
+
+    def build(self, encoder: EncoderConfig, sizes: TargetSizes, *, steps_per_epoch: int) -> Objective:
+        """The method with random weights.
+
+        Args:
+            encoder: the encoder's sizes.
+            sizes: what the targets ask of the decoders.
+            steps_per_epoch: for settings that change over epochs.
+        """
+
+    def without_parts(self) -> dict[str, Self]:
+        """By name of a part, the same method without it: what a part costs is the difference."""

@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import hashlib
 import math
-import operator
 import types
 import typing
 from collections.abc import Iterable
@@ -105,14 +104,6 @@ def check(config: Any, prefix: str) -> None:
             raise UserError(f"{prefix}{field.name} is {value!r}; accepted: {accepted}.")
 
 
-_BOUNDS = {
-    Ge: lambda bound: (operator.ge, bound.ge, "at least"),
-    Gt: lambda bound: (operator.gt, bound.gt, "above"),
-    Le: lambda bound: (operator.le, bound.le, "at most"),
-    Lt: lambda bound: (operator.lt, bound.lt, "below"),
-}
-
-
 def _accepted(hint: Any, value: Any) -> str:
     """What a type accepts, in words, where the value is none of it; empty where it is."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -120,12 +111,36 @@ def _accepted(hint: Any, value: Any) -> str:
         return "" if value in args else ", ".join(map(str, args))
     if origin is tuple and isinstance(value, tuple):
         return next((words for item in value if (words := _accepted(args[0], item))), "")
-    if origin is not Annotated:
-        return "" if not isinstance(value, float) or math.isfinite(value) else "finite numbers"
-    bounds = [_BOUNDS[type(bound)](bound) for bound in args[1:] if type(bound) in _BOUNDS]
-    if not bounds or (math.isfinite(value) and all(holds(value, limit) for holds, limit, _ in bounds)):
+    if origin is Annotated:
+        bounds = [bound for bound in args[1:] if isinstance(bound, Ge | Gt | Le | Lt)]
+        if not all(_holds(bound, value) for bound in bounds):
+            return ", ".join(map(_in_words, bounds))
         return _accepted(args[0], value)
-    return ", ".join(f"{word} {limit}" for _, limit, word in bounds)
+    return "" if not isinstance(value, float) or math.isfinite(value) else "finite numbers"
+
+
+def _holds(bound: Ge | Gt | Le | Lt, value: Any) -> bool:
+    match bound:
+        case Ge(limit):
+            return bool(limit <= value < math.inf)
+        case Gt(limit):
+            return bool(limit < value < math.inf)
+        case Le(limit):
+            return bool(value <= limit)
+        case Lt(limit):
+            return bool(value < limit)
+
+
+def _in_words(bound: Ge | Gt | Le | Lt) -> str:
+    match bound:
+        case Ge(limit):
+            return f"at least {limit}"
+        case Gt(limit):
+            return f"above {limit}"
+        case Le(limit):
+            return f"at most {limit}"
+        case Lt(limit):
+            return f"below {limit}"
 
 
 def to_json(config: Any) -> Any:

@@ -18,7 +18,7 @@ from mam2.device import autocast_dtype
 from mam2.masks import Mask, take
 from mam2.model.blocks import recompute_blocks
 from mam2.model.encoder import VideoEncoder
-from mam2.objectives import ObjectiveConfig
+from mam2.objectives import ObjectiveChoice
 from mam2.targets.cache import row_bytes
 from mam2.targets.maker import Targets
 from mam2.targets.table import APPEARANCES, MOTIONS, target_sizes
@@ -130,7 +130,7 @@ def parts_of(config: Pretrain) -> dict[str, float]:
     A part is counted by what the step costs less without it; the encoder, by itself.
     """
 
-    def saved(objective: ObjectiveConfig) -> float:
+    def saved(objective: ObjectiveChoice) -> float:
         return whole.train_tflop - estimate(replace(config, objective=objective)).train_tflop
 
     whole, parts = estimate(config), dict[str, float]()

@@ -1,9 +1,9 @@
 """Which patches the encoder sees: tube, cube and random masks (Sec. 2.1, App. E, Table 1d).
 
-A mask's randomness depends on each sample's own number, so that neither the number of GPUs nor an interruption
-changes it. To add a kind: one function and one line in MASKS (docs/add_a_mask.md).
+A mask depends on its sample's own number, so that neither the number of GPUs nor an interruption changes it.
+To add a kind: one function and one line in MASKS (docs/add_a_mask.md).
 
-B clips, T frames, N patches a frame, V visible and M masked ones.
+B clips, T frames, N patches per frame, V visible and M masked ones.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Le, Lt
 from torch import Generator, Tensor
 
-from mam2.config import UserError, did_you_mean, seed_of
+from mam2.config import UserError, check, did_you_mean, seed_of
 from mam2.device import send
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Visible and masked patch positions of a batch, as many in every frame.
+    """Visible and masked patch positions of a batch, the same number in every frame.
 
     Attributes:
         visible_BTV: int64 (B, T, V), in each frame the sorted positions in [0, N) that the encoder sees.
@@ -40,7 +42,7 @@ class Mask:
         return Mask(visible_BTV, masked_BTM, aligned_BA)
 
     def aligned(self, x_BTMD: Tensor) -> Tensor:
-        """What belongs to the aligned ones of the masked patches: (B, T, A, D)."""
+        """The tokens (B, T, A, D) of the aligned patches, from those of all masked patches (B, T, M, D)."""
         if self.aligned_BA is None:
             return x_BTMD
         return take(x_BTMD, self.aligned_BA[:, None].expand(-1, x_BTMD.shape[1], -1))
@@ -63,7 +65,8 @@ def cube(num_frames: int, grid: tuple[int, int], num_masked: int, generator: Gen
     Paper: "block-wise" masks, whose share varies from clip to clip in BEiT's; here: exactly `num_masked` patches,
     for which the last block is cut short (docs/decisions.md).
     """
-    (high, wide), masked = grid, torch.zeros(grid, dtype=torch.bool)
+    high, wide = grid
+    masked = torch.zeros(grid, dtype=torch.bool)
     while (short := num_masked - int(masked.sum())) > 0:
         draw = torch.rand(4, generator=generator).tolist()
         area = 16 + draw[0] * max(0, short - 16)
@@ -78,7 +81,7 @@ def cube(num_frames: int, grid: tuple[int, int], num_masked: int, generator: Gen
 
 
 def random(num_frames: int, grid: tuple[int, int], num_masked: int, generator: Generator) -> Tensor:
-    """Random positions, drawn anew for every frame: bool (T, N), True where masked.
+    """Random positions, drawn again for every frame: bool (T, N), True where masked.
 
     As ST-MAE's space-time agnostic masks but for the count, which is the same in every frame. Needs joint attention.
     """
@@ -94,7 +97,7 @@ MASKS: dict[str, Callable[[int, tuple[int, int], int, Generator], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """How patches are masked; the defaults are the paper's.
+    """Masking of patches; the defaults are the paper's.
 
     Attributes:
         kind: "tube", "cube" or "random" (in space and time).
@@ -105,19 +108,14 @@ class MaskConfig:
     """
 
     kind: str = "tube"
-    ratio: float = 0.75
-    predicted: float = 1.0
-    aligned: float = 1.0
+    ratio: Annotated[float, Gt(0), Lt(1)] = 0.75
+    predicted: Annotated[float, Gt(0), Le(1)] = 1.0
+    aligned: Annotated[float, Gt(0), Le(1)] = 1.0
 
     def __post_init__(self) -> None:
+        check(self, "mask.")
         if self.kind not in MASKS:
             raise UserError(f"mask.kind is {self.kind!r}. {did_you_mean(self.kind, MASKS)}")
-        if not 0 < self.ratio < 1:
-            raise UserError(f"mask.ratio is {self.ratio}; it must lie between 0 and 1 (the paper's is 0.75).")
-        if not (0 < self.predicted <= 1 and 0 < self.aligned <= 1):
-            raise UserError(
-                f"mask.predicted is {self.predicted} and mask.aligned {self.aligned}; both must be above 0, at most 1."
-            )
 
     def __call__(self, num_frames: int, grid: tuple[int, int], *, sample_B: Tensor, seed: int) -> Mask:
         """Draws the masks of a batch.

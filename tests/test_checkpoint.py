@@ -1,7 +1,6 @@
 """What is saved comes back to the bit, only whole checkpoints count, no file can run code. Also a run's log."""
 
 import json
-import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,14 +13,11 @@ from torch import nn
 
 from mam2 import distributed
 from mam2.config import UserError, to_json
-from mam2.device import memory_gib
 from mam2.files import write_tensors, write_text
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import FORMAT_ENCODER, load_classifier, load_encoder, save_classifier, save_encoder
 from mam2.train import checkpoint
-from mam2.train.checkpoint import State
-from mam2.train.logs import RunLog, Stopwatch, health
 from mam2.train.optim import Optim, make_optimizer
 from mam2.train.run import FREE_FIELDS, open_run, read_run
 
@@ -64,10 +60,10 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 
 def test_model_and_optimizer_come_back_to_the_bit(tmp_path: Path) -> None:
     model, optimizer = trained(0)
-    checkpoint.save(tmp_path, model, optimizer, State(3), keep=2)
+    checkpoint.save(tmp_path, model, optimizer, 3, keep=2)
     other, other_optimizer = trained(1)
     assert not same(model, other)
-    assert checkpoint.load(tmp_path, other, other_optimizer) == State(3)
+    assert checkpoint.load(tmp_path, other, other_optimizer) == 3
     assert same(model, other)
     saved, loaded = optimizer.state_dict(), other_optimizer.state_dict()
     assert saved["param_groups"] == loaded["param_groups"]
@@ -83,7 +79,7 @@ def test_model_and_optimizer_come_back_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_has_three_files(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, *trained(0), State(12), keep=1)
+    checkpoint.save(tmp_path, *trained(0), 12, keep=1)
     place = tmp_path / "checkpoints" / "step_00000012"
     assert sorted(path.name for path in place.iterdir()) == [
         "model.safetensors",
@@ -96,13 +92,13 @@ def test_a_checkpoint_has_three_files(tmp_path: Path) -> None:
 def test_nothing_saved_is_step_0(tmp_path: Path) -> None:
     model, optimizer = trained(0)
     before, _ = trained(0)
-    assert checkpoint.load(tmp_path, model, optimizer) == State(0)
+    assert checkpoint.load(tmp_path, model, optimizer) == 0
     assert same(model, before)
 
 
 def test_machines_that_see_different_folders_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, optimizer = trained(0)
-    checkpoint.save(tmp_path, model, optimizer, State(5), keep=2)
+    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
     monkeypatch.setattr(distributed, "gather", lambda value: [value, "no checkpoint"])
     with pytest.raises(UserError, match=r"no checkpoint here, step_00000005 there.*--out that they share"):
         checkpoint.load(tmp_path, model, optimizer)
@@ -111,7 +107,7 @@ def test_machines_that_see_different_folders_are_told(tmp_path: Path, monkeypatc
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     model, optimizer = trained(0)
     for number in (5, 10, 200, 1000):
-        checkpoint.save(tmp_path, model, optimizer, State(number), keep=2)
+        checkpoint.save(tmp_path, model, optimizer, number, keep=2)
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000200", "step_00001000"]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step_00000200",
@@ -120,9 +116,9 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, *trained(0), State(5), keep=2)
+    checkpoint.save(tmp_path, *trained(0), 5, keep=2)
     model, optimizer = trained(1)
-    checkpoint.save(tmp_path, model, optimizer, State(5), keep=2)
+    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
     other, other_optimizer = trained(2)
     checkpoint.load(tmp_path, other, other_optimizer)
     assert same(model, other)
@@ -130,20 +126,20 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
 
 def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
     model, optimizer = trained(0)
-    checkpoint.save(tmp_path, model, optimizer, State(5), keep=2)
+    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
     half = tmp_path / "checkpoints" / ".part_00000010"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"cut sh")
     assert len(checkpoint.checkpoints(tmp_path)) == 1
-    assert checkpoint.load(tmp_path, model, optimizer) == State(5)
-    checkpoint.save(tmp_path, model, optimizer, State(10), keep=2)  # the next try makes it whole
+    assert checkpoint.load(tmp_path, model, optimizer) == 5
+    checkpoint.save(tmp_path, model, optimizer, 10, keep=2)  # the next try makes it whole
     assert not half.exists()
-    assert checkpoint.load(tmp_path, model, optimizer) == State(10)
+    assert checkpoint.load(tmp_path, model, optimizer) == 10
 
 
 def test_another_architecture_is_named(tmp_path: Path) -> None:
     model, optimizer = trained(0)
-    checkpoint.save(tmp_path, model, optimizer, State(5), keep=2)
+    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
     for other, message in (
         (replace(TINY, depth=3), r"blocks\.2\.\S+ is missing.*and \d+ more"),
         (replace(TINY, depth=1), r"blocks\.1\.\S+ is unknown"),
@@ -158,7 +154,7 @@ def test_another_architecture_is_named(tmp_path: Path) -> None:
 
 def test_an_optimizer_file_with_code_is_not_run(tmp_path: Path) -> None:
     model, optimizer = trained(0)
-    checkpoint.save(tmp_path, model, optimizer, State(5), keep=2)
+    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
     canary = tmp_path / "canary"
     torch.save({"state": Bomb(canary), "param_groups": []}, tmp_path / "checkpoints/step_00000005/optimizer.pt")
     with pytest.raises(UserError, match=r"optimizer\.pt can't be read"):
@@ -169,7 +165,7 @@ def test_an_optimizer_file_with_code_is_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.json"])
 def test_a_damaged_checkpoint_is_a_users_error(tmp_path: Path, name: str) -> None:
     model, optimizer = trained(0)
-    checkpoint.save(tmp_path, model, optimizer, State(5), keep=2)
+    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
     file = tmp_path / "checkpoints" / "step_00000005" / name
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UserError, match=name):
@@ -341,77 +337,6 @@ def test_text_is_written_whole(tmp_path: Path) -> None:
     write_text(tmp_path / "a.json", "nü")
     assert (tmp_path / "a.json").read_text("utf-8") == "nü"
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-
-
-# The log
-
-
-def test_log_lines_and_their_end(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, start_step=0, num_steps=20, title="test")
-    rows = [
-        {"step": number, "loss": 1 / number, "clips_per_second": 5.0, "data_seconds": 0.1, "memory_gib": 1.0}
-        for number in (10, 20)
-    ]
-    for row in rows:
-        log.write(row)
-        log.advance(int(row["step"]), row)
-    log.advance(20, None)
-    log.close()
-    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == rows
-    assert any((tmp_path / "tensorboard").iterdir())
-
-
-def test_resuming_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    lines = [json.dumps({"step": number, "loss": 0.5}) for number in (10, 20, 30)]
-    (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"step": 40, "lo']))
-    log = RunLog(tmp_path, start_step=20, num_steps=50, title="test")
-    log.write({"step": 30, "loss": 0.25})
-    log.close()
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert rows == [{"step": 10, "loss": 0.5}, {"step": 20, "loss": 0.5}, {"step": 30, "loss": 0.25}]
-
-
-def test_a_log_line_is_on_disk_at_once(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, start_step=0, num_steps=2, title="test")
-    log.write({"step": 1, "loss": 0.5})
-    assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 1, "loss": 0.5}
-    log.close()
-
-
-def test_health_of_collapsed_features() -> None:
-    found = health(torch.ones(4, 3, 5))
-    assert found["feature_std"] == 0
-    assert found["effective_rank"] == pytest.approx(1)
-    assert health(torch.randn(1, 3, 5)) == {}
-
-
-def test_health_by_hand() -> None:
-    # Two clips, one frame: deviations ±1 and ±2 in two channels, all along one direction.
-    found = health(torch.tensor([[[0.0, 0.0]], [[2.0, 4.0]]]))
-    assert found["feature_std"] == pytest.approx((math.sqrt(2) + math.sqrt(8)) / 2)
-    assert found["effective_rank"] == pytest.approx(1, abs=1e-4)
-    # Four clips at the corners of a square: two directions, equally strong.
-    corners = torch.tensor([[[1.0, 1.0]], [[1.0, -1.0]], [[-1.0, 1.0]], [[-1.0, -1.0]]])
-    found = health(corners)
-    assert found["feature_std"] == pytest.approx(math.sqrt(4 / 3))
-    assert found["effective_rank"] == pytest.approx(2)
-    # The size of the features changes one figure, not the other; an offset changes neither.
-    bigger = health(3 * corners + 7)
-    assert bigger["feature_std"] == pytest.approx(3 * math.sqrt(4 / 3))
-    assert bigger["effective_rank"] == pytest.approx(2)
-
-
-def test_health_is_of_differences_between_clips_not_frames() -> None:
-    frames = torch.randn(1, 6, 5).expand(4, 6, 5)
-    assert health(frames)["feature_std"] == pytest.approx(0, abs=1e-6)
-
-
-def test_stopwatch_and_memory() -> None:
-    watch = Stopwatch()
-    first, second = watch.lap(), watch.lap()
-    assert 0 <= first < 60
-    assert 0 <= second < 60
-    assert 0.01 < memory_gib() < 1000
 
 
 def test_a_run_that_saved_nothing_gives_way(tmp_path: Path) -> None:

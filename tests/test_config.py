@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import math
+import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import pytest
+from annotated_types import Ge, Gt, Lt
 
-from mam2.config import Duration, Epochs, Steps, UserError, did_you_mean, from_json, seed_of, to_json
+from mam2.config import Duration, Epochs, Steps, UserError, check, did_you_mean, from_json, seed_of, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,3 +185,35 @@ def test_of_a_union_the_class_is_written_and_read_back():
     assert from_json(Drawing, {"shape": {"size": 5}}) == Drawing(shape=Circle(size=5))
     with pytest.raises(UserError, match="Did you mean Square"):
         from_json(Drawing, {"shape": {"is": "Sqare", "size": 5}})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounded:
+    count: Annotated[int, Ge(1)] = 1
+    share: Annotated[float, Ge(0), Lt(1)] = 0.5
+    rates: tuple[Annotated[float, Gt(0)], ...] = (1.0,)
+    kind: Literal["a", "b"] = "a"
+    plain: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(self, "section.")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"count": 0}, "section.count is 0; accepted: at least 1."),
+        ({"share": 1.0}, "section.share is 1.0; accepted: at least 0, below 1."),
+        ({"share": math.nan}, "section.share is nan; accepted: at least 0, below 1."),
+        ({"rates": (1.0, 0.0)}, "section.rates is (1.0, 0.0); accepted: above 0."),
+        ({"kind": "c"}, "section.kind is 'c'; accepted: a, b."),
+        ({"plain": math.inf}, "section.plain is inf; accepted: finite numbers."),
+    ],
+)
+def test_bounds_stand_in_the_types(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        Bounded(**fields)
+
+
+def test_values_at_their_bounds_are_accepted() -> None:
+    assert from_json(Bounded, to_json(Bounded(share=0.0, rates=(0.1, 2.0)))) == Bounded(share=0.0, rates=(0.1, 2.0))

@@ -190,7 +190,7 @@ def test_the_disk_holds_checkpoints_and_one_more_while_it_is_written(tmp_path: P
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     for step in (1, 2):
-        checkpoint.save(folder, model, optimizer, checkpoint.State(step), keep=2)
+        checkpoint.save(folder, model, optimizer, step, keep=2)
     kept = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     one = 12 / 16 * estimate(config).state_gib * 2**30
     assert kept == pytest.approx(2 * one, rel=0.15)  # names and headers weigh in so small a model

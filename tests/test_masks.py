@@ -108,7 +108,7 @@ def test_cubes_lie_anywhere() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 75.0])
 def test_impossible_ratios_are_refused(ratio: float) -> None:
-    with pytest.raises(UserError, match="between 0 and 1"):
+    with pytest.raises(UserError, match="accepted: above 0, below 1"):
         MaskConfig(ratio=ratio)
 
 
@@ -176,5 +176,5 @@ def test_a_share_of_the_masked_patches_is_predicted_and_a_share_of_those_aligned
 
 @pytest.mark.parametrize("shares", [{"predicted": 0.0}, {"predicted": 1.5}, {"aligned": 0.0}])
 def test_impossible_shares_are_refused(shares: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="must be above 0, at most 1"):
+    with pytest.raises(UserError, match="accepted: above 0, at most 1"):
         MaskConfig(**shares)

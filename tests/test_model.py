@@ -15,10 +15,10 @@ from mam2.masks import MaskConfig, take
 from mam2.model.attention import WRITTEN_OUT_UP_TO_KEYS, AttentionKind, CrossAttention, SelfAttention, attend
 from mam2.model.blocks import CrossBlock, JointBlock, SpaceTimeBlock, init_weights
 from mam2.model.classifier import Classifier, layer_id
-from mam2.model.decoders import Decoder, OrderDecoder
+from mam2.model.decoders import AppearanceHead, Decoder, MotionHead, OrderDecoder
 from mam2.model.encoder import EncoderConfig, VideoEncoder, vit_b, vit_l
 from mam2.model.positions import Positions, sine_cosine
-from mam2.model.regressor import Context, Regressor
+from mam2.model.regressor import Context, Latent, Regressor
 
 WIDTH, HEADS = 24, 3
 TINY = EncoderConfig(width=WIDTH, depth=2, num_heads=HEADS, frames=4, size=32, patch_size=8)
@@ -271,7 +271,7 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
 
 def test_drop_path_rises_linearly_to_the_last_block() -> None:
     config = EncoderConfig(width=8, depth=5, num_heads=2, frames=2, size=16, patch_size=8, drop_path=0.2)
-    rates = [block.add_mlp.drop_path.p for block in VideoEncoder(config).blocks]
+    rates = [block.add_mlp.drop_path for block in VideoEncoder(config).blocks]
     assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
 
 
@@ -357,21 +357,21 @@ def test_regressor_is_its_blocks_on_the_mask_queries() -> None:
             query_position=inputs["query_position_BSD"],
             context_position=inputs["context_position_BSD"],
         )
-    assert torch.equal(regressor(context_BSD=context, **inputs), regressor.norm(expected))
+    assert torch.equal(regressor.regress(context_BSD=context, **inputs), regressor.norm(expected))
 
 
 def test_regressor_sees_the_visible_tokens_only() -> None:
     """Masked queries do not see each other: what one gets depends on the context and its own place."""
     regressor = regressor_of()
     context, inputs = torch.randn(2, 5, WIDTH), regressor_inputs(5, 7)
-    whole = regressor(context_BSD=context, **inputs)
+    whole = regressor.regress(context_BSD=context, **inputs)
     third = {name: inputs[name][:, 2:3] for name in ("query_BSD", "query_position_BSD")}
-    alone = regressor(context_BSD=context, **(inputs | third))
+    alone = regressor.regress(context_BSD=context, **(inputs | third))
     torch.testing.assert_close(alone, whole[:, 2:3])
     changed = context.clone()
     changed[0, 3] += 1
-    assert (regressor(context_BSD=changed, **inputs)[0] != whole[0]).any(dim=-1).all()
-    torch.testing.assert_close(regressor(context_BSD=changed, **inputs)[1], whole[1])
+    assert (regressor.regress(context_BSD=changed, **inputs)[0] != whole[0]).any(dim=-1).all()
+    torch.testing.assert_close(regressor.regress(context_BSD=changed, **inputs)[1], whole[1])
 
 
 def test_positions_of_the_context_do_not_enter_the_values() -> None:
@@ -379,8 +379,8 @@ def test_positions_of_the_context_do_not_enter_the_values() -> None:
     regressor = regressor_of()
     context = torch.randn(2, 1, WIDTH).expand(2, 5, WIDTH)
     inputs = regressor_inputs(5, 7)
-    first = regressor(context_BSD=context, **inputs)
-    second = regressor(context_BSD=context, **{**inputs, "context_position_BSD": torch.randn(2, 5, WIDTH)})
+    first = regressor.regress(context_BSD=context, **inputs)
+    second = regressor.regress(context_BSD=context, **{**inputs, "context_position_BSD": torch.randn(2, 5, WIDTH)})
     torch.testing.assert_close(first, second)
 
 
@@ -389,7 +389,7 @@ def test_regressor_does_not_mind_the_order_of_the_visible_tokens() -> None:
     context, inputs, order = torch.randn(2, 5, WIDTH), regressor_inputs(5, 7), torch.tensor([4, 2, 0, 1, 3])
     shuffled = {**inputs, "context_position_BSD": inputs["context_position_BSD"][:, order]}
     torch.testing.assert_close(
-        regressor(context_BSD=context[:, order], **shuffled), regressor(context_BSD=context, **inputs)
+        regressor.regress(context_BSD=context[:, order], **shuffled), regressor.regress(context_BSD=context, **inputs)
     )
 
 
@@ -401,23 +401,45 @@ def test_regressor_with_concatenated_context_sees_the_current_queries_too() -> N
     for block in regressor.blocks:
         keys = torch.cat([context, expected], dim=1)  # as CAE: what the block before made of the queries
         expected = block(expected, keys, query_position=inputs["query_position_BSD"], context_position=positions)
-    assert torch.equal(regressor(context_BSD=context, **inputs), regressor.norm(expected))
+    assert torch.equal(regressor.regress(context_BSD=context, **inputs), regressor.norm(expected))
 
 
 def test_decoder_is_positions_blocks_norm_and_projection() -> None:
-    decoder = scrambled(Decoder(width=WIDTH, depth=2, num_heads=HEADS, attention="factorised", num_outputs=11))
+    decoder = decoder_of(AppearanceHead(WIDTH, 11))
     x, position = torch.randn(2, 4, 6, WIDTH), torch.randn(2, 4, 6, WIDTH)
     expected = x + position
     for block in decoder.blocks:
         expected = block(expected)
-    expected = decoder.project(decoder.norm(expected))
-    assert expected.shape == (2, 4, 6, 11)
-    assert torch.equal(decoder(x, position_BTMD=position), expected)
+    expected = decoder.norm(expected)
+    hidden = decoder(Latent(x, position, 6))
+    assert torch.equal(hidden, expected)
+    assert torch.equal(decoder(Latent(x, position, 2)), expected[:, :, 4:])  # the masked patches are the last
+    head = decoder.heads["head"]
+    assert torch.equal(head(hidden), hidden @ head.project.weight.T + head.project.bias)
 
 
-def order_decoder(attention: AttentionKind = "factorised") -> OrderDecoder:
-    inner = Decoder(width=WIDTH, depth=2, num_heads=HEADS, attention=attention, num_outputs=2)
-    return scrambled(OrderDecoder(inner, WIDTH))
+def test_a_head_owns_its_loss() -> None:
+    hidden, motion = torch.randn(2, 4, 6, WIDTH), torch.randn(2, 3, 6, 12)
+    codes = torch.randint(11, (2, 4, 6))
+    appearance, moving = AppearanceHead(WIDTH, 11), MotionHead(WIDTH, 12)
+    expected = F.cross_entropy(appearance(hidden).flatten(0, 2), codes.flatten())
+    torch.testing.assert_close(appearance.loss(hidden, codes, "mean"), expected)
+    expected = (moving(hidden)[:, :3] - motion).square().mean()
+    torch.testing.assert_close(moving.loss(hidden, motion, "mean"), expected)
+    torch.testing.assert_close(moving.loss(hidden, motion, "sum"), 12 * expected)
+
+
+def decoder_of(head: AppearanceHead | MotionHead) -> Decoder:
+    decoder = Decoder(width=WIDTH, depth=2, num_heads=HEADS, attention="factorised", heads={"head": head})
+    return scrambled(decoder)
+
+
+def order_decoder() -> OrderDecoder:
+    return scrambled(OrderDecoder(decoder_of(MotionHead(WIDTH, 2)), WIDTH))
+
+
+def order_logits(decoder: OrderDecoder, x: Tensor, position: Tensor, swapped_BM: Tensor) -> Tensor:
+    return decoder.heads["head"](decoder(Latent(x, position, x.shape[2]), swapped_BM))
 
 
 @pytest.mark.parametrize("num_frames", [4, 5])
@@ -429,10 +451,10 @@ def test_order_decoder_swaps_the_halves_of_the_tubes_it_is_told_to(num_frames: i
     by_hand = x.clone()
     for b, tube in swapped.nonzero().tolist():
         by_hand[b, :, tube] = x[b, :, tube].roll(-half, dims=0)
-    logits = decoder(x, position_BTMD=position, swapped_BM=swapped)
+    logits = order_logits(decoder, x, position, swapped)
     assert logits.shape == (2, 6, 2)
-    assert torch.equal(logits, decoder(by_hand, position_BTMD=position, swapped_BM=torch.zeros_like(swapped)))
-    assert not torch.allclose(logits, decoder(x, position_BTMD=position, swapped_BM=torch.zeros_like(swapped)))
+    assert torch.equal(logits, order_logits(decoder, by_hand, position, torch.zeros_like(swapped)))
+    assert not torch.allclose(logits, order_logits(decoder, x, position, torch.zeros_like(swapped)))
 
 
 def test_order_decoder_reads_each_tubes_cls_token() -> None:
@@ -443,9 +465,9 @@ def test_order_decoder_reads_each_tubes_cls_token() -> None:
             nn.init.zeros_(weight)
     x, position = torch.randn(1, 4, 3, WIDTH), torch.randn(1, 4, 3, WIDTH)
     swapped = torch.zeros(1, 3)
-    before = decoder(x, position_BTMD=position, swapped_BM=swapped)
+    before = order_logits(decoder, x, position, swapped)
     x[:, :, 1] += 1
-    after = decoder(x, position_BTMD=position, swapped_BM=swapped)
+    after = order_logits(decoder, x, position, swapped)
     assert ((before != after).any(dim=-1)).tolist() == [[False, True, False]]
 
 

@@ -3,7 +3,7 @@
 import copy
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ from mam2.losses import alignment_loss, motion_loss
 from mam2.masks import Mask, MaskConfig, take
 from mam2.model.blocks import compile_blocks, recompute_blocks
 from mam2.model.encoder import EncoderConfig
-from mam2.objectives.mam2 import MAM2, MAM2Config, Predictions
+from mam2.model.regressor import Latent
+from mam2.objectives.mam2 import MAM2, MAM2Config
 from mam2.patches import patchify, unpatchify
 from mam2.targets.maker import Targets
 from mam2.targets.table import TargetSizes
@@ -41,6 +42,24 @@ def empty_is_nan() -> Iterator[None]:
 
 
 PREDICTED = ("visible_BTVD", "regressed_BTMD", "target_BTMD", "appearance_BTMK", "motion")
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Everything that the model computes for a batch; None where its configuration has no such part."""
+
+    visible_BTVD: Tensor
+    regressed_BTMD: Tensor | None
+    target_BTMD: Tensor | None
+    appearance_BTMK: Tensor | None
+    motion: Tensor | None
+
+
+def stages(model: MAM2, clip: Tensor, mask: Mask, swapped_BM: Tensor | None = None) -> Stages:
+    seen = model.predict(clip, mask, swapped_BM)
+    made = {kind: head(seen.hidden[name]) for name, kind, head in model.heads()}
+    regressed = seen.latent.x_BTSD if model.config.regressor_depth else None
+    return Stages(seen.visible_BTVD, regressed, seen.target_BTAD, made.get("appearance"), made.get("motion"))
 
 
 def model_of(config: MAM2Config) -> MAM2:
@@ -84,7 +103,7 @@ def is_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("config", [CONFIG, NARROW])
 def test_nothing_of_masked_patches_is_seen(config: MAM2Config) -> None:
     model, clip, mask = model_of(config), make_clip(), make_mask()
-    before, after = model.predict(clip, mask), model.predict(with_noise_at(clip, mask.masked_BTM), mask)
+    before, after = stages(model, clip, mask), stages(model, with_noise_at(clip, mask.masked_BTM), mask)
     for name in ("visible_BTVD", "regressed_BTMD", "appearance_BTMK", "motion"):
         assert torch.equal(getattr(before, name), getattr(after, name)), name
     assert (before.target_BTMD != after.target_BTMD).any(dim=-1).all()
@@ -92,14 +111,14 @@ def test_nothing_of_masked_patches_is_seen(config: MAM2Config) -> None:
 
 def test_visible_patches_are_seen_and_are_no_part_of_the_target() -> None:
     model, clip, mask = model_of(CONFIG), make_clip(), make_mask()
-    before, after = model.predict(clip, mask), model.predict(with_noise_at(clip, mask.visible_BTV), mask)
+    before, after = stages(model, clip, mask), stages(model, with_noise_at(clip, mask.visible_BTV), mask)
     for name in ("visible_BTVD", "regressed_BTMD", "appearance_BTMK", "motion"):
         assert not torch.equal(getattr(before, name), getattr(after, name)), name
     assert torch.equal(before.target_BTMD, after.target_BTMD)
 
 
 def test_shapes_follow_the_mask() -> None:
-    predicted = model_of(NARROW).predict(make_clip(), make_mask())
+    predicted = stages(model_of(NARROW), make_clip(), make_mask())
     assert {name: tuple(getattr(predicted, name).shape) for name in PREDICTED} == {
         "visible_BTVD": (2, 4, 4, 24),
         "regressed_BTMD": (2, 4, 12, 12),
@@ -111,8 +130,8 @@ def test_shapes_follow_the_mask() -> None:
 
 def test_clips_do_not_see_each_other() -> None:
     model, clip, mask = model_of(CONFIG), make_clip(), make_mask()
-    whole = model.predict(clip, mask)
-    alone = model.predict(clip[1:], Mask(mask.visible_BTV[1:], mask.masked_BTM[1:]))
+    whole = stages(model, clip, mask)
+    alone = stages(model, clip[1:], Mask(mask.visible_BTV[1:], mask.masked_BTM[1:]))
     for name in PREDICTED:
         torch.testing.assert_close(getattr(alone, name), getattr(whole, name)[1:], atol=1e-5, rtol=1e-5)
 
@@ -122,24 +141,25 @@ def test_decoders_get_nothing_but_the_regressors_output_and_positions(
 ) -> None:
     model, clip, mask = model_of(CONFIG), make_clip(), make_mask()
     fixed_BSD = torch.randn(2, 4 * 12, 24)
-    monkeypatch.setattr(model.regressor, "forward", lambda *args, **kwargs: fixed_BSD)
-    first, second = model.predict(clip, mask), model.predict(make_clip(), mask)
+    monkeypatch.setattr(model.regressor, "regress", lambda *args, **kwargs: fixed_BSD)
+    first, second = stages(model, clip, mask), stages(model, make_clip(), mask)
     assert not torch.equal(first.visible_BTVD, second.visible_BTVD)
     assert torch.equal(first.appearance_BTMK, second.appearance_BTMK)
     assert torch.equal(first.motion, second.motion)
     position_BTMD = take(model.encoder.position(clip).expand(2, -1, -1, -1), mask.masked_BTM)
-    expected = model.appearance(fixed_BSD.unflatten(1, (4, 12)), position_BTMD=position_BTMD)
-    assert torch.equal(first.appearance_BTMK, expected)
+    decoder = model.decoders["appearance"]
+    hidden = decoder(Latent(fixed_BSD.unflatten(1, (4, 12)), position_BTMD, 12))
+    assert torch.equal(first.appearance_BTMK, decoder.heads["appearance"](hidden))
 
 
 def test_the_two_decoders_do_not_share_anything() -> None:
     model = model_of(CONFIG)
-    predicted = model.predict(make_clip(), make_mask())
+    predicted = stages(model, make_clip(), make_mask())
     of_appearance = gradients(model, predicted.appearance_BTMK.square().sum())
-    assert not any(name.startswith("motion.") for name in of_appearance)
-    predicted = model.predict(make_clip(), make_mask())
+    assert not any(name.startswith("decoders.motion.") for name in of_appearance)
+    predicted = stages(model, make_clip(), make_mask())
     of_motion = gradients(model, predicted.motion.square().sum())
-    assert not any(name.startswith("appearance.") for name in of_motion)
+    assert not any(name.startswith("decoders.appearance.") for name in of_motion)
     assert any(name.startswith("encoder.") for name in of_motion)
 
 
@@ -148,14 +168,14 @@ def test_regressor_gets_the_visible_tokens_of_all_frames_with_their_positions(
 ) -> None:
     model, clip, mask = model_of(CONFIG), make_clip(), make_mask()
     seen: dict[str, Tensor] = {}
-    forward = model.regressor.forward
+    regress = model.regressor.regress
 
     def watch(query_BSD: Tensor, context_BSD: Tensor, **positions: Tensor) -> Tensor:
         seen.update(query=query_BSD, context=context_BSD, **positions)
-        return forward(query_BSD, context_BSD, **positions)
+        return regress(query_BSD, context_BSD, **positions)
 
-    monkeypatch.setattr(model.regressor, "forward", watch)
-    predicted = model.predict(clip, mask)
+    monkeypatch.setattr(model.regressor, "regress", watch)
+    predicted = stages(model, clip, mask)
     position_TND = model.encoder.position(clip)
     assert torch.equal(seen["context"].unflatten(1, (4, 4)), predicted.visible_BTVD)
     for b, t in ((0, 0), (1, 3)):
@@ -170,16 +190,16 @@ def test_regressor_gets_the_visible_tokens_of_all_frames_with_their_positions(
 @pytest.mark.parametrize("config", [CONFIG, NARROW])
 def test_no_gradient_through_the_alignment_target(config: MAM2Config) -> None:
     model, clip, mask = model_of(config), make_clip(), make_mask()
-    predicted = model.predict(clip, mask)
+    predicted = stages(model, clip, mask)
     constant = predicted.target_BTMD.clone()
     assert not predicted.target_BTMD.requires_grad
     actual = gradients(model, alignment_loss(predicted.regressed_BTMD, predicted.target_BTMD, "mean"))
-    expected = gradients(model, alignment_loss(model.predict(clip, mask).regressed_BTMD, constant, "mean"))
+    expected = gradients(model, alignment_loss(stages(model, clip, mask).regressed_BTMD, constant, "mean"))
     assert is_equal(actual, expected)
     # With the gradient let through, the encoder's would differ: this test can fail.
     let_through = model.project(model.encoder.encode(take(model.encoder.embed(clip), mask.masked_BTM)))
     torch.testing.assert_close(let_through, constant)
-    other = gradients(model, alignment_loss(model.predict(clip, mask).regressed_BTMD, let_through, "mean"))
+    other = gradients(model, alignment_loss(stages(model, clip, mask).regressed_BTMD, let_through, "mean"))
     assert not torch.allclose(other["encoder.patch_embed.weight"], actual["encoder.patch_embed.weight"])
 
 
@@ -211,7 +231,7 @@ def test_bfloat16_is_close_to_float32() -> None:
 
 def test_total_is_equation_4() -> None:
     model, clip, mask, targets = model_of(CONFIG), make_clip(), make_mask(), make_targets()
-    predicted = model.predict(clip, mask)
+    predicted = stages(model, clip, mask)
     codes = torch.stack([targets.appearance[b][:, mask.masked_BTM[b, 0]] for b in range(2)])
     motion = torch.stack([targets.motion[b][:, mask.masked_BTM[b, 0]] for b in range(2)])
     expected = {
@@ -242,7 +262,7 @@ def test_features_for_health_are_the_visible_ones() -> None:
     model, clip, mask = model_of(CONFIG), make_clip(), make_mask()
     losses = model(clip, mask, make_targets(), 0)
     assert losses.features_BTD is not None
-    torch.testing.assert_close(losses.features_BTD, model.predict(clip, mask).visible_BTVD.mean(dim=2))
+    torch.testing.assert_close(losses.features_BTD, stages(model, clip, mask).visible_BTVD.mean(dim=2))
     assert not losses.features_BTD.requires_grad
 
 
@@ -259,18 +279,18 @@ def test_alpha_ramps_up_linearly(ramp: Duration) -> None:
 def test_batch_target_is_standardised_by_channel() -> None:
     model = model_of(replace(CONFIG, alignment_target="batch"))
     target = 5 + 3 * torch.randn(4, 4, 12, 24) * torch.arange(1, 25)
-    standard = model.standardise(target)
+    standard = model.alignment.standardise(target)
     torch.testing.assert_close(standard.mean(dim=(0, 1, 2)), torch.zeros(24), atol=1e-4, rtol=0)
     torch.testing.assert_close(standard.std(dim=(0, 1, 2)), torch.ones(24), atol=2e-3, rtol=0)
-    assert not model.standardise(torch.full((2, 4, 12, 24), 7.0)).any()
-    assert model_of(CONFIG).standardise(target) is target
+    assert not model.alignment.standardise(torch.full((2, 4, 12, 24), 7.0)).any()
+    assert model_of(CONFIG).alignment.standardise(target) is target
 
 
 def test_batch_target_enters_the_alignment() -> None:
     model, clip, mask = model_of(replace(CONFIG, alignment_target="batch")), make_clip(), make_mask()
-    predicted: Predictions = model.predict(clip, mask)
+    predicted = stages(model, clip, mask)
     losses = model(clip, mask, make_targets(), 0)
-    expected = alignment_loss(predicted.regressed_BTMD, model.standardise(predicted.target_BTMD), "mean")
+    expected = alignment_loss(predicted.regressed_BTMD, model.alignment.standardise(predicted.target_BTMD), "mean")
     assert losses.parts["alignment"] == expected
     assert losses.parts["alignment"] != alignment_loss(predicted.regressed_BTMD, predicted.target_BTMD, "mean")
 
@@ -324,23 +344,31 @@ def test_variants_build_only_what_they_use(name: str) -> None:
     torch.testing.assert_close(losses.total.detach(), expected)
 
 
+def parts_of(model: MAM2) -> set[str]:
+    """The parts that have parameters."""
+    names = [name.split(".") for name, _ in model.named_parameters()]
+    return {".".join(name[:2]) if name[0] == "decoders" else name[0] for name in names}
+
+
 def test_parts_of_the_variants() -> None:
-    whole = {"encoder", "mask_query_D", "regressor", "appearance", "motion"}
+    whole = {"encoder", "regressor", "decoders.appearance", "decoders.motion"}
     for name, expected in {
-        "coupled": whole - {"motion"} | {"motion_head"},
-        "w/o appearance": whole - {"appearance"},
-        "w/o motion": whole - {"motion"},
-        "w/o regressor": whole - {"regressor"},
+        "coupled": whole - {"decoders.appearance", "decoders.motion"} | {"decoders.shared"},
+        "w/o appearance": whole - {"decoders.appearance"},
+        "w/o motion": whole - {"decoders.motion"},
+        "w/o regressor": whole,
         "w/o alignment": whole,
-        "teacher": whole | {"teacher"},
+        "teacher": whole | {"alignment"},
     }.items():
-        assert {n.split(".")[0] for n, _ in model_of(VARIANTS[name]).named_parameters()} == expected, name
+        assert parts_of(model_of(VARIANTS[name])) == expected, name
+    without = [name for name, _ in model_of(VARIANTS["w/o regressor"]).regressor.named_parameters()]
+    assert without == ["mask_query.value_D"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_no_variant_sees_anything_of_masked_patches(name: str) -> None:
     model, clip, mask = model_of(VARIANTS[name]), make_clip(), make_mask()
-    before, after = model.predict(clip, mask), model.predict(with_noise_at(clip, mask.masked_BTM), mask)
+    before, after = stages(model, clip, mask), stages(model, with_noise_at(clip, mask.masked_BTM), mask)
     for field in ("visible_BTVD", "regressed_BTMD", "appearance_BTMK", "motion"):
         if getattr(before, field) is not None:
             assert torch.equal(getattr(before, field), getattr(after, field)), field
@@ -348,28 +376,30 @@ def test_no_variant_sees_anything_of_masked_patches(name: str) -> None:
 
 def test_coupled_heads_share_one_decoder() -> None:
     model, clip, mask = model_of(VARIANTS["coupled"]), make_clip(), make_mask()
-    predicted = model.predict(clip, mask)
+    predicted = stages(model, clip, mask)
     position_BTMD = take(model.encoder.position(clip).expand(2, -1, -1, -1), mask.masked_BTM)
-    hidden = model.appearance.decode(predicted.regressed_BTMD, position_BTMD=position_BTMD)
-    assert torch.equal(predicted.appearance_BTMK, model.appearance.project(hidden))
-    assert torch.equal(predicted.motion, model.motion_head(hidden))
+    decoder = model.decoders["shared"]
+    hidden = decoder.decode(predicted.regressed_BTMD + position_BTMD)
+    assert torch.equal(predicted.appearance_BTMK, decoder.heads["appearance"](hidden))
+    assert torch.equal(predicted.motion, decoder.heads["motion"](hidden))
 
 
 def test_without_a_regressor_decoders_see_visible_features_and_mask_queries() -> None:
     model, clip, mask = model_of(VARIANTS["w/o regressor"]), make_clip(), make_mask()
-    predicted = model.predict(clip, mask)
+    predicted = stages(model, clip, mask)
     assert predicted.regressed_BTMD is None
     assert predicted.target_BTMD is None
     # The decoder's input put back in the order of the image: the same output, so order does not matter.
-    tokens = model.mask_query_D.expand(2, 4, 16, -1).clone()
+    tokens = model.regressor.mask_query.value_D.expand(2, 4, 16, -1).clone()
     index = mask.visible_BTV[..., None].expand(-1, -1, -1, 24)
     tokens = tokens.scatter(2, index, predicted.visible_BTVD)
-    whole = model.motion(tokens, position_BTMD=model.encoder.position(clip).expand(2, -1, -1, -1))
+    decoder = model.decoders["motion"]
+    whole = decoder.heads["motion"](decoder.decode(tokens + model.encoder.position(clip)))
     torch.testing.assert_close(predicted.motion, take(whole, mask.masked_BTM), atol=1e-5, rtol=1e-5)
 
 
 def test_layer_norm_target_is_normalised_token_by_token() -> None:
-    target = model_of(VARIANTS["layer_norm"]).standardise(5 + 3 * torch.randn(2, 4, 12, 24))
+    target = model_of(VARIANTS["layer_norm"]).alignment.standardise(5 + 3 * torch.randn(2, 4, 12, 24))
     torch.testing.assert_close(target.mean(-1), torch.zeros(2, 4, 12), atol=1e-5, rtol=0)
     torch.testing.assert_close(target.std(-1, unbiased=False), torch.ones(2, 4, 12), atol=1e-4, rtol=0)
 
@@ -389,20 +419,20 @@ def test_sum_reduction_multiplies_by_the_channels() -> None:
 def test_the_teacher_is_a_moving_average_of_the_encoder() -> None:
     model, clip, mask = model_of(VARIANTS["teacher"]), make_clip(), make_mask()
     without = model_of(CONFIG)
-    without.load_state_dict({n: t for n, t in model.state_dict().items() if not n.startswith("teacher.")})
-    assert torch.equal(model.predict(clip, mask).target_BTMD, without.predict(clip, mask).target_BTMD)
-    before = {n: t.clone() for n, t in model.teacher.state_dict().items()}
-    assert not any(parameter.requires_grad for parameter in model.teacher.parameters())
+    without.load_state_dict({n: t for n, t in model.state_dict().items() if not n.startswith("alignment.")})
+    assert torch.equal(stages(model, clip, mask).target_BTMD, stages(without, clip, mask).target_BTMD)
+    before = {n: t.clone() for n, t in model.alignment.teacher.state_dict().items()}
+    assert not any(parameter.requires_grad for parameter in model.alignment.teacher.parameters())
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             parameter += torch.randn_like(parameter)
     moved = model.encoder.state_dict()
     model.after_step()
-    for name, tensor in model.teacher.state_dict().items():
+    for name, tensor in model.alignment.teacher.state_dict().items():
         torch.testing.assert_close(tensor, 0.9 * before[name] + 0.1 * moved[name])
     # Its own features of the masked patches are the target now, not the encoder's.
-    target = model.predict(clip, mask).target_BTMD
-    expected = model.teacher.encode(take(model.teacher.embed(clip), mask.masked_BTM))
+    target = stages(model, clip, mask).target_BTMD
+    expected = model.alignment.teacher.encode(take(model.alignment.teacher.embed(clip), mask.masked_BTM))
     assert torch.equal(target, expected)
     assert not torch.allclose(target, model.encoder.encode(take(model.encoder.embed(clip), mask.masked_BTM)))
 
@@ -415,10 +445,10 @@ def test_clip_order_reaches_the_motion_decoder() -> None:
     losses = model(clip, mask, targets, 0)
     assert losses.parts["motion_of_none"].item() == pytest.approx(0.6931, abs=1e-4)
     swapped_BM = order_BN.gather(1, mask.masked_BTM[:, 0])
-    predicted = model.predict(clip, mask, swapped_BM=swapped_BM)
+    predicted = stages(model, clip, mask, swapped_BM)
     assert predicted.motion.shape == (2, 12, 2)
     assert losses.parts["motion"] == F.cross_entropy(predicted.motion.flatten(0, 1), swapped_BM.flatten())
-    other = model.predict(clip, mask, swapped_BM=1 - swapped_BM)
+    other = stages(model, clip, mask, 1 - swapped_BM)
     assert torch.equal(other.appearance_BTMK, predicted.appearance_BTMK)  # the appearance decoder sees the true order
     assert not torch.equal(other.motion, predicted.motion)
     found = gradients(model, losses.total)
@@ -434,14 +464,14 @@ def test_clip_order_needs_a_regressor_and_a_decoder_of_its_own(config: MAM2Confi
 def test_pixels_in_the_place_of_codes() -> None:
     model, clip, mask = MAM2(CONFIG, ENCODER, TargetSizes(192, 192)), make_clip(), make_mask()
     targets = Targets(torch.randn(2, 4, 16, 192), make_targets().motion)
-    expected = (model.predict(clip, mask).appearance_BTMK - take(targets.appearance, mask.masked_BTM)).square().mean()
+    expected = (stages(model, clip, mask).appearance_BTMK - take(targets.appearance, mask.masked_BTM)).square().mean()
     torch.testing.assert_close(model(clip, mask, targets, 0).parts["appearance"], expected.detach())
 
 
 def test_random_masks_with_joint_attention() -> None:
     model = MAM2(CONFIG, replace(ENCODER, attention="joint"), SIZES)
     clip, mask = make_clip(), MaskConfig(kind="random")(4, ENCODER.grid, sample_B=torch.tensor([5, 9]), seed=0)
-    before, after = model.predict(clip, mask), model.predict(with_noise_at(clip, mask.masked_BTM), mask)
+    before, after = stages(model, clip, mask), stages(model, with_noise_at(clip, mask.masked_BTM), mask)
     assert torch.equal(before.motion, after.motion)
     assert set(gradients(model, model(clip, mask, make_targets(), 0).total)) == {n for n, _ in model.named_parameters()}
 
@@ -463,14 +493,13 @@ def test_every_parameter_is_set(config: MAM2Config, monkeypatch: pytest.MonkeyPa
     assert nn.Linear(4, 4).weight.isnan().all()  # the trap is armed
     model = model_of(config)
     assert [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()] == []
-    assert 0.01 < model.mask_query_D.std() < 0.03
+    assert 0.01 < model.regressor.mask_query.value_D.std() < 0.03
 
 
 def test_a_projection_is_there_only_where_widths_differ() -> None:
-    names = {name.split(".")[0] for name, _ in model_of(CONFIG).named_parameters()}
-    assert names == {"encoder", "mask_query_D", "regressor", "appearance", "motion"}
-    names = {name.split(".")[0] for name, _ in model_of(NARROW).named_parameters()}
-    assert names == {"encoder", "project", "project_position", "mask_query_D", "regressor", "appearance", "motion"}
+    whole = {"encoder", "regressor", "decoders.appearance", "decoders.motion"}
+    assert parts_of(model_of(CONFIG)) == whole
+    assert parts_of(model_of(NARROW)) == whole | {"project", "project_position"}
 
 
 def test_it_learns_one_batch_by_heart() -> None:
@@ -491,10 +520,10 @@ def test_what_is_not_predicted_costs_nothing_and_changes_nothing_else() -> None:
     model, clip = model_of(CONFIG), make_clip()
     of = {"num_frames": 4, "grid": (4, 4), "sample_B": torch.arange(2), "seed": 0}
     whole, half = MaskConfig()(**of), MaskConfig(predicted=0.5)(**of)
-    predicted = model.predict(clip, half)
+    predicted = stages(model, clip, half)
     assert predicted.appearance_BTMK.shape == (2, 4, 6, NUM_CODES)
     kept_BTM = (whole.masked_BTM[..., None] == half.masked_BTM[..., None, :]).any(dim=-1)
-    everything = model.predict(clip, whole).regressed_BTMD
+    everything = stages(model, clip, whole).regressed_BTMD
     for clip_number in range(2):
         expected = everything[clip_number][kept_BTM[clip_number]].view(4, 6, -1)
         torch.testing.assert_close(predicted.regressed_BTMD[clip_number], expected, atol=1e-5, rtol=1e-5)
@@ -503,7 +532,7 @@ def test_what_is_not_predicted_costs_nothing_and_changes_nothing_else() -> None:
 def test_a_share_of_the_patches_is_aligned() -> None:
     model, clip, targets = model_of(CONFIG), make_clip(), make_targets()
     mask = MaskConfig(aligned=0.5)(4, (4, 4), sample_B=torch.arange(2), seed=0)
-    predicted = model.predict(clip, mask)
+    predicted = stages(model, clip, mask)
     assert predicted.target_BTMD.shape == (2, 4, 6, 24)
     errors = []
     for clip_number in range(2):

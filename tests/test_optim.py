@@ -57,9 +57,9 @@ def test_matrices_decay_and_nothing_else() -> None:
         assert found[name][0] == (0.05 if is_matrix else 0.0), name
     assert found["encoder.patch_embed.weight"][0] == 0.05
     assert found["project_position.weight"][0] == 0.05  # a matrix, for all that it is about positions
-    assert found["mask_query_D"][0] == 0.0
+    assert found["regressor.mask_query.value_D"][0] == 0.0
     assert found["encoder.blocks.0.norm_time.weight"][0] == 0.0
-    assert found["appearance.project.bias"][0] == 0.0
+    assert found["decoders.appearance.heads.appearance.project.bias"][0] == 0.0
 
 
 def test_without_layers_all_learn_alike() -> None:

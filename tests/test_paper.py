@@ -11,12 +11,13 @@ from mam2.config import Epochs, Steps, to_json
 from mam2.masks import Mask, MaskConfig, take
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, VideoEncoder, vit_b, vit_l
-from mam2.objectives.mam2 import MAM2, MAM2Config
+from mam2.model.regressor import MaskTokens, Regressor
+from mam2.objectives.mam2 import MAM2, Alignment, MAM2Config, NoAlignment
 from mam2.recipes import RECIPES, get_recipe
 from mam2.recipes.tables import TABLES, TableRow, get_table
-from mam2.targets.table import TargetSizes, target_sizes
+from mam2.targets.table import TargetSizes
 from mam2.train.finetune import Finetune
-from mam2.train.pretrain import Pretrain
+from mam2.train.pretrain import Pretrain, build
 
 META = torch.device("meta")  # shapes and sizes without memory
 
@@ -48,26 +49,29 @@ def test_table_9_shapes() -> None:
     for name, blocks in (
         ("encoder", model.encoder.blocks),
         ("regressor", model.regressor.blocks),
-        ("appearance", model.appearance.blocks),
-        ("motion", model.motion.blocks),
+        ("decoders.appearance", model.decoders["appearance"].blocks),
+        ("decoders.motion", model.decoders["motion"].blocks),
     ):
         for i in range(len(blocks)):
             note(f"{name}.blocks.{i}")
-    note("motion.project")
+    note("decoders.motion.heads.motion.project")
+    note("decoders.appearance.heads.appearance.project")
 
     assert model.encoder.embed(clip_BTCHW).shape == (1, 16, 196, 768)
     predicted = model.predict(clip_BTCHW, mask)
     assert predicted.visible_BTVD.shape == (1, 16, 49, 768)  # 196 × (1 - 0.75)
-    assert predicted.target_BTMD.shape == (1, 16, 147, 768)
+    assert predicted.target_BTAD.shape == (1, 16, 147, 768)
     # Table 9 prints 0.25 for the regressor's output; its queries are the masked 0.75.
-    assert predicted.regressed_BTMD.shape == (1, 16, 147, 768)
+    assert predicted.latent.x_BTSD.shape == (1, 16, 147, 768)
     expected = {f"encoder.blocks.{i}": (1, 16, 147, 768) for i in range(12)}  # the last pass is the target's
     expected |= {f"regressor.blocks.{i}": (1, 16 * 147, 768) for i in range(4)}
-    expected |= {f"appearance.blocks.{i}": (1, 16, 147, 768) for i in range(4)}
-    expected |= {f"motion.blocks.{i}": (1, 16, 147, 768) for i in range(2)}
-    expected |= {"motion.project": (1, 16, 147, 768)}
+    expected |= {f"decoders.appearance.blocks.{i}": (1, 16, 147, 768) for i in range(4)}
+    expected |= {f"decoders.motion.blocks.{i}": (1, 16, 147, 768) for i in range(2)}
+    for _, kind, head in model.heads():
+        head(predicted.hidden[kind])
+    expected |= {"decoders.motion.heads.motion.project": (1, 16, 147, 768)}
+    expected |= {"decoders.appearance.heads.appearance.project": (1, 16, 147, 16384)}
     assert seen == expected
-    assert predicted.appearance_BTMK.shape == (1, 16, 147, 16384)
 
 
 def test_table_9_widths() -> None:
@@ -79,8 +83,8 @@ def test_table_9_widths() -> None:
         for blocks in (
             model.encoder.blocks,
             model.regressor.blocks,
-            model.appearance.blocks,
-            model.motion.blocks,
+            model.decoders["appearance"].blocks,
+            model.decoders["motion"].blocks,
         )
         for block in blocks
     }
@@ -243,13 +247,15 @@ def test_numbers_of_tables_3_to_5() -> None:
 def test_every_pre_training_recipe_builds_its_model(name: str) -> None:
     run = get_recipe(name, Pretrain)
     with META:
-        model = MAM2(run.objective, run.encoder, target_sizes(run.targets, patch_size=run.encoder.patch_size))
-    assert {part for part in ("regressor", "appearance", "motion", "motion_head") if getattr(model, part) is None} == {
-        "ablation_coupled": {"motion"},
-        "ablation_no_appearance": {"appearance", "motion_head"},
-        "ablation_no_motion": {"motion", "motion_head"},
-        "ablation_no_regressor": {"regressor", "motion_head"},
-    }.get(name, {"motion_head"})
+        model = build(run)
+    assert {decoder: list(model.decoders[decoder].heads) for decoder in model.decoders} == {
+        "ablation_coupled": {"shared": ["appearance", "motion"]},
+        "ablation_no_appearance": {"motion": ["motion"]},
+        "ablation_no_motion": {"appearance": ["appearance"]},
+    }.get(name, {"appearance": ["appearance"], "motion": ["motion"]})
+    assert isinstance(model.regressor, MaskTokens if name == "ablation_no_regressor" else Regressor)
+    without = name in ("ablation_no_regressor", "ablation_no_alignment")
+    assert isinstance(model.alignment, NoAlignment if without else Alignment)
     if "ablation" in name:
         assert millions(Classifier(model.encoder, 400)) == pytest.approx(114.5, abs=0.1)
 

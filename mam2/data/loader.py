@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from mam2 import distributed
 from mam2.config import UserError, seed_of
 from mam2.data.catalog import Catalog, Item
 from mam2.data.clips import Data, train_clips, views_of
@@ -45,6 +46,10 @@ class Batch:
     label_B: torch.Tensor
     sample_B: torch.Tensor
     fixed_B: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.label_B)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with clips and labels on another device; the numbers stay on the host."""
@@ -164,6 +169,16 @@ class TrainLoader:
         local = batch_size // world_size
         positions = range(rank * local, (rank + 1) * local)
         self._set = _TrainSet(catalog.items, data, num_frames, size, batch_size, positions, seed)
+
+    def count_bad(self) -> int:
+        """Unusable videos that all processes met so far; every process must call it.
+
+        Raises:
+            UserError: there are more than `data.max_bad_share` forgives.
+        """
+        bad = {path: why for found in distributed.gather(self.bad) for path, why in found.items()}
+        check_bad(bad, self.num_videos, self.data)
+        return len(bad)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch, bad in _results(self._set, self._steps):

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 WRITTEN_OUT_UP_TO_KEYS = 256
 """Keys up to which a CPU is two to five times faster in bf16 with attention written out (docs/log.md)."""
 
-
 AttentionKind = Literal["factorised", "joint"]
 """Self-attention over time and then over space, or over all tokens of a clip at once."""
 
@@ -47,7 +46,7 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def received(self, x: Tensor) -> Tensor:
-        """How much attention each token gets, (..., S): the mean over heads and queries; 1 in sum over S."""
+        """Attention that each token gets, (..., S): the mean over heads and queries; sums to 1 over S."""
         q, k, _ = self.heads(x)
         weights = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)
         return weights.mean(dim=(1, 2)).view(x.shape[:-1])

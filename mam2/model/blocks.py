@@ -1,6 +1,6 @@
-"""Attention, MLP, positions, and the three kinds of block (Sec. 2.1, Table 9).
+"""The three kinds of transformer block, and how blocks are compiled and recomputed (Sec. 2.1, Table 9).
 
-B clips, T frames, V patches a frame (visible or masked ones), D width, S any sequence length.
+B clips, T frames, V patches per frame (visible or masked ones), D width, S any sequence length.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._triton import has_triton
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
-from torchvision.ops import StochasticDepth
 
 from mam2.model.attention import AttentionKind, CrossAttention, SelfAttention
 from mam2.model.positions import Positions
@@ -21,7 +20,7 @@ NORM_EPS = 1e-6
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
-    """LayerNorm as every ViT of this family has it."""
+    """LayerNorm with the epsilon of this family of ViTs."""
     return nn.LayerNorm(width, eps=NORM_EPS)
 
 
@@ -31,21 +30,34 @@ def mlp(width: int) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """What becomes of a branch before it is added to the stream: layer scale, then drop path, where asked for."""
+    """Layer scale, then drop path, of a branch before it is added to the stream; each only where asked for."""
 
     def __init__(self, width: int, *, layer_scale: float, drop_path: float) -> None:
         super().__init__()
-        self.start = layer_scale
+        self.initial_scale = layer_scale
         self.scale_D = nn.Parameter(torch.empty(width)) if layer_scale else None
-        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.drop_path = drop_path
 
     def reset(self) -> None:
         """Sets the scale to where it starts."""
         if self.scale_D is not None:
-            nn.init.constant_(self.scale_D, self.start)
+            nn.init.constant_(self.scale_D, self.initial_scale)
 
     def forward(self, branch: Tensor) -> Tensor:
-        return self.drop_path(branch if self.scale_D is None else branch * self.scale_D)
+        scaled = branch if self.scale_D is None else branch * self.scale_D
+        if not self.training or self.drop_path == 0:
+            return scaled
+        kept = 1 - self.drop_path
+        keep_B = scaled.new_empty(len(scaled), *[1] * (scaled.ndim - 1)).bernoulli_(kept)  # whole clips
+        return scaled * keep_B.div_(kept)
+
+
+class LearnedToken(nn.Module):
+    """A learned vector that stands for a token: a mask query, a [CLS] token."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.value_D = nn.Parameter(torch.empty(width))
 
 
 class SpaceTimeBlock(nn.Module):
@@ -77,7 +89,7 @@ class SpaceTimeBlock(nn.Module):
         return x_BTVD + self.add_time(self.time(x_BVTD).transpose(1, 2))
 
     def received(self, x_BTVD: Tensor) -> Tensor:
-        """How much spatial attention each patch gets in its frame, (B, T, V)."""
+        """Spatial attention that each patch gets in its frame, (B, T, V)."""
         return self.space.received(self.norm_space(self.through_time(x_BTVD)))
 
 
@@ -98,7 +110,7 @@ class JointBlock(nn.Module):
         return x_BTVD + self.add_mlp(self.mlp(self.norm_mlp(x_BTVD)))
 
     def received(self, x_BTVD: Tensor) -> Tensor:
-        """How much attention each patch gets within what its frame gets, (B, T, V)."""
+        """Share that each patch gets of the attention to its frame, (B, T, V)."""
         received_BTV = self.joint.received(self.norm_joint(x_BTVD).flatten(1, 2)).view(x_BTVD.shape[:3])
         return received_BTV / received_BTV.sum(dim=2, keepdim=True)
 
@@ -112,7 +124,7 @@ BLOCKS: dict[AttentionKind, type[SpaceTimeBlock] | type[JointBlock]] = {
 class CrossBlock(nn.Module):
     """Regressor block: queries gather from visible tokens, then an MLP (as CAE's, with plain pre-norm residuals).
 
-    Positions are added to queries and keys, not to values, and anew in every block.
+    Positions are added to queries and keys, not to values, again in every block.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -135,7 +147,8 @@ class CrossBlock(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Xavier-uniform Linear and convolution weights, zero biases, unit norms: every parameter of `module` is set."""
+    """Initialises every parameter of `module`: Xavier-uniform Linear and convolution weights, zero biases, unit norms,
+    then learned tokens from a normal distribution of standard deviation 0.02."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -149,33 +162,36 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(part.bias)
         elif isinstance(part, Positions | Residual):
             part.reset()
+    for part in module.modules():
+        if isinstance(part, LearnedToken):
+            nn.init.trunc_normal_(part.value_D, std=0.02)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks of all parts of a model."""
+    """All transformer blocks of a model."""
     return [part for part in model.modules() if isinstance(part, SpaceTimeBlock | JointBlock | CrossBlock)]
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs on a GPU. On CPUs it works and does not pay (docs/log.md)."""
+    """Whether torch.compile has what it needs on a GPU. On CPUs it works but is not faster (docs/log.md)."""
     return device.type == "cuda" and has_triton() and any(map(shutil.which, ("cc", "gcc", "clang")))
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Has each block's forward pass compiled when it is first called; the weights keep their names.
+    """Compiles each block's forward pass when it is first called; the weights keep their names.
 
-    After `recompute_blocks`, so that computing again is part of what is compiled: a backward pass runs in a thread of
-    its own, which would compile anew under limits of its own.
+    Call it after `recompute_blocks`, so that the recomputation is compiled too: a backward pass runs in a thread of its
+    own, which would compile again under limits of its own.
     """
     blocks = blocks_of(model)
-    # Blocks share their code, but drop path and where gradients flow make some differ: never fall back for these.
+    # Blocks share their code, but drop path and gradient flow make some differ: never fall back for these.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
-    torch._dynamo.config.optimize_ddp = False  # which would cut blocks in pieces to send gradients earlier
+    torch._dynamo.config.optimize_ddp = False  # it would cut blocks into pieces to send gradients earlier
     for block in blocks:
         block.forward = torch.compile(block.forward, dynamic=False)
 
 
 def recompute_blocks(model: nn.Module) -> None:
-    """Has each block compute its inner values again in the backward pass; the weights keep their names."""
+    """Recomputes the inner values of each block in the backward pass; the weights keep their names."""
     for block in blocks_of(model):
         block.forward = partial(activation_checkpoint, block.forward, use_reentrant=False)

@@ -1,61 +1,108 @@
-"""The decoders (Sec. 2.1, Sec. 2.2, Table 9). B clips, T frames, M masked patches, D width."""
+"""The decoders and their heads; a head owns its loss (Sec. 2.1, Sec. 2.2, Table 9).
+
+B clips, T frames, M masked patches, S tokens, D width, K codes.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from mam2.losses import Reduction, appearance_loss, motion_loss
 from mam2.model.attention import AttentionKind
-from mam2.model.blocks import BLOCKS, layer_norm
+from mam2.model.blocks import BLOCKS, LearnedToken, layer_norm
+from mam2.model.regressor import Latent
+
+
+class AppearanceHead(nn.Module):
+    """Codes of masked patches, or their pixels: hidden (B, T, M, D) to logits or pixels (B, T, M, K)."""
+
+    def __init__(self, width: int, num_outputs: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, num_outputs)
+
+    def forward(self, hidden_BTMD: Tensor) -> Tensor:
+        return self.project(hidden_BTMD)
+
+    def loss(self, hidden_BTMD: Tensor, target: Tensor, reduction: Reduction) -> Tensor:
+        """Eq. 2; it does without all logits at once."""
+        return appearance_loss(hidden_BTMD, self.project, target, reduction)
+
+
+class MotionHead(nn.Module):
+    """Motion of masked patches: hidden (B, T, M, D) to (B, T, M, numbers per patch); for clip order (B, M, 2)."""
+
+    def __init__(self, width: int, num_outputs: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, num_outputs)
+
+    def forward(self, hidden_BTMD: Tensor) -> Tensor:
+        return self.project(hidden_BTMD)
+
+    def loss(self, hidden_BTMD: Tensor, target: Tensor, reduction: Reduction) -> Tensor:
+        """Eq. 3."""
+        return motion_loss(self.project(hidden_BTMD), target, reduction)
+
+
+Head = AppearanceHead | MotionHead
 
 
 class Decoder(nn.Module):
-    """Self-attention among masked tokens, then a linear projection: the appearance and the motion decoder.
+    """Self-attention among the latent's tokens: `decoder(latent, swapped_BM) -> hidden_BTMD` of masked patches.
 
-    `num_outputs` is the number of codes K for the appearance decoder, C·P·P numbers of a patch for the motion decoder.
+    Args:
+        heads: what reads `hidden_BTMD`: the appearance head, the motion head, or, coupled (Table 2), both.
     """
 
-    def __init__(self, *, width: int, depth: int, num_heads: int, attention: AttentionKind, num_outputs: int) -> None:
+    def __init__(
+        self, *, width: int, depth: int, num_heads: int, attention: AttentionKind, heads: Mapping[str, Head]
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(BLOCKS[attention](width, num_heads) for _ in range(depth))
         self.norm = layer_norm(width)
-        self.project = nn.Linear(width, num_outputs)
+        self.heads = nn.ModuleDict(heads)
 
-    def forward(self, x_BTMD: Tensor, *, position_BTMD: Tensor) -> Tensor:
-        """Predictions (B, T, M, num_outputs) for regressed representations (B, T, M, D)."""
-        return self.project(self.decode(x_BTMD, position_BTMD=position_BTMD))
+    def forward(self, latent: Latent, swapped_BM: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, M, D); the order of a tube's halves is of no interest here."""
+        return self.decode(latent.x_BTSD + latent.position_BTSD)[:, :, -latent.num_masked :]
 
-    def decode(self, x_BTMD: Tensor, *, position_BTMD: Tensor) -> Tensor:
-        """What the projection is made of: (B, T, M, D)."""
-        x_BTMD = x_BTMD + position_BTMD
+    def decode(self, x_BTSD: Tensor) -> Tensor:
+        """The blocks and the norm: (B, T, S, D)."""
         for block in self.blocks:
-            x_BTMD = block(x_BTMD)
-        return self.norm(x_BTMD)
+            x_BTSD = block(x_BTSD)
+        return self.norm(x_BTSD)
 
 
 class OrderDecoder(nn.Module):
-    """Tells for each masked tube whether its two halves in time were swapped: clip order prediction (Sec. 2.2).
+    """Says for each masked tube whether its two halves in time were swapped: clip order prediction (Sec. 2.2).
 
-    A [CLS] token for each tube stands before the tube's frames and attends with them; `decoder` has 2 outputs.
+    A [CLS] token for each tube stands before the tube's frames and attends with them:
+    `decoder(latent, swapped_BM) -> hidden_BMD`, the [CLS] tokens.
     """
 
     def __init__(self, decoder: Decoder, width: int) -> None:
         super().__init__()
-        self.cls_D = nn.Parameter(torch.empty(width))
         self.decoder = decoder
+        self.cls = LearnedToken(width)
 
-    def forward(self, x_BTMD: Tensor, *, position_BTMD: Tensor, swapped_BM: Tensor) -> Tensor:
-        """Logits (B, M, 2) of "as it was" and "swapped".
+    @property
+    def heads(self) -> nn.ModuleDict:
+        return self.decoder.heads
+
+    def forward(self, latent: Latent, swapped_BM: Tensor) -> Tensor:
+        """Hidden states (B, M, D).
 
         Args:
-            x_BTMD: regressed representations in their true order.
-            position_BTMD: positions of the places in the sequence; they do not move with the halves.
+            latent: masked patches in their true order; the positions of places in the sequence do not move.
             swapped_BM: int64 or bool, whose halves to swap.
         """
+        x_BTMD = latent.x_BTSD
         half = x_BTMD.shape[1] // 2
         other_BTMD = torch.cat([x_BTMD[:, half:], x_BTMD[:, :half]], dim=1)
         x_BTMD = torch.where(swapped_BM.bool()[:, None, :, None], other_BTMD, x_BTMD)
-        where_BTMD = torch.cat([position_BTMD.mean(dim=1, keepdim=True), position_BTMD], dim=1)
-        cls_BTMD = self.cls_D.expand_as(x_BTMD[:, :1])
-        hidden_BTMD = self.decoder.decode(torch.cat([cls_BTMD, x_BTMD], dim=1), position_BTMD=where_BTMD)
-        return self.decoder.project(hidden_BTMD[:, 0])
+        position_BTMD = torch.cat([latent.position_BTSD.mean(dim=1, keepdim=True), latent.position_BTSD], dim=1)
+        cls_BTMD = self.cls.value_D.expand_as(x_BTMD[:, :1])
+        hidden_BTMD: Tensor = self.decoder.decode(torch.cat([cls_BTMD, x_BTMD], dim=1) + position_BTMD)
+        return hidden_BTMD[:, 0]

@@ -1,15 +1,17 @@
-"""The encoder: space-time attention over visible patches (Sec. 2.1, Table 9), and a classifier on top.
+"""The encoder: space-time attention over visible patches (Sec. 2.1, Table 9).
 
-B clips, T frames, C channels, H W pixels, N patches a frame, V visible patches, D width.
+B clips, T frames, C channels, H W pixels, N patches per frame, V visible patches, D width.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from mam2.config import UserError, check
@@ -28,38 +30,31 @@ class EncoderConfig:
     Attributes:
         width: D.
         depth: number of blocks.
-        num_heads: attention heads (the paper's models have 64 channels a head).
+        num_heads: attention heads (the paper's models have 64 channels per head).
         frames: T, frames of a clip.
         size: height and width of a clip, pixels.
         patch_size: P, pixels.
-        tubelet: frames that a patch spans: 1, the paper's (1×16×16), or 2, VideoMAE's, for half the tokens. Where there
-            are tokens, T is then the number of tubelets; pre-training's targets are those of their first frames.
+        tubelet: frames that a patch spans: 1, the paper's (1×16×16), or 2, VideoMAE's, for half the tokens. Above 1,
+            T counts tubelets in tensor names, and targets are those of each tubelet's first frame.
         attention: "factorised" over time and then space, the paper's, or "joint" over all tokens, as in VideoMAE.
             The decoders follow it.
-        layer_scale: start of a learned scale on every branch of a block (CAE: 0.1); 0 is none, the paper's.
+        layer_scale: initial value of a learned scale on every branch of a block (CAE: 0.1); 0 is none, the paper's.
         drop_path: stochastic depth, rising linearly from 0 to this in the last block; 0 in pre-training.
     """
 
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    frames: int = 16
-    size: int = 224
-    patch_size: int = 16
-    tubelet: int = 1
+    width: Annotated[int, Ge(1)] = 768
+    depth: Annotated[int, Ge(1)] = 12
+    num_heads: Annotated[int, Ge(1)] = 12
+    frames: Annotated[int, Ge(1)] = 16
+    size: Annotated[int, Ge(1)] = 224
+    patch_size: Annotated[int, Ge(1)] = 16
+    tubelet: Annotated[int, Ge(1)] = 1
     attention: AttentionKind = "factorised"
-    layer_scale: float = 0.0
-    drop_path: float = 0.0
+    layer_scale: Annotated[float, Ge(0)] = 0.0
+    drop_path: Annotated[float, Ge(0), Lt(1)] = 0.0
 
     def __post_init__(self) -> None:
-        sizes = (self.width, self.depth, self.num_heads, self.frames, self.size, self.patch_size, self.tubelet)
-        if min(sizes) < 1:
-            raise UserError(f"{self}: every size must be at least 1.")
         check(self, "encoder.")
-        if not (0 <= self.drop_path < 1 and 0 <= self.layer_scale < math.inf):
-            raise UserError(
-                f"drop_path {self.drop_path} must be from 0 to below 1, layer_scale {self.layer_scale} from 0 up."
-            )
         if self.size % self.patch_size:
             raise UserError(f"size {self.size} is no multiple of patch_size {self.patch_size}; change one of them.")
         if self.frames % self.tubelet:
@@ -115,7 +110,6 @@ class VideoEncoder(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-        self._interpolated: set[tuple[int, ...]] = set()
         init_weights(self)
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
@@ -143,14 +137,11 @@ class VideoEncoder(nn.Module):
 
     def position(self, clip_BTCHW: Tensor) -> Tensor:
         """Position embeddings (T, N, D) for clips of this shape."""
-        config, (_, frames, _, height, width) = self.config, clip_BTCHW.shape
+        config = self.config
+        _, frames, _, height, width = clip_BTCHW.shape
         grid = (height // config.patch_size, width // config.patch_size)
-        if (frames, grid) != (config.frames, config.grid) and (frames, *grid) not in self._interpolated:
-            self._interpolated.add((frames, *grid))
-            log.warning(
-                f"Positions are interpolated: the encoder was trained on {config.frames} frames of {config.size}², "
-                f"this clip has {frames} frames of {height}×{width}."
-            )
+        if (frames, grid) != (config.frames, config.grid):
+            warn_of_interpolation(config, frames, height, width)
         return self.positions(frames // config.tubelet, grid)
 
     def encode(self, x_BTVD: Tensor, *, norm: bool = True) -> Tensor:
@@ -161,10 +152,19 @@ class VideoEncoder(nn.Module):
 
     @torch.no_grad()
     def attention_received(self, clip_BTCHW: Tensor) -> Tensor:
-        """How much attention each patch of a frame gets in the last block: (B, T, N), 1 in sum over N."""
+        """Attention that each patch of a frame gets in the last block: (B, T, N), sums to 1 over N."""
         x_BTND = self.embed(clip_BTCHW)
         for block in self.blocks[:-1]:
             x_BTND = block(x_BTND)
         last = self.blocks[-1]
         assert isinstance(last, SpaceTimeBlock | JointBlock)
         return last.received(x_BTND)
+
+
+@functools.cache
+def warn_of_interpolation(config: EncoderConfig, frames: int, height: int, width: int) -> None:
+    """Logs, once for each kind of clip, that it is not what the encoder was trained on."""
+    log.warning(
+        f"Positions are interpolated: the encoder was trained on {config.frames} frames of {config.size}², "
+        f"this clip has {frames} frames of {height}×{width}."
+    )

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 
 class Positions(nn.Module):
-    """Separable learnable positions: one embedding a frame plus one a patch (Sec. 2.1), shared by every part.
+    """Separable learnable positions: one embedding per frame plus one per patch (Sec. 2.1), shared by every part.
 
-    Initialised with sines and cosines and learned from there: with small random values training sat on a plateau
-    for hundreds of steps (docs/log.md).
+    Initialised with sines and cosines: from small random values, training stayed on a plateau for hundreds of steps
+    (docs/log.md).
     """
 
     def __init__(self, num_frames: int, grid: tuple[int, int], width: int) -> None:
@@ -39,13 +39,13 @@ class Positions(nn.Module):
         return self.time(num_frames)[:, None] + self.space(grid)[None]
 
     def time(self, num_frames: int) -> Tensor:
-        """One embedding a frame (T, D); interpolated where the number is not the trained one."""
+        """One embedding per frame (T, D), interpolated where the number is not the trained one."""
         if num_frames == len(self.time_TD):
             return self.time_TD
         return F.interpolate(self.time_TD.T[None], size=num_frames, mode="linear")[0].T
 
     def space(self, grid: tuple[int, int]) -> Tensor:
-        """One embedding a patch (N, D); interpolated where the grid is not the trained one."""
+        """One embedding per patch (N, D), interpolated where the grid is not the trained one."""
         if grid == self.grid:
             return self.space_ND
         image = self.space_ND.T.unflatten(1, self.grid)[None]

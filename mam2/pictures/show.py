@@ -16,7 +16,7 @@ from mam2.data.clips import Data, train_clips, views_of
 from mam2.data.mixing import mix
 from mam2.data.synthetic import render
 from mam2.masks import MASKS, Mask, MaskConfig, put
-from mam2.objectives.mam2 import MAM2
+from mam2.objectives.contract import Objective
 from mam2.patches import to_float, unpatchify
 from mam2.pictures.canvas import FrameRow, enlarge, frames_shown, page_of_rows, zoom_to
 from mam2.pictures.masks import mask_figure
@@ -54,8 +54,6 @@ def show(
         UserError: no pre-training run, no video, or an animation of another kind of file.
     """
     model, targets, config = load_run(run)
-    if not isinstance(model, MAM2):
-        raise UserError(f"{run} was trained by {type(model).__name__}; only what MAM2 predicts can be drawn.")
     size, frames = config.encoder.size, config.encoder.frames
     clip_TCHW = middle_of(video, config.data, num_frames=frames, size=size)
     prediction = predict(model, targets, config.mask, clip_TCHW, seed=seed)
@@ -172,7 +170,9 @@ def masked_patches(mask: Mask, num_patches: int) -> Tensor:
 
 
 @torch.no_grad()
-def predict(model: MAM2, targets: TargetMaker, masking: MaskConfig, clip_TCHW: Tensor, *, seed: int = 0) -> Prediction:
+def predict(
+    model: Objective, targets: TargetMaker, masking: MaskConfig, clip_TCHW: Tensor, *, seed: int = 0
+) -> Prediction:
     """Masks one clip and predicts what is hidden.
 
     Args:
@@ -182,7 +182,7 @@ def predict(model: MAM2, targets: TargetMaker, masking: MaskConfig, clip_TCHW: T
         clip_TCHW: uint8 (T, 3, H, W).
         seed: of the mask.
     """
-    device = next(model.parameters()).device
+    device = next(model.encoder.parameters()).device
     whole = to_float(clip_TCHW[None].to(device))
     patch_size, sample_B = model.encoder.config.patch_size, torch.zeros(1, dtype=torch.long)
     clip = whole[:, :: model.encoder.config.tubelet]  # what is predicted is the first frame of a tubelet
@@ -192,7 +192,7 @@ def predict(model: MAM2, targets: TargetMaker, masking: MaskConfig, clip_TCHW: T
     mask = everything(clip.shape[1], grid, sample_B=sample_B, seed=seed).to(device)
     target = targets(clip, sample_B=sample_B, seed=seed)
     masked = target.at(mask)
-    predicted = model.predict(whole, mask, swapped_BM=masked.motion if masked.clip_order else None)
+    predicted = model.reconstruct(whole, mask, target)
     notes: list[str] = []
 
     appearance_TCHW = agreement_TN = None

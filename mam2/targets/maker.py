@@ -37,6 +37,17 @@ class Targets:
         """Whether the motion target is clip order."""
         return self.motion is not None and not self.motion.is_floating_point()
 
+    @property
+    def swapped_BM(self) -> Tensor | None:
+        """Of targets at a mask, which masked tubes' halves are swapped; None unless the motion target is clip order."""
+        return self.motion if self.clip_order else None
+
+    def of(self, kind: str) -> Tensor:
+        """The "appearance" or the "motion" target, which must be there."""
+        target = {"appearance": self.appearance, "motion": self.motion}[kind]
+        assert target is not None, f"no {kind} target was made"
+        return target
+
     def at(self, mask: Mask) -> Targets:
         """The targets of masked patches only: M in the place of N."""
         appearance, motion = self.appearance, self.motion

@@ -1,14 +1,12 @@
-"""Saving and loading: atomic, safetensors or weights-only, nothing that can execute code.
+"""Checkpoints of a run, `checkpoints/step_00001000/`: model.safetensors, optimizer.pt, state.json.
 
-A run folder holds run.json (the whole configuration), log.jsonl, checkpoints/step_00001000/ (model.safetensors,
-optimizer.pt, state.json), and encoder.safetensors, which carries its own configuration and needs no other file.
+They are written whole or not at all, and nothing in them can execute code.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,25 +19,19 @@ from mam2.files import first_line, read_json, read_tensors, sync
 from mam2.model.weights import load_strictly
 
 
-@dataclass(frozen=True)
-class State:
-    """Where a checkpoint stands: so many steps are done."""
-
-    step: int
-
-
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, *, keep: int) -> None:
-    """Writes checkpoints/step_N beside the older ones, then removes all but the newest `keep`."""
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, *, keep: int) -> None:
+    """Writes checkpoints/step_N, N the number of steps done, then removes all but the newest `keep`."""
     place = folder / "checkpoints"
-    part = place / f".part_{state.step:08d}"
+    part = place / f".part_{step:08d}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part / "model.safetensors")
+    on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(on_host, part / "model.safetensors")
     torch.save(optimizer.state_dict(), part / "optimizer.pt")
-    (part / "state.json").write_text(json.dumps({"step": state.step}))
+    (part / "state.json").write_text(json.dumps({"step": step}))
     for file in part.iterdir():
         sync(file)
-    final = place / f"step_{state.step:08d}"
+    final = place / f"step_{step:08d}"
     shutil.rmtree(final, ignore_errors=True)
     part.replace(final)
     for old in checkpoints(folder)[:-keep]:
@@ -51,8 +43,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step_*"))
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Continues from the newest checkpoint; State(0) where there is none.
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Loads the newest checkpoint.
+
+    Returns:
+        The number of steps done; 0 where there is no checkpoint.
 
     Raises:
         UserError: the checkpoint is damaged or of another architecture, or processes see different ones.
@@ -65,16 +60,17 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> St
             "share."
         )
     if not found:
-        return State(0)
+        return 0
     load_model(found[-1] / "model.safetensors", model)
     try:
         optimizer.load_state_dict(torch.load(found[-1] / "optimizer.pt", weights_only=True, map_location="cpu"))
     except Exception as error:  # torch names no common class for what a damaged file raises
         raise UserError(
             f"{found[-1] / 'optimizer.pt'} can't be read ({first_line(error)}). "
-            f"Remove {found[-1]} to continue from the checkpoint before it."
+            f"Remove {found[-1]} to resume from the checkpoint before it."
         ) from error
-    return State(read_json(found[-1] / "state.json")["step"])
+    step: int = read_json(found[-1] / "state.json")["step"]
+    return step
 
 
 def load_model(file: Path, model: nn.Module) -> None:

@@ -1,22 +1,24 @@
-"""Fine-tuning: a pre-trained encoder with a new head goes through the same loop (Table 8)."""
+"""Fine-tuning: a pre-trained encoder with a new head in the same loop (Table 8), and its test."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
-import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import nn
 
 from mam2 import distributed
-from mam2.config import Epochs, UserError, from_json, seed_of
+from mam2.config import Epochs, UserError, check, from_json, seed_of
 from mam2.data.catalog import few_shot, read_catalog
 from mam2.data.clips import Data
 from mam2.data.loader import Batch, ViewLoader
@@ -29,7 +31,8 @@ from mam2.model.classifier import Classifier, layer_id
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import load_classifier, load_encoder, save_classifier
 from mam2.train import checkpoint
-from mam2.train.engine import Loop, fit, train_loader
+from mam2.train.batches import train_loader
+from mam2.train.engine import Loop, fit
 from mam2.train.optim import Optim, make_optimizer
 from mam2.train.run import open_run, read_run
 
@@ -47,42 +50,34 @@ class Finetune:
 
     Attributes:
         init: a pre-training run's folder, an encoder.safetensors file, or "scratch".
-        shots: labelled videos a class, drawn by the loop's seed; 0 takes all.
+        shots: labelled videos per class, drawn by the loop's seed; 0 takes all.
         label_smoothing: as in Szegedy et al. (2016).
         mixup: λ ~ Beta(mixup, mixup) of two clips added; 0 is off.
         cutmix: λ ~ Beta(cutmix, cutmix) for a box of one clip in another; 0 is off. Half the batches get each.
-        clips: windows a video in testing (the paper's protocol: 7 clips × 3 crops on Kinetics-400).
-        crops: squares a window in testing.
+        clips: windows per video in testing (the paper's protocol: 7 clips × 3 crops on Kinetics-400).
+        crops: squares per window in testing.
     """
 
     init: str = ""
-    shots: int = 0
+    shots: Annotated[int, Ge(0)] = 0
     data: Data = field(
         default_factory=lambda: Data(augment="random_resized_crop", rand_augment_ops=2, repeats=2)  # Table 8
     )
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(drop_path=0.1))
     optim: Optim = field(default_factory=_table_8_optim)
     loop: Loop = field(default_factory=lambda: Loop(batch_size=256, duration=Epochs(100)))
-    label_smoothing: float = 0.1
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    clips: int = 7
-    crops: int = 3
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1
+    mixup: Annotated[float, Ge(0)] = 0.8
+    cutmix: Annotated[float, Ge(0)] = 1.0
+    clips: Annotated[int, Ge(1)] = 7
+    crops: Annotated[int, Ge(1)] = 3
 
     def __post_init__(self) -> None:
-        if min(self.clips, self.crops) < 1 or self.shots < 0:
-            raise UserError(
-                f"clips {self.clips} and crops {self.crops} must be at least 1, and shots {self.shots} at least 0."
-            )
-        if not (0 <= self.label_smoothing < 1 and 0 <= self.mixup < math.inf and 0 <= self.cutmix < math.inf):
-            raise UserError(
-                f"label_smoothing {self.label_smoothing}, mixup {self.mixup}, cutmix {self.cutmix}: accepted are 0 to "
-                "below 1, and 0 (off) up for the other two."
-            )
+        check(self, "")
 
 
 def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
-    """Fine-tunes on labelled videos, or continues where the run in `out` stopped.
+    """Fine-tunes on labelled videos, or resumes the run in `out`.
 
     Writes run.json, log.jsonl, checkpoints/ and classifier.safetensors into `out`.
 
@@ -93,43 +88,29 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
         UserError: unlabelled or no videos, an `init` of another architecture, another run in `out`.
     """
     folder = Path(out)
+    # Open: the videos and the run's folder.
     catalog = read_catalog(config.data.root, labelled=True, split=config.data.split)
     catalog = few_shot(catalog, shots=config.shots, seed=config.loop.seed)
-    device = local_device()
     config.loop.check_batch()
+    # Build: classifier and optimiser, before the folder is claimed: a wrong --init leaves none behind.
+    device = local_device()
     classifier = build(config, num_classes=len(catalog.classes)).to(device)
     optimizer = make_optimizer(classifier, config.optim, depth=config.encoder.depth, layer_id=layer_id)
-
     if distributed.rank() == 0:
         videos = [item.path for item in catalog.items]
         open_run(folder, "finetune", config, resume=resume, videos=videos, classes=catalog.classes)
     distributed.barrier()
-    start = checkpoint.load(folder, classifier, optimizer).step
+    # Fit.
+    start = checkpoint.load(folder, classifier, optimizer)
     loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
     if distributed.rank() == 0:
         log.info(
             f"Fine-tuning from {config.init}, steps {start} to {loader.num_steps}: {len(catalog.items)} videos of "
             f"{len(catalog.classes)} classes, on {device}."
         )
-
-    def loss_of(wrapped: nn.Module, batch: Batch, step: int) -> Losses:
-        clip_BTCHW, target_BK = mix(
-            batch.clip_BTCHW,
-            batch.label_B,
-            num_classes=len(catalog.classes),
-            rng=random.Random(seed_of(config.loop.seed, _MIX, int(batch.sample_B[0]))),
-            mixup=config.mixup,
-            cutmix=config.cutmix,
-            smoothing=config.label_smoothing,
-        )
-        logits_BK = wrapped(clip_BTCHW).float()
-        loss = F.cross_entropy(logits_BK, target_BK)
-        accuracy = (logits_BK.argmax(dim=1) == batch.label_B).float().mean()
-        return Losses(loss, {"cross_entropy": loss.detach(), "accuracy": accuracy}, features_BTD=None)
-
     return fit(
         classifier,
-        loss_of,
+        loss_function(config, num_classes=len(catalog.classes)),
         loader,
         optimizer,
         loop=config.loop,
@@ -140,6 +121,27 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
         dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
         on_save=lambda: save_classifier(folder / "classifier.safetensors", classifier, catalog.classes),
     )
+
+
+def loss_function(config: Finetune, *, num_classes: int) -> Callable[[nn.Module, Batch, int], Losses]:
+    """The loss of a batch: cross-entropy against the soft targets of mixup, cutmix and label smoothing."""
+
+    def loss_of(model: nn.Module, batch: Batch, step: int) -> Losses:
+        clip_BTCHW, target_BK = mix(
+            batch.clip_BTCHW,
+            batch.label_B,
+            num_classes=num_classes,
+            rng=random.Random(seed_of(config.loop.seed, _MIX, int(batch.sample_B[0]))),
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+            smoothing=config.label_smoothing,
+        )
+        logits_BK = model(clip_BTCHW).float()
+        loss = F.cross_entropy(logits_BK, target_BK)
+        accuracy = (logits_BK.argmax(dim=1) == batch.label_B).float().mean()
+        return Losses(loss, {"cross_entropy": loss.detach(), "accuracy": accuracy}, features_BTD=None)
+
+    return loss_of
 
 
 def evaluate_run(
@@ -157,8 +159,8 @@ def evaluate_run(
         run: the folder of a fine-tuning run.
         root: class folders or a CSV with path,label; its classes must be among the run's.
         split: which rows of a CSV that has several splits.
-        clips: windows a video; the run's own protocol if None.
-        crops: squares a window; the run's own protocol if None.
+        clips: windows per video; the run's own protocol if None.
+        crops: squares per window; the run's own protocol if None.
         out: the folder for evaluate.json and predictions.npz (path, label, probability, classes); the run's if None.
 
     Returns:

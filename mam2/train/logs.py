@@ -1,4 +1,4 @@
-"""What a run tells: JSON lines always, TensorBoard, a progress bar, and whether the features are healthy."""
+"""Metrics of a run: JSON lines always, TensorBoard, a progress bar, and whether the features are healthy."""
 
 from __future__ import annotations
 
@@ -6,76 +6,93 @@ import json
 import logging
 import math
 import time
+from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mam2 import distributed
+from mam2.config import UserError
+from mam2.device import memory_gib
 from mam2.files import write_text
 from mam2.losses import Losses
 
 log = logging.getLogger("mam2")
+COLLAPSED_STD = 0.02  # of features that a LayerNorm keeps near 1
+OF_NONE = "_of_none"  # "motion_of_none" is the motion loss of predicting no motion
+LEARNED_NOTHING = 0.99  # of that loss
 
 
 class RunLog:
     """Writes log.jsonl and TensorBoard files into a run's folder and draws the progress bar.
 
-    On resuming, lines after `start_step` (written by a sitting that died before its next checkpoint) are removed.
+    On resuming, lines after `start_step` (written by a session that died before its next checkpoint) are removed.
     """
 
     def __init__(self, folder: Path, *, start_step: int, num_steps: int, title: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
+            kept = [line for line in path.read_text().splitlines() if step_of(line) <= start_step]
             write_text(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
-        )  # fmt: skip
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=False)
-        self._task = self._progress.add_task(title, total=num_steps, completed=start_step, figures="")
-        self._progress.start()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[speed]}"),
+            expand=True,
+        )
+        self._task = self._progress.add_task(title, total=num_steps, completed=start_step, speed="")
+        self._losses = Text(no_wrap=True, overflow="ellipsis")
+        self._live = Live(Group(self._progress, self._losses), console=Console(stderr=True), refresh_per_second=4)
+        self._live.start()
 
     def write(self, row: dict[str, Any]) -> None:
-        """One line of log.jsonl, and the same figures to TensorBoard."""
+        """Adds one line to log.jsonl, and the same values to TensorBoard."""
         self._file.write(json.dumps(row) + "\n")
         for name, value in row.items():
             if name != "step" and isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, row["step"])
 
     def advance(self, step: int, row: dict[str, Any] | None) -> None:
-        """Moves the bar to `step`; where there is a new row, shows its figures."""
+        """Moves the bar to `step`; where there is a new row, shows its speed and losses."""
+        self._progress.update(self._task, completed=step)
         if row:
-            figures = (
-                f"loss {row['loss']:.3f}  {row['clips_per_second']:.1f} clips/s  "
-                f"data {row['data_seconds']:.2f} s  {row['memory_gib']:.1f} GiB"
-            )
-            self._progress.update(self._task, completed=step, figures=figures)
-        else:
-            self._progress.update(self._task, completed=step)
+            self._progress.update(self._task, speed=speed_line(row))
+            self._losses.plain = losses_line(row)
 
     def close(self) -> None:
         """Ends the bar and the files."""
-        self._progress.stop()
+        self._live.stop()
         self._file.close()
         self._board.close()
 
 
+def speed_line(row: dict[str, Any]) -> str:
+    """Speed and memory of a row of log.jsonl, for the bar."""
+    return f"{row['clips_per_second']:.1f} clips/s, data {row['data_seconds']:.2f} s, {row['memory_gib']:.1f} GiB"
+
+
+def losses_line(row: dict[str, Any]) -> str:
+    """The loss of a row of log.jsonl and its parts, for the bar; each beside that of predicting none, if known."""
+    names = list(row)
+    parts = [name for name in names[names.index("loss") + 1 : names.index("grad_norm")] if not name.endswith(OF_NONE)]
+    none = {name: f" (none {row[name + OF_NONE]:.3f})" for name in parts if name + OF_NONE in row}
+    return f"loss {row['loss']:.3f}: " + ", ".join(f"{name} {row[name]:.3f}{none.get(name, '')}" for name in parts)
+
+
 class HostCopy:
-    """A tensor's copy in main memory: begun now, waited for when it is read, so that a GPU need not stop for it."""
+    """A tensor's copy in main memory: started now, waited for when it is read, so that a GPU need not stop for it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._copied: torch.cuda.Event | None = None
@@ -95,30 +112,42 @@ class HostCopy:
 
 
 class StepMetrics:
-    """What one step of the optimiser gave, on its way from the device.
+    """Metrics of one step of the optimiser, on their way from the device.
 
     Args:
         step: counted from 1.
         results: of each accumulated part.
         norm: of the gradients, before clipping.
         logged: whether the losses are averaged over all processes, and the features kept.
-        numbers: more figures, of the host.
+        numbers: more metrics, of the host.
+        num_clips: of this process.
     """
 
     def __init__(
-        self, step: int, results: list[Losses], norm: Tensor, *, logged: bool, numbers: dict[str, float]
+        self,
+        step: int,
+        results: list[Losses],
+        norm: Tensor,
+        *,
+        logged: bool,
+        numbers: dict[str, float],
+        num_clips: int,
     ) -> None:
-        self.step, self.logged, self.numbers = step, logged, numbers
+        self.step = step
+        self.logged = logged
+        self.numbers = numbers
+        self.num_clips = num_clips
         shown = {"loss": torch.stack([r.total for r in results]).mean()}
         shown |= {name: torch.stack([r.parts[name] for r in results]).mean() for name in results[0].parts}
         shown |= {"grad_norm": norm}
-        self._names, stacked = tuple(shown), torch.stack([value.detach().float() for value in shown.values()])
+        self._names = tuple(shown)
+        stacked = torch.stack([value.detach().float() for value in shown.values()])
         self._values = HostCopy(distributed.mean(stacked) if logged else stacked)
         features = [r.features_BTD for r in results if r.features_BTD is not None]
         self.features_BTD = HostCopy(torch.cat(features)) if features and logged else None
 
     def wait(self) -> None:
-        """Until the device is through with the step."""
+        """Waits until the device has done the step."""
         self._values.read()
 
     def values(self) -> dict[str, float]:
@@ -126,21 +155,102 @@ class StepMetrics:
         return dict(zip(self._names, self._values.read().tolist(), strict=True))
 
 
-class Stopwatch:
-    """Seconds since the last `lap`."""
+class RunLoader(Protocol):
+    """What a report needs to know of a run's loader; see `engine.Loader`."""
 
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
+    steps_per_epoch: int
+    num_steps: int
 
-    def lap(self) -> float:
-        """Seconds since the last call, or since the start."""
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        return seconds
+    def count_bad(self) -> int: ...
+
+
+class Reporter:
+    """Reads back the metrics of steps, judges them, and logs every `log_every`-th.
+
+    A context manager. All processes add and read all steps; rank 0 writes.
+    """
+
+    def __init__(self, folder: Path, *, title: str, start_step: int, loader: RunLoader, log_every: int) -> None:
+        self._loader = loader
+        self._log_every = log_every
+        self._waiting = list[StepMetrics]()
+        self._ratios = dict[str, deque[float]]()
+        self._warned = set[str]()
+        self._run_log: RunLog | None = None
+        if distributed.rank() == 0:
+            self._run_log = RunLog(folder, start_step=start_step, num_steps=loader.num_steps, title=title)
+        self.restart_clock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._run_log:
+            self._run_log.close()
+
+    def restart_clock(self) -> None:
+        """Leaves out of the steps' seconds what was done since the last reading, such as saving."""
+        self._last_read = time.perf_counter()
+
+    def add(self, step: int, results: list[Losses], norm: Tensor, numbers: dict[str, float], *, num_clips: int) -> None:
+        """Starts the way of a step's metrics from the device; `step` counts from 1, `num_clips` are this process's."""
+        logged = step % self._log_every == 0 or step == self._loader.num_steps
+        self._waiting.append(StepMetrics(step, results, norm, logged=logged, numbers=numbers, num_clips=num_clips))
+
+    def read(self, *, all_steps: bool) -> None:
+        """Reads the steps added so far, all of them or all but the last.
+
+        Raises:
+            UserError: a gradient that is not finite, or too many unusable videos.
+        """
+        ready = self._waiting if all_steps else self._waiting[:-1]
+        self._waiting = self._waiting[len(ready) :]
+        for metrics in ready:
+            metrics.wait()
+        seconds = (time.perf_counter() - self._last_read) / max(1, len(ready))
+        self.restart_clock()
+        for metrics in ready:
+            values = metrics.values()
+            if not math.isfinite(values["grad_norm"]):  # the same on all ranks: gradients are averaged
+                raise UserError(not_finite(values, metrics.step))
+            row = self._row(metrics, values, seconds) if metrics.logged else None
+            if self._run_log:
+                if row:
+                    self._run_log.write(row)
+                    self._judge(row)
+                self._run_log.advance(metrics.step, row)
+
+    def _row(self, metrics: StepMetrics, values: dict[str, float], seconds: float) -> dict[str, Any]:
+        row: dict[str, Any] = {"step": metrics.step, "epoch": metrics.step / self._loader.steps_per_epoch, **values}
+        row |= metrics.numbers
+        row["clips_per_second"] = metrics.num_clips * distributed.world_size() / seconds
+        row["memory_gib"] = memory_gib()
+        row["bad_videos"] = self._loader.count_bad()
+        if self._run_log and metrics.features_BTD:
+            row |= health(metrics.features_BTD.read())
+        return row
+
+    def _judge(self, row: dict[str, Any]) -> None:
+        """Warns, once each, of features that collapse and of parts of which nothing is learned."""
+        if row.get("feature_std", 1.0) < COLLAPSED_STD and "collapse" not in self._warned:
+            self._warned.add("collapse")
+            log.warning(
+                f"Step {row['step']}: the features collapse: their standard deviation between clips is "
+                f"{row['feature_std']:.4f}. Lower --optim.base-lr, or, for MAM², raise --objective.alignment-ramp."
+            )
+        for name in (name.removesuffix(OF_NONE) for name in row if name.endswith(OF_NONE)):
+            ratios = self._ratios.setdefault(name, deque(maxlen=20))
+            ratios.append(row[name] / max(row[name + OF_NONE], 1e-12))
+            mean = sum(ratios) / len(ratios)
+            if row["step"] == self._loader.num_steps and mean > LEARNED_NOTHING:
+                log.warning(
+                    f"The {name} loss is {mean:.3f} times that of predicting none (mean of the last {len(ratios)} "
+                    f"lines of log.jsonl): nothing of {name} was learned. Train longer, or see docs/log.md."
+                )
 
 
 def health(features_BTD: Tensor) -> dict[str, float]:
-    """How much an encoder's features vary between clips: the early sign of a collapse.
+    """Variation of an encoder's features between clips: the early sign of a collapse.
 
     Args:
         features_BTD: features of different clips, averaged over the patches of each frame.
@@ -158,8 +268,19 @@ def health(features_BTD: Tensor) -> dict[str, float]:
     return {"feature_std": features_BTD.std(dim=0).mean().item(), "effective_rank": math.exp(entropy)}
 
 
-def _step_of(line: str) -> float:
+def not_finite(values: dict[str, float], step: int) -> str:
+    """The message for a step whose gradient is not finite; it names the part of the loss that is to blame."""
+    bad = [name for name, value in values.items() if name not in ("loss", "grad_norm") and not math.isfinite(value)]
+    where = f"the {' and '.join(sorted(bad))} loss is" if bad else "all losses here are finite but a gradient is"
+    return (
+        f"Step {step}: {where} not finite, so training stopped; what was saved is untouched. Start again in another "
+        "--out with a lower --optim.base-lr, --optim.max-grad-norm 1, or --loop.precision fp32."
+    )
+
+
+def step_of(line: str) -> float:
+    """The step of a line of log.jsonl; infinite for a line cut short by a kill."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # a line cut short by a kill
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
         return math.inf

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 
-from mam2.config import Duration, Epochs, UserError
+from mam2.config import Duration, Epochs, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,38 +25,26 @@ class Optim:
         betas: AdamW's momenta.
         warmup: linear from 0, step by step.
         max_grad_norm: gradients are clipped to this norm; 0 is off.
-        layer_decay: each block below the head learns this much slower than the one above; 1 is off.
+        layer_decay: factor from each block's learning rate to that of the block below; 1 is off.
     """
 
-    base_lr: float = 1.5e-4
-    min_lr: float = 1e-5
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
+    base_lr: Annotated[float, Gt(0)] = 1.5e-4
+    min_lr: Annotated[float, Ge(0)] = 1e-5
+    weight_decay: Annotated[float, Ge(0)] = 0.05
+    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.95)
     warmup: Duration = Epochs(20)
-    max_grad_norm: float = 0.0
-    layer_decay: float = 1.0
+    max_grad_norm: Annotated[float, Ge(0)] = 0.0
+    layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0
 
     def __post_init__(self) -> None:
-        if not (
-            all(0 <= beta < 1 for beta in self.betas)
-            and 0 <= self.weight_decay < math.inf
-            and 0 <= self.min_lr < math.inf
-        ):
-            raise UserError(
-                f"betas {self.betas}, weight_decay {self.weight_decay}, min_lr {self.min_lr}: accepted are betas from "
-                "0 to below 1, the others from 0 up."
-            )
-        if not (0 < self.base_lr < math.inf and 0 < self.layer_decay <= 1 and 0 <= self.max_grad_norm < math.inf):
-            raise UserError(
-                f"base_lr {self.base_lr}, layer_decay {self.layer_decay}, max_grad_norm {self.max_grad_norm}: accepted "
-                "are base_lr above 0, layer_decay above 0 and up to 1, max_grad_norm from 0 (off) up."
-            )
+        check(self, "optim.")
 
 
 def learning_rate(optim: Optim, step: int, *, batch_size: int, warmup_steps: int, num_steps: int) -> float:
     """The learning rate of a step: linear warm-up, then half a cosine down to min_lr."""
     scale = batch_size / 256
-    peak, low = optim.base_lr * scale, min(optim.min_lr, optim.base_lr) * scale
+    peak = optim.base_lr * scale
+    low = min(optim.min_lr, optim.base_lr) * scale
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)

@@ -1,12 +1,12 @@
-"""Pre-training: a configuration becomes loader, targets and objective, and goes through the loop (Sec. 2, Table 7)."""
+"""Pre-training in three acts: open the data and the run, build targets and model, fit (Sec. 2, Table 7)."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
@@ -17,19 +17,21 @@ from mam2.data.catalog import Catalog, read_catalog
 from mam2.data.clips import Data
 from mam2.data.loader import Batch, steps_per_epoch
 from mam2.device import autocast_dtype, local_device
-from mam2.files import digest
+from mam2.files import digest, fingerprint
 from mam2.losses import Losses
 from mam2.masks import MaskConfig
 from mam2.model.encoder import EncoderConfig
 from mam2.model.weights import save_encoder
-from mam2.objectives import OBJECTIVES, ObjectiveConfig
+from mam2.objectives import ObjectiveChoice
+from mam2.objectives.contract import Objective, ObjectiveConfig
 from mam2.objectives.mam2 import MAM2Config
 from mam2.targets.cache import MOST_CODES, TokenCache
 from mam2.targets.maker import TargetMaker
 from mam2.targets.table import APPEARANCES, TargetsConfig, TargetSizes, Tokenizer, target_sizes
 from mam2.targets.tokenizers.vq import VQConfig
 from mam2.train import checkpoint
-from mam2.train.engine import Loop, fit, train_loader
+from mam2.train.batches import train_loader
+from mam2.train.engine import Loop, fit
 from mam2.train.optim import Optim, make_optimizer
 from mam2.train.run import open_run, read_run
 from mam2.train.tokenizer import train_tokenizer
@@ -43,7 +45,7 @@ class Pretrain:
 
     data: Data = field(default_factory=Data)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    objective: ObjectiveConfig = field(default_factory=MAM2Config)
+    objective: ObjectiveChoice = field(default_factory=MAM2Config)
     mask: MaskConfig = field(default_factory=MaskConfig)
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     optim: Optim = field(default_factory=Optim)
@@ -62,36 +64,34 @@ class Pretrain:
                 "--data.short shrink or skip in pre-training."
             )
         if self.targets.cache and not self.data.fixed_clips:
-            raise UserError("targets.cache keeps the codes of fixed clips; say how many a video: --data.fixed-clips 4.")
+            raise UserError(
+                "targets.cache keeps the codes of fixed clips; say how many per video: --data.fixed-clips 4."
+            )
         mask = self.mask(encoder.tubelets, encoder.grid, sample_B=torch.tensor([0]), seed=0)
-        sizes = target_sizes(self.targets, patch_size=encoder.patch_size)
-        if isinstance(self.objective, MAM2Config):
-            self.objective.check_sizes(sizes)
-        needs_tubes = encoder.attention == "factorised" or (sizes.clip_order and self.objective.needs_motion)
-        if needs_tubes and not mask.same_in_all_frames():
+        same = mask.same_in_all_frames()
+        if encoder.attention == "factorised" and not same:
             raise UserError(
                 f"The mask {self.mask.kind!r} differs from frame to frame, but factorised attention follows a patch "
-                "through time, and clip order a tube. Use --encoder.attention joint and another --targets.motion, or "
-                "--mask.kind tube."
+                "through time. Use --encoder.attention joint, or --mask.kind tube."
             )
+        sizes = target_sizes(self.targets, patch_size=encoder.patch_size)
+        self.objective.check_fits(sizes, same_mask_in_all_frames=same)
 
     def idle_options(self) -> list[str]:
-        """Options that are set and do nothing, because of others."""
-        targets, needs = self.targets, self.objective.needs_appearance
-        unaligned = isinstance(self.objective, MAM2Config) and not self.objective.aligns
+        """Options that are set and have no effect, because of others."""
+        targets = self.targets
+        appearance = self.objective.needs_appearance
+        flow = self.objective.needs_motion and targets.motion == "optical_flow"
         idle = {
-            "mask.aligned": unaligned and self.mask.aligned < 1,
-            "objective.teacher_momentum": unaligned and self.objective.teacher_momentum > 0,
-            "targets.cache": targets.cache and not needs,
-            "targets.file": targets.file and not (needs and APPEARANCES[targets.appearance].weights != "none"),
-            "targets.flow_file": targets.flow_file
-            and not (self.objective.needs_motion and targets.motion == "optical_flow"),
+            "targets.cache": targets.cache and not appearance,
+            "targets.file": targets.file and not (appearance and APPEARANCES[targets.appearance].weights != "none"),
+            "targets.flow_file": targets.flow_file and not flow,
         }
-        return [name for name, does_nothing in idle.items() if does_nothing]
+        return [*self.objective.idle_options(self.mask), *(name for name, is_idle in idle.items() if is_idle)]
 
 
 def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
-    """Pre-trains, or continues where the run in `out` stopped.
+    """Pre-trains, or resumes the run in `out`.
 
     Writes run.json, log.jsonl, checkpoints/ and encoder.safetensors into `out`.
 
@@ -102,47 +102,37 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
         UserError: no videos, a missing tokenizer, another run in `out`, a loss that is not finite.
     """
     folder = Path(out)
+    # Open: the videos, the run's folder, and the tokenizer that is trained on those videos where one is.
     catalog = read_catalog(config.data.root, labelled=False, split=config.data.split)
-    device = local_device()
     config.loop.check_batch()
     if distributed.rank() == 0:
-        open_run(folder, "pretrain", config, resume=resume, videos=[i.path for i in catalog.items])
-        own = folder / "tokenizer.safetensors"
-        trains_vq = config.objective.needs_appearance and config.targets.appearance == "vq" and not config.targets.file
-        if trains_vq and not own.exists():
-            vq = VQConfig(patch_size=config.encoder.patch_size, num_codes=config.targets.num_codes)
-            size, steps = config.encoder.size, config.targets.vq_steps
-            train_tokenizer(catalog, config.data, vq, own, size=size, num_steps=steps, seed=config.loop.seed)
+        open_run(folder, "pretrain", config, resume=resume, videos=[item.path for item in catalog.items])
+        if trains_tokenizer(config):
+            make_tokenizer(config, catalog, folder / "tokenizer.safetensors")
     distributed.barrier()
-
+    # Build: targets, model, optimiser.
+    device = local_device()
     targets = make_targets(config, folder, device)
     if config.targets.cache and targets.tokenizer:
         targets.cache = token_cache(config, catalog, targets.tokenizer)
-    model = build(
-        config, targets.sizes, steps_per_epoch=steps_per_epoch(len(catalog.items), config.loop.batch_size)
-    ).to(device)
-    optimizer = make_optimizer(model, config.optim)
-    start = checkpoint.load(folder, model, optimizer).step
+    per_epoch = steps_per_epoch(len(catalog.items), config.loop.batch_size)
+    model = build(config, targets.sizes, steps_per_epoch=per_epoch).to(device)
+    module = cast(nn.Module, model)
+    optimizer = make_optimizer(module, config.optim)
+    # Fit.
+    start = checkpoint.load(folder, module, optimizer)
     loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
     if distributed.rank() == 0:
-        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        millions = sum(parameter.numel() for parameter in module.parameters()) / 1e6
         log.info(
             f"Pre-training, steps {start} to {loader.num_steps}: {len(catalog.items)} videos, "
             f"{millions:.1f} M parameters, on {device}."
         )
         if idle := config.idle_options():
-            log.warning(f"Set, and without effect beside the other settings: {', '.join(idle)}.")
-    encoder, seed = config.encoder, config.loop.seed
-
-    def loss_of(wrapped: nn.Module, batch: Batch, step: int) -> Losses:
-        mask = config.mask(encoder.tubelets, encoder.grid, sample_B=batch.sample_B, seed=seed).to(device)
-        first_BTCHW = batch.clip_BTCHW[:, :: encoder.tubelet]
-        target = targets(first_BTCHW, sample_B=batch.sample_B, seed=seed, fixed_B=batch.fixed_B)
-        return wrapped(batch.clip_BTCHW, mask, target, step)
-
+            log.warning(f"Without effect beside the other settings: {', '.join(idle)}.")
     return fit(
-        model,
-        loss_of,
+        module,
+        loss_function(config.encoder, config.mask, targets, seed=config.loop.seed),
         loader,
         optimizer,
         loop=config.loop,
@@ -156,10 +146,39 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     )
 
 
+def loss_function(
+    encoder: EncoderConfig, mask: MaskConfig, targets: TargetMaker, *, seed: int
+) -> Callable[[nn.Module, Batch, int], Losses]:
+    """The loss of a batch at a step: its masks and its targets, and what the model makes of them."""
+
+    def loss_of(model: nn.Module, batch: Batch, step: int) -> Losses:
+        drawn = mask(encoder.tubelets, encoder.grid, sample_B=batch.sample_B, seed=seed)
+        first_BTCHW = batch.clip_BTCHW[:, :: encoder.tubelet]  # targets are those of each tubelet's first frame
+        target = targets(first_BTCHW, sample_B=batch.sample_B, seed=seed, fixed_B=batch.fixed_B)
+        losses: Losses = model(batch.clip_BTCHW, drawn.to(batch.clip_BTCHW.device), target, step)
+        return losses
+
+    return loss_of
+
+
+def trains_tokenizer(config: Pretrain) -> bool:
+    """Whether the run trains a small VQ tokenizer on its own videos."""
+    return config.objective.needs_appearance and config.targets.appearance == "vq" and not config.targets.file
+
+
+def make_tokenizer(config: Pretrain, catalog: Catalog, file: Path) -> None:
+    """Trains the run's own tokenizer, unless an earlier session has."""
+    if not file.exists():
+        vq = VQConfig(patch_size=config.encoder.patch_size, num_codes=config.targets.num_codes)
+        num_steps = config.targets.vq_steps
+        size = config.encoder.size
+        train_tokenizer(catalog, config.data, vq, file, size=size, num_steps=num_steps, seed=config.loop.seed)
+
+
 def make_targets(config: Pretrain, folder: Path, device: torch.device) -> TargetMaker:
-    """The run's target maker; a "vq" tokenizer without a file of its own lies in the run's folder."""
+    """The run's target maker; a tokenizer that the run trains lies in its folder."""
     targets = config.targets
-    if targets.appearance == "vq" and not targets.file:
+    if trains_tokenizer(config):
         targets = replace(targets, file=str(folder / "tokenizer.safetensors"))
     return TargetMaker(
         targets,
@@ -172,7 +191,7 @@ def make_targets(config: Pretrain, folder: Path, device: torch.device) -> Target
 
 
 def token_cache(config: Pretrain, catalog: Catalog, tokenizer: Tokenizer) -> TokenCache:
-    """The codes of the run's fixed clips on disk: those of this tokenizer, these videos, this way to make clips.
+    """The codes of the run's fixed clips on disk, for this tokenizer, these videos, this way to make clips.
 
     Raises:
         UserError: more codes than two bytes hold, or no room on the disk.
@@ -182,19 +201,19 @@ def token_cache(config: Pretrain, catalog: Catalog, tokenizer: Tokenizer) -> Tok
             f"targets.cache keeps codes of up to {MOST_CODES}; this tokenizer has {tokenizer.num_codes}. Leave "
             "--targets.cache out, or use fewer --targets.num-codes."
         )
-    data, encoder = to_json(config.data), config.encoder
-    for name in ("root", "split", "num_workers", "timeout_seconds", "max_bad_share"):  # nothing in a clip
+    encoder = config.encoder
+    data = to_json(config.data)
+    for name in ("root", "split", "num_workers", "timeout_seconds", "max_bad_share"):  # these change no clip
         del data[name]
-    files = [(item.path, (s := Path(item.path).stat()).st_size, s.st_mtime_ns) for item in catalog.items]
     identity = {
         "tokenizer": [config.targets.appearance, tokenizer.num_codes, digest(tokenizer.state_dict())],
         "precision": config.targets.precision,
-        "videos": hashlib.sha256(repr(files).encode()).hexdigest(),
+        "videos": fingerprint(item.path for item in catalog.items),
         "data": data,
         "clip": [encoder.frames, encoder.size, encoder.patch_size, encoder.tubelet],
         "seed": config.loop.seed,
     }
-    num_clips = len(files) * config.data.fixed_clips * config.data.repeats
+    num_clips = len(catalog.items) * config.data.fixed_clips * config.data.repeats
     shape = (encoder.tubelets, encoder.grid[0] * encoder.grid[1])
     cache = TokenCache(Path(config.targets.cache), identity=identity, num_clips=num_clips, shape=shape)
     if distributed.rank() == 0:
@@ -202,18 +221,25 @@ def token_cache(config: Pretrain, catalog: Catalog, tokenizer: Tokenizer) -> Tok
     return cache
 
 
-def build(config: Pretrain, sizes: TargetSizes, *, steps_per_epoch: int = 1) -> Any:
-    """The objective with the run's initial weights, which depend on its seed only.
+def build(config: Pretrain, sizes: TargetSizes | None = None, *, steps_per_epoch: int = 1) -> Objective:
+    """The model of a pre-training with its initial weights, which depend on the run's seed only.
 
-    It has an `encoder`, `forward(clip, mask, targets, step) -> Losses` and `after_step()`.
+    Args:
+        config: a recipe's, such as `get_recipe("mam2_b_k400")`.
+        sizes: what the targets ask of the decoders; by default what the configuration says.
+        steps_per_epoch: for settings that change over epochs.
+
+    Returns:
+        An `nn.Module`: `model(clip_BTCHW, mask, targets, step) -> Losses`; `model.encoder` is kept after training.
     """
     torch.manual_seed(config.loop.seed)
-    make = OBJECTIVES[type(config.objective)]
-    return make(config.objective, config.encoder, sizes, steps_per_epoch=steps_per_epoch)
+    objective: ObjectiveConfig = config.objective
+    sizes = sizes or target_sizes(config.targets, patch_size=config.encoder.patch_size)
+    return objective.build(config.encoder, sizes, steps_per_epoch=steps_per_epoch)
 
 
-def load_run(folder: str | Path) -> tuple[Any, TargetMaker, Pretrain]:
-    """The whole pre-trained model of a run, in eval mode, with its targets: for pictures of what it predicts.
+def load_run(folder: str | Path) -> tuple[Objective, TargetMaker, Pretrain]:
+    """The whole pre-trained model of a run, in eval mode, with its targets: for pictures of its predictions.
 
     Raises:
         UserError: the folder is no pre-training run, or has no checkpoint yet.
@@ -229,5 +255,5 @@ def load_run(folder: str | Path) -> tuple[Any, TargetMaker, Pretrain]:
     device = local_device()
     targets = make_targets(config, folder, device)
     model = build(config, targets.sizes).to(device)
-    checkpoint.load_model(checkpoint.checkpoints(folder)[-1] / "model.safetensors", model)
+    checkpoint.load_model(checkpoint.checkpoints(folder)[-1] / "model.safetensors", cast(nn.Module, model))
     return model.eval(), targets, config

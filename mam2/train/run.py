@@ -1,4 +1,7 @@
-"""The run folder: run.json claims it, and says whether a run resumes or another one is there."""
+"""The run folder: run.json, the whole configuration, claims it; another run in it is refused.
+
+Beside it: log.jsonl, checkpoints/, and encoder.safetensors or classifier.safetensors, which need no other file.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from mam2.config import UserError, from_json, to_json
 from mam2.files import read_json, write_text
 from mam2.train.checkpoint import checkpoints
 
-# May differ between the two sittings of one run: they do not touch its numbers, but for rounding (and, with
-# accumulated parts, for the partners of mixup and cutmix; when compiled, for what drop path draws).
+# Fields that may change when a run is resumed: they do not affect results beyond rounding. Exceptions: accumulated
+# parts change the partners of mixup and cutmix, and compiling changes what drop path draws.
 FREE_FIELDS = (
     *("data.root", "data.num_workers", "data.timeout_seconds", "data.backend", "data.max_bad_share"),
     *("loop.accumulate", "loop.compile", "loop.recompute", "loop.log_every", "loop.save_every", "loop.keep"),
@@ -31,9 +34,9 @@ def open_run(
     Args:
         folder: new, empty, or the folder of the same run.
         kind: "pretrain" or "finetune".
-        config: the run's configuration; written to run.json, with what tells the next two.
-        resume: whether a run that is there already may be continued.
-        videos: the data set's paths, in order; wherever they are, with others a resumed run would not be the same run.
+        config: the run's configuration; written to run.json.
+        resume: whether a run that is there already may be resumed.
+        videos: the data set's paths, in order; a run resumes only with the same ones, wherever they lie.
         classes: of the data set, in their order.
 
     Returns:
@@ -47,10 +50,11 @@ def open_run(
     wanted |= {"num_videos": len(videos), "videos": _digest_of_names(videos)}
     if record.exists():
         found = read_json(record)
-        found.setdefault("videos", wanted["videos"])  # it was written before this was
+        found.setdefault("videos", wanted["videos"])  # missing in files of version 0.1
         with contextlib.suppress(UserError, KeyError):  # fields that did not exist when it was written have defaults
             found["config"] = to_json(from_json(type(config), found["config"]))
-        changed, rows = sorted(_differences(found, wanted)), folder / "log.jsonl"
+        changed = sorted(_differences(found, wanted))
+        rows = folder / "log.jsonl"
         if changed and resume and not checkpoints(folder) and not (rows.exists() and rows.stat().st_size):
             (folder / "tokenizer.safetensors").unlink(missing_ok=True)  # trained for the other settings
             write_text(record, json.dumps(wanted, indent=2))
@@ -58,11 +62,11 @@ def open_run(
         if changed:
             raise UserError(
                 f"{folder} holds another run, which differs in {', '.join(changed[:5])}"
-                f"{' and more' if len(changed) > 5 else ''}. Give another --out, or the same settings to continue it."
+                f"{' and more' if len(changed) > 5 else ''}. Give another --out, or the same settings to resume it."
             )
         if not resume:
             raise UserError(
-                f"{folder} holds this run already. Give another --out, or leave --no-resume away to continue."
+                f"{folder} holds this run already. Give another --out, or leave out --no-resume to resume it."
             )
         return True
     # A kill in the middle of the first write leaves run.json.part behind.
@@ -81,11 +85,12 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "run.json").is_file():
         raise UserError(f"{folder} is no run's folder: it has no run.json. Give the --out of an earlier run.")
-    return read_json(folder / "run.json")
+    record: dict[str, Any] = read_json(folder / "run.json")
+    return record
 
 
 def _differences(found: Any, wanted: Any, where: str = "") -> set[str]:
-    """Dotted names of what differs between two JSON values, but for FREE_FIELDS."""
+    """Dotted names of the fields that differ between two JSON values, except FREE_FIELDS."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         names = set()
         for name in found.keys() | wanted.keys():
@@ -96,7 +101,7 @@ def _differences(found: Any, wanted: Any, where: str = "") -> set[str]:
 
 
 def _digest_of_names(paths: Sequence[str]) -> str:
-    """A number, in hexadecimal, that follows from the paths below the folder that they have in common."""
+    """A hash of the paths below the folder that they have in common."""
     whole = [Path(path).absolute() for path in paths]
     root = os.path.commonpath([path.parent for path in whole]) if whole else ""
     names = (path.relative_to(root).as_posix() for path in whole)

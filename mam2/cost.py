@@ -225,6 +225,6 @@ def _targets_gflop(config: Pretrain) -> tuple[float, float]:
     pixels = encoder.tubelets * encoder.size**2 / (16 * 224**2)
     motion_gflop = MOTIONS[targets.motion].gflop
     if targets.motion == "optical_flow" and targets.flow_model == "raft_small":
-        motion_gflop = 259
+        motion_gflop = 264
     appearance = patches * APPEARANCES[targets.appearance].gflop if objective.needs_appearance else 0.0
     return appearance, pixels * motion_gflop if objective.needs_motion else 0.0

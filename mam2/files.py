@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mam2.config import UserError
 
@@ -75,9 +75,38 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return load_file(file), metadata
     except SafetensorError as error:
         raise UserError(
-            f"{file} is no safetensors file ({first_line(error)}). Accepted is encoder.safetensors of a run; pickled "
-            "checkpoints are not opened, since they can run code."
+            f"{file} is no safetensors file ({first_line(error)}). Accepted are files that mam2 wrote: encoders, "
+            "classifiers, tokenizers. Pickled checkpoints are not opened, since they can run code."
         ) from error
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], *, where: str) -> None:
+    """Raises UserError, naming the first few, unless tensors have the expected names and shapes.
+
+    Args:
+        where: the beginning of the message: what the tensors are not.
+    """
+    wrong = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} {tuple(found[name].shape)} instead of {shape}"
+            for name, shape in expected.items()
+            if name in found and tuple(found[name].shape) != shape
+        ],
+    }
+    problems = [
+        f"{len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+        for what, names in wrong.items()
+        if names
+    ]
+    if problems:
+        raise UserError(f"{where}. {'; '.join(problems)}.")
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of a model's tensors; the model can be on the meta device."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def read_json(path: Path) -> Any:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from mam2.config import UserError
+from mam2.targets.tokenizers import codes
 from mam2.targets.tokenizers.dalle import DALLE, DALLEConfig, dalle_shapes, load_dalle, save_dalle
 
 TINY = DALLEConfig(width=8, num_blocks=1, decoder_width=6, num_codes=29)
@@ -119,10 +120,10 @@ def test_the_gain_follows_the_number_of_blocks() -> None:
     assert model.encoder.blocks.get_submodule("group_3.block_2").gain == 1 / 64
 
 
-def test_chunks_do_not_change_codes(tiny: DALLE, frames_FCHW: torch.Tensor) -> None:
+def test_portions_do_not_change_codes(tiny: DALLE, frames_FCHW: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     codes_FN = tiny(frames_FCHW)
     shown_FCHW = tiny.decode(codes_FN, grid=(2, 3))
-    tiny.chunk = 2
+    monkeypatch.setattr(codes, "FRAMES_AT_ONCE", 2)
     assert torch.equal(tiny(frames_FCHW), codes_FN)
     torch.testing.assert_close(tiny.decode(codes_FN, grid=(2, 3)), shown_FCHW, atol=1e-5, rtol=0)
 
@@ -148,8 +149,8 @@ def test_wrong_frames_are_refused(tiny: DALLE, frames: torch.Tensor, says: str) 
 
 def test_save_and_load_are_equal(tiny: DALLE, frames_FCHW: torch.Tensor, tmp_path) -> None:
     save_dalle(tiny.state_dict(), tmp_path / "dalle.safetensors", config=TINY)
-    loaded = load_dalle(tmp_path / "dalle.safetensors", chunk=3)
-    assert (loaded.config, loaded.chunk, loaded.training) == (TINY, 3, False)
+    loaded = load_dalle(tmp_path / "dalle.safetensors")
+    assert (loaded.config, loaded.training) == (TINY, False)
     assert not any(p.requires_grad for p in loaded.parameters())
     codes_FN = tiny(frames_FCHW)
     assert torch.equal(loaded(frames_FCHW), codes_FN)

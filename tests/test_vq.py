@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from vector_quantize_pytorch import RandomProjectionQuantizer
 
 from mam2.config import UserError
 from mam2.patches import patchify
@@ -37,7 +38,7 @@ def test_random_projection_depends_on_its_seed_only() -> None:
     first = RandomProjection(patch_size=4, num_codes=64, seed=3)
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.manual_seed(1234)
-    second = RandomProjection(patch_size=4, num_codes=64, seed=3, chunk=1)
+    second = RandomProjection(patch_size=4, num_codes=64, seed=3)
     codes_FN = first(frames_FCHW)
     assert (codes_FN.shape, codes_FN.dtype) == ((4, 20), torch.int64)
     assert torch.equal(second(frames_FCHW), codes_FN)
@@ -63,9 +64,17 @@ def test_random_projection_is_the_nearest_direction() -> None:
     patches_FND = patchify(frames_FCHW, 4)
     mean_FN1 = patches_FND.mean(2, keepdim=True)
     features_FND = (patches_FND - mean_FN1) + 0.1 * (mean_FN1 - 0.5)
-    projected_FND = features_FND @ tokenizer.quantizer.rand_projs[0]
-    directions_KD = F.normalize(tokenizer.quantizer.vq.codebook.reshape(64, 16), dim=-1)
-    assert torch.equal(tokenizer(frames_FCHW), (projected_FND @ directions_KD.T).argmax(-1))
+    projected_FND = features_FND @ tokenizer.projection_FD
+    assert torch.equal(tokenizer(frames_FCHW), (projected_FND @ tokenizer.directions_KD.T).argmax(-1))
+
+
+def test_random_projection_draws_what_the_library_draws() -> None:
+    tokenizer = RandomProjection(patch_size=16, num_codes=512, seed=5)
+    torch.manual_seed(5)
+    sizes = {"dim": 192, "codebook_size": 512, "codebook_dim": 16, "norm": False, "sync_codebook": False}
+    theirs = RandomProjectionQuantizer(**sizes)
+    assert torch.equal(tokenizer.projection_FD, theirs.rand_projs[0])
+    assert torch.equal(tokenizer.directions_KD, theirs.vq.codebook.view(512, 16))
 
 
 def test_random_projection_is_exact_under_autocast() -> None:
@@ -162,7 +171,7 @@ def test_batches_that_end_are_refused() -> None:
 def test_save_and_load_are_equal(trained: tuple[VQ, dict[str, float]], tmp_path) -> None:
     vq, _ = trained
     save_vq(vq, tmp_path / "vq.safetensors")
-    loaded = load_vq(tmp_path / "vq.safetensors", chunk=2)
+    loaded = load_vq(tmp_path / "vq.safetensors")
     assert (loaded.config, loaded.patch_size, loaded.num_codes, loaded.training) == (CONFIG, 4, 32, False)
     frames_FCHW = textures(5, seed=79)
     codes_FN = vq(frames_FCHW)
@@ -175,7 +184,7 @@ def test_wrong_files_are_refused(trained: tuple[VQ, dict[str, float]], tmp_path)
         with pytest.raises(UserError, match="mam2 tokenizer train"):
             load_vq(file)
     (tmp_path / "noise").write_bytes(b"not a tensor file at all")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no safetensors file"):
         load_vq(tmp_path / "noise")
     wrong = VQ(CONFIG)
     wrong.encoder = wrong.encoder[:4]

@@ -8,13 +8,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from mam2.config import UserError, from_json, to_json
-from mam2.files import read_tensors, write_tensors
+from mam2.files import check_tensors, read_tensors, shapes_of, write_tensors
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 
 FORMAT_ENCODER = "mam2.encoder"
-
-
 FORMAT_CLASSIFIER = "mam2.classifier"
 
 
@@ -24,19 +22,8 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> N
     Raises:
         UserError: naming the first few tensors that do not fit.
     """
-    wanted = model.state_dict()
-    wrong = [f"{name} is missing" for name in wanted if name not in tensors]
-    wrong += [f"{name} is unknown" for name in tensors if name not in wanted]
-    wrong += [
-        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
-    if wrong:
-        raise UserError(
-            f"{file} is a checkpoint of another architecture: {'; '.join(wrong[:3])}"
-            f"{f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Use the settings it was trained with."
-        )
+    where = f"{file} is a checkpoint of another architecture; use the settings it was trained with"
+    check_tensors(tensors, shapes_of(model), where=where)
     model.load_state_dict(tensors)
 
 

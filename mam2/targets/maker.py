@@ -1,4 +1,6 @@
-"""Clips to targets; nothing here has a gradient (Sec. 2.2).
+"""Clips to targets, without gradient (Sec. 2.2).
+
+A TargetMaker is not part of the trained model: it is never wrapped for distributed training nor saved with it.
 
 B clips, T frames, N patches per frame, M masked ones, D numbers of a patch, K codes, P patch side.
 """
@@ -16,7 +18,7 @@ from mam2.masks import Mask, take
 from mam2.patches import normalise_patches, patchify, to_float
 from mam2.targets.cache import TokenCache
 from mam2.targets.motion import clip_order, clip_scale
-from mam2.targets.table import APPEARANCES, MOTIONS, Placement, TargetsConfig, target_sizes
+from mam2.targets.table import APPEARANCES, MOTIONS, TargetsConfig, target_sizes
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Targets:
 
     def at(self, mask: Mask) -> Targets:
         """The targets of masked patches only: M in the place of N."""
-        appearance, motion = self.appearance, self.motion
+        appearance = self.appearance
+        motion = self.motion
         if appearance is not None:
             codes = appearance.ndim == 3
             appearance = take(appearance[..., None] if codes else appearance, mask.masked_BTM)
@@ -71,7 +74,6 @@ class TargetMaker:
         config: what to predict.
         patch_size: the encoder's P, pixels.
         device: where to compute.
-        dtype: bfloat16 where the hardware is fast at it, for the part of RAFT that allows it; None: all in float32.
         appearance: whether an appearance target is wanted.
         motion: whether a motion target is wanted.
 
@@ -89,19 +91,20 @@ class TargetMaker:
         *,
         patch_size: int,
         device: torch.device,
-        dtype: torch.dtype | None = None,
         appearance: bool = True,
         motion: bool = True,
     ) -> None:
-        self.config, self.patch_size = config, patch_size
+        self.config = config
+        self.patch_size = patch_size
         self.sizes = target_sizes(config, patch_size=patch_size)
-        self.has_appearance, self.has_motion = appearance, motion
-        load_tokenizer, load_motion = APPEARANCES[config.appearance].load, MOTIONS[config.motion].load
-        on = Placement(device, dtype)
-        self.tokenizer = load_tokenizer(config, patch_size, on) if appearance and load_tokenizer else None
+        self.has_appearance = appearance
+        self.has_motion = motion
+        load_tokenizer = APPEARANCES[config.appearance].load
+        load_motion = MOTIONS[config.motion].load
+        self.tokenizer = load_tokenizer(config, patch_size, device) if appearance and load_tokenizer else None
         if self.tokenizer:
             self.sizes = replace(self.sizes, appearance=self.tokenizer.num_codes)  # a file states its own
-        self.motion = load_motion(config, patch_size, on) if motion and load_motion else None
+        self.motion = load_motion(config, patch_size, device) if motion and load_motion else None
         self.cache: TokenCache | None = None
 
     @torch.no_grad()

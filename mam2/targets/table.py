@@ -1,32 +1,28 @@
-"""What is predicted; nothing here has a gradient (Sec. 2.2, Tables 1e and 1f).
+"""Appearance and motion targets: the rows of Tables 1e and 1f, and ours (Sec. 2.2).
 
-A TargetMaker is not part of the trained model: it is never wrapped for distributed training nor saved with it. To add
-a target: one function or class, and one line in APPEARANCES or MOTIONS (docs/add_a_target.md).
+To add a target: one function or class, and one line in APPEARANCES or MOTIONS (docs/add_a_target.md). A row's network
+is imported when it is loaded.
 
-B clips, T frames, N patches a frame, M masked ones, D numbers of a patch, K codes, P patch side.
+B clips, T frames, N patches per frame, D numbers of a patch, K codes, P patch side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from mam2.config import UserError, check, did_you_mean
 from mam2.targets.motion import rgb_difference
-from mam2.targets.raft import OpticalFlow
-from mam2.targets.tokenizers.dalle import load_dalle
-from mam2.targets.tokenizers.random_projection import RandomProjection
-from mam2.targets.tokenizers.vq import load_vq
-from mam2.targets.tokenizers.vqgan import load_vqgan
 
 
 @dataclass(frozen=True)
 class TargetSizes:
-    """What the targets ask of the decoders.
+    """Numbers that the decoders must predict.
 
     Attributes:
         appearance: numbers predicted for a patch: K logits, or C·P·P pixels.
@@ -44,15 +40,15 @@ class TargetsConfig:
     """The defaults are the paper's. `mam2 targets` lists all names.
 
     Attributes:
-        appearance: what the appearance decoder predicts: a name of APPEARANCES.
-        file: the tokenizer's weights (.safetensors) where it has any.
+        appearance: target of the appearance decoder: a name of APPEARANCES.
+        file: the tokenizer's weights (.safetensors), where it has any.
         num_codes: K of the random projection or of the VQ model to train; files state their own.
         vq_steps: steps of 32 frames for which that VQ model is trained.
-        precision: what VQGAN and DALL-E compute in. "bf16" halves the VQGAN's time on a CPU and gives 1 or 2 % of the
-            patches other codes (docs/log.md); which code is nearest is found in fp32 in any case. "fp32" on a GPU is
-            what torch takes for that, whose convolutions are in TF32.
+        precision: of VQGAN and DALL-E. "bf16" halves the VQGAN's time on a CPU and gives 1 or 2 % of the patches other
+            codes (docs/log.md). The nearest-code search is always fp32. On a GPU, "fp32" convolutions use TF32,
+            PyTorch's default.
         cache: a folder for the codes of `data.fixed_clips`, which are then computed once; "" is off.
-        motion: what the motion decoder predicts: a name of MOTIONS.
+        motion: target of the motion decoder: a name of MOTIONS.
         motion_scale: "raw", the motion as it is, the paper's; "clip", divided by its root mean square over the clip,
             so that predicting none costs 1; "patch", each patch to mean 0 and variance 1.
         flow_model: the network for optical flow.
@@ -61,8 +57,8 @@ class TargetsConfig:
 
     appearance: str = "vqgan_16384"
     file: str = ""
-    num_codes: int = 8192
-    vq_steps: int = 400
+    num_codes: Annotated[int, Ge(1)] = 8192
+    vq_steps: Annotated[int, Ge(1)] = 400
     precision: Literal["fp32", "bf16"] = "fp32"
     cache: str = ""
     motion: str = "rgb_difference"
@@ -72,8 +68,6 @@ class TargetsConfig:
 
     def __post_init__(self) -> None:
         check(self, "targets.")
-        if min(self.num_codes, self.vq_steps) < 1:
-            raise UserError(f"targets.num_codes {self.num_codes} and vq_steps {self.vq_steps} must be at least 1.")
         for field, names in (("appearance", APPEARANCES), ("motion", MOTIONS)):
             if (name := getattr(self, field)) not in names:
                 raise UserError(f"targets.{field} is {name!r}. {did_you_mean(name, names)} `mam2 targets` lists them.")
@@ -86,14 +80,6 @@ class TargetsConfig:
 
 MotionField = Callable[[Tensor], Tensor]
 """Clips (B, T, 3, H, W) in [0, 1] to motion (B, T-1, channels, H, W)."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """On what targets are computed: the device, and the type for what is safe in it (None: float32)."""
-
-    device: torch.device
-    dtype: torch.dtype | None
 
 
 class Tokenizer(Protocol):
@@ -116,7 +102,7 @@ class Appearance:
         size: side of a frame that it is fed for a 224² clip with patches of 16², pixels.
         range: values its network sees.
         num_outputs: K; 0 where the configuration says, or the patch side.
-        gflop: forward, for a clip of 16 frames.
+        gflop: forward, per clip of 16 frames.
         weights: where its weights come from.
         load: the tokenizer for a configuration and patch side, on a device; None for pixels.
     """
@@ -127,7 +113,7 @@ class Appearance:
     num_outputs: int
     gflop: int
     weights: str
-    load: Callable[[TargetsConfig, int, Placement], Tokenizer] | None
+    load: Callable[[TargetsConfig, int, torch.device], Tokenizer] | None
 
 
 @dataclass(frozen=True)
@@ -139,7 +125,7 @@ class Motion:
         units: of its raw values.
         channels: of the motion field; 0 for clip order, which is none.
         still: root mean square below which a clip counts as still, for `motion_scale clip`.
-        gflop: for a clip of 16 frames of 224².
+        gflop: per clip of 16 frames of 224².
         load: the motion field for a configuration and patch side, on a device; None for clip order.
     """
 
@@ -148,33 +134,43 @@ class Motion:
     channels: int
     still: float
     gflop: int
-    load: Callable[[TargetsConfig, int, Placement], MotionField] | None
+    load: Callable[[TargetsConfig, int, torch.device], MotionField] | None
 
 
-def _vqgan_16384(config: TargetsConfig, patch_size: int, on: Placement) -> Tokenizer:
-    return load_vqgan(config.file).to(on.device)
+def _vqgan_16384(config: TargetsConfig, patch_size: int, device: torch.device) -> Tokenizer:
+    from mam2.targets.tokenizers.vqgan import load_vqgan
+
+    return load_vqgan(config.file).to(device)
 
 
-def _vqgan_8192(config: TargetsConfig, patch_size: int, on: Placement) -> Tokenizer:
-    return load_vqgan(config.file, quantizer="gumbel").to(on.device)
+def _vqgan_8192(config: TargetsConfig, patch_size: int, device: torch.device) -> Tokenizer:
+    from mam2.targets.tokenizers.vqgan import load_vqgan
+
+    return load_vqgan(config.file, quantizer="gumbel").to(device)
 
 
-def _dalle(config: TargetsConfig, patch_size: int, on: Placement) -> Tokenizer:
-    return load_dalle(config.file).to(on.device)
+def _dalle(config: TargetsConfig, patch_size: int, device: torch.device) -> Tokenizer:
+    from mam2.targets.tokenizers.dalle import load_dalle
+
+    return load_dalle(config.file).to(device)
 
 
-def _vq(config: TargetsConfig, patch_size: int, on: Placement) -> Tokenizer:
+def _vq(config: TargetsConfig, patch_size: int, device: torch.device) -> Tokenizer:
+    from mam2.targets.tokenizers.vq import load_vq
+
     tokenizer = load_vq(config.file)
     if tokenizer.patch_size != patch_size:
         raise UserError(
             f"The tokenizer {config.file} was trained on patches of {tokenizer.patch_size} pixels, the encoder has "
             f"{patch_size}. Train one of that size, or set --encoder.patch-size {tokenizer.patch_size}."
         )
-    return tokenizer.to(on.device)
+    return tokenizer.to(device)
 
 
-def _random_projection(config: TargetsConfig, patch_size: int, on: Placement) -> Tokenizer:
-    return RandomProjection(patch_size=patch_size, num_codes=config.num_codes).to(on.device)
+def _random_projection(config: TargetsConfig, patch_size: int, device: torch.device) -> Tokenizer:
+    from mam2.targets.tokenizers.random_projection import RandomProjection
+
+    return RandomProjection(patch_size=patch_size, num_codes=config.num_codes).to(device)
 
 
 APPEARANCES: dict[str, Appearance] = {
@@ -191,25 +187,28 @@ APPEARANCES: dict[str, Appearance] = {
 }
 
 
-def _rgb_difference(config: TargetsConfig, patch_size: int, on: Placement) -> MotionField:
+def _rgb_difference(config: TargetsConfig, patch_size: int, device: torch.device) -> MotionField:
     return rgb_difference
 
 
-def _optical_flow(config: TargetsConfig, patch_size: int, on: Placement) -> MotionField:
-    raft = OpticalFlow(model=config.flow_model, file=config.flow_file, device=on.device, dtype=on.dtype)
+def _optical_flow(config: TargetsConfig, patch_size: int, device: torch.device) -> MotionField:
+    from mam2.targets.raft import OpticalFlow
+
+    raft = OpticalFlow(model=config.flow_model, file=config.flow_file, device=device)
     return lambda clip_BTCHW: raft.flow(clip_BTCHW) / patch_size
 
 
 MOTIONS: dict[str, Motion] = {
     "rgb_difference": Motion("next frame less this one", "RGB in [0, 1]", 3, 1 / 255, 0, _rgb_difference),
-    "optical_flow": Motion("RAFT, 12 updates, frame t to t+1", "patch sides a frame", 2, 0.005, 982, _optical_flow),
+    "optical_flow": Motion("RAFT, 12 updates, frame t to t+1", "patch sides per frame", 2, 0.005, 1192, _optical_flow),
     "clip_order": Motion("are a tube's halves swapped", "2 classes", 0, 0.0, 0, None),
 }
 
 
 def target_sizes(config: TargetsConfig, *, patch_size: int) -> TargetSizes:
-    """What targets ask of the decoders, without loading anything."""
-    appearance, motion = APPEARANCES[config.appearance], MOTIONS[config.motion]
+    """Numbers that the decoders must predict, without loading any network."""
+    appearance = APPEARANCES[config.appearance]
+    motion = MOTIONS[config.motion]
     pixels = 3 * patch_size**2
     num_codes = appearance.num_outputs or config.num_codes
     return TargetSizes(

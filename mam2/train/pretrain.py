@@ -184,7 +184,6 @@ def make_targets(config: Pretrain, folder: Path, device: torch.device) -> Target
         targets,
         patch_size=config.encoder.patch_size,
         device=device,
-        dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
         appearance=config.objective.needs_appearance,
         motion=config.objective.needs_motion,
     )

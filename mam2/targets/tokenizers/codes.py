@@ -1,25 +1,30 @@
-"""What all appearance tokenizers share: the check of their input, the nearest code, their files.
+"""Shared by all appearance tokenizers: the check of their input, the search for codes, their files.
 
-Shape letters: F frames, C channels, H W pixels, N vectors, D width, K codes.
+F frames, C channels, H W pixels, N vectors, D width, K codes.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mam2.config import UserError
+from mam2.config import UserError, from_json, to_json
+from mam2.files import check_tensors, read_tensors, shapes_of, write_tensors
 
+FRAMES_AT_ONCE = 8  # encoded or decoded, to bound memory
+ConfigT = TypeVar("ConfigT")
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def in_portions(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)`, computed for some rows of x at a time."""
+    return torch.cat([function(part) for part in x.split(FRAMES_AT_ONCE)])
 
 
 def check_frames(frames_FCHW: Tensor, *, patch_size: int) -> None:
@@ -60,42 +65,18 @@ def likeliest_code(z_FCHW: Tensor, weight_KD11: Tensor, bias_K: Tensor) -> Tenso
         return logits_FKHW.argmax(1).flatten(1)
 
 
-def check_tensors(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], *, where: str) -> None:
-    """Raises UserError, naming the first few, unless two sets of tensors have the same names and shapes."""
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    mis_shaped = [
-        f"{name} {tuple(found[name])} instead of {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name]) != tuple(shape)
-    ]
-    problems = [
-        f"{len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-        for what, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", mis_shaped),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(f"{where} does not hold the tensors of this tokenizer. {'; '.join(problems)}.")
+def save_tokenizer(tensors: Mapping[str, Tensor], file: Path | str, *, format: str, config: Any) -> None:
+    """Writes tensors and the tokenizer's configuration as safetensors, whole or not at all."""
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(Path(file), tensors, {"format": format, "config": json.dumps(to_json(config))})
 
 
-def save_tokenizer(tensors: Mapping[str, Tensor], file: Path | str, *, metadata: dict[str, str]) -> None:
-    """Writes a safetensors file whole or not at all."""
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, draft, metadata)
-        os.replace(draft, file)
-    finally:
-        draft.unlink(missing_ok=True)
+def read_tokenizer(file: Path | str, *, format: str, config: type[ConfigT]) -> tuple[dict[str, Tensor], ConfigT]:
+    """The fp32 tensors of a file by `save_tokenizer`, and the tokenizer's configuration.
 
-
-def check_converted(file: Path | str) -> None:
-    """Raises UserError if a file is a checkpoint as it was published, which `mam2 tokenizer convert` must read."""
+    Raises:
+        UserError: a file as it was published, no safetensors file, or one of another format.
+    """
     file = Path(file)
     with file.open("rb") as handle:
         start = handle.read(2)
@@ -104,37 +85,25 @@ def check_converted(file: Path | str) -> None:
             f"{file} is a checkpoint as it was published. Convert it once: "
             f"`mam2 tokenizer convert {file.name} --out {file.stem}.safetensors`, and name the result."
         )
+    tensors, metadata = read_tensors(file)
+    if metadata.get("format") != format:
+        raise UserError(
+            f"{file} is of format {metadata.get('format')!r}; accepted: {format!r}. Give another file, or the "
+            "--targets.appearance that it belongs to."
+        )
+    sizes = from_json(config, json.loads(metadata["config"]))
+    return {name: tensor.float() for name, tensor in tensors.items()}, sizes
 
 
-def assign_tensors(model: ModuleT, tensors: Mapping[str, Tensor], *, where: str) -> ModuleT:
-    """Gives a model built on the meta device its tensors; it comes back frozen, in eval mode.
+def load_frozen(make: Callable[[], ModuleT], tensors: Mapping[str, Tensor], *, file: Path | str) -> ModuleT:
+    """A tokenizer with the given tensors, frozen and in eval mode; nothing is initialised in vain.
 
     Raises:
         UserError: names or shapes do not fit.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected, where=where)
+    with torch.device("meta"):
+        model = make()
+    check_tensors(tensors, shapes_of(model), where=f"{file} does not hold the tensors of this tokenizer")
     model.load_state_dict(tensors, assign=True)
     # Channels last is what GPUs take for convolutions in bf16; on a CPU it is no slower, and the codes the same.
     return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-
-
-def read_tokenizer(file: Path | str, *, format: str) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """The fp32 tensors of a file by `save_tokenizer`, and the tokenizer's configuration as parsed JSON.
-
-    Raises:
-        UserError: no safetensors file, or one of another format.
-    """
-    try:
-        with safe_open(file, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            if metadata.get("format") == format:
-                # The handle is no dict: it can't be iterated but through keys().
-                tensors = {name: handle.get_tensor(name).float() for name in handle.keys()}  # noqa: SIM118
-                return tensors, json.loads(metadata["config"])
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{file} cannot be read as a tokenizer: {error}. Make or convert it again.") from error
-    raise UserError(
-        f"{file} is of format {metadata.get('format')!r}; accepted: {format!r}. Give another file, or the "
-        "--targets.appearance that it belongs to."
-    )

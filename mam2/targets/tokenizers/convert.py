@@ -13,9 +13,9 @@ from typing import Literal
 from torch import Tensor
 
 from mam2.config import UserError
-from mam2.targets.tokenizers.codes import check_tensors
+from mam2.files import check_tensors
 from mam2.targets.tokenizers.dalle import DALLEConfig, dalle_shapes, save_dalle
-from mam2.targets.tokenizers.inert import Inert, TensorNote, TorchFile, module_tensors, open_torch_file
+from mam2.targets.tokenizers.inert import Inert, module_tensors, read_torch_file
 from mam2.targets.tokenizers.vqgan import Quantizer, VQGANConfig, gumbel_f8, save_vqgan, vqgan_shapes
 
 KEPT = ("encoder.", "quant_conv.", "quantize.", "decoder.", "post_quant_conv.")
@@ -36,7 +36,7 @@ def convert_checkpoint(
 
     Args:
         source: last.ckpt of "VQGAN ImageNet (f=16), 16384" or of "VQGAN OpenImages (f=8), 8192,
-            GumbelQuantization", or DALL-E's encoder.pkl. The names of its tensors tell which.
+            GumbelQuantization", or DALL-E's encoder.pkl. The names of its tensors say which.
         out: the file to write; it appears whole or not at all.
         decoder: DALL-E's decoder.pkl, which is published apart; only pictures need it.
         config: the sizes, where they are not those of the official model.
@@ -49,22 +49,25 @@ def convert_checkpoint(
         UserError: no such file, a file of another kind, another tokenizer, or tensors that do not fit.
     """
     source = Path(source)
-    with open_torch_file(source) as opened:
-        kind = find_kind(find_tensors(opened.state, source), source)
+    found = read_tensors_of(source)
+    kind = find_kind(found, source)
     num_dropped = 0
     if kind == "dalle":
         if config is not None and not isinstance(config, DALLEConfig):
             raise UserError(f"{source} is a DALL-E dVAE, but the sizes given are those of a VQGAN.")
         config = config or DALLEConfig()
-        tensors = take_dalle_half("encoder", source, config)
+        tensors = dalle_half("encoder", found, source, config)
         if decoder is not None:
-            tensors |= take_dalle_half("decoder", Path(decoder), config)
+            tensors |= dalle_half("decoder", read_tensors_of(Path(decoder)), Path(decoder), config)
         save_dalle(tensors, out, config=config)
     else:
         if decoder is not None:
             raise UserError(f"{source} is a VQGAN, which has its decoder in the same file. Leave {decoder} out.")
         sizes = vqgan_sizes("gumbel" if kind == "vqgan_8192" else "nearest", config, source)
-        tensors, num_dropped = take_vqgan(source, sizes)
+        kept = {name: tensor for name, tensor in found.items() if name.startswith(KEPT)}
+        num_dropped = len(found) - len(kept)
+        with_decoder = any(name.startswith(("decoder.", "post_quant_conv.")) for name in kept)
+        tensors = checked(kept, vqgan_shapes(sizes, with_decoder=with_decoder), source)
         save_vqgan(tensors, out, config=sizes)
     return {
         "file": str(out),
@@ -76,18 +79,19 @@ def convert_checkpoint(
     }
 
 
-def find_tensors(state: object, source: Path) -> dict[str, TensorNote]:
+def read_tensors_of(source: Path) -> dict[str, Tensor]:
     """The named tensors of a state dict, of a Lightning checkpoint, or of a pickled module."""
+    state = read_torch_file(source)
     if isinstance(state, Inert):
         return module_tensors(state)
     if isinstance(state, dict):
         state = state.get("state_dict", state)
     if not isinstance(state, dict):
         raise UserError(f"{source} holds {type(state).__name__[:80]!r}, neither a state dict nor a module. {ACCEPTED}")
-    return {name: note for name, note in state.items() if isinstance(name, str) and isinstance(note, TensorNote)}
+    return {name: part for name, part in state.items() if isinstance(name, str) and isinstance(part, Tensor)}
 
 
-def find_kind(found: Mapping[str, TensorNote], source: Path) -> Literal["vqgan_16384", "vqgan_8192", "dalle"]:
+def find_kind(found: Mapping[str, Tensor], source: Path) -> Literal["vqgan_16384", "vqgan_8192", "dalle"]:
     """Which tokenizer the names are of, whatever their sizes."""
     if "blocks.input.w" in found:
         return "dalle"
@@ -108,37 +112,28 @@ def vqgan_sizes(quantizer: Quantizer, config: VQGANConfig | DALLEConfig | None, 
     raise UserError(f"{source} is a VQGAN with the quantizer {quantizer!r}, but the sizes given are {config}.")
 
 
-def take_vqgan(source: Path, config: VQGANConfig) -> tuple[dict[str, Tensor], int]:
-    """The tensors of a VQGAN, and how many others the file holds."""
-    with open_torch_file(source) as opened:
-        found = find_tensors(opened.state, source)
-        kept = {name: note for name, note in found.items() if name.startswith(KEPT)}
-        with_decoder = any(name.startswith(("decoder.", "post_quant_conv.")) for name in kept)
-        expected = vqgan_shapes(config, with_decoder=with_decoder)
-        return take(opened, kept, expected, source), len(found) - len(kept)
-
-
-def take_dalle_half(side: Literal["encoder", "decoder"], source: Path, config: DALLEConfig) -> dict[str, Tensor]:
-    """The tensors of encoder.pkl or decoder.pkl, under `encoder.` or `decoder.`; both name them alike."""
-    with open_torch_file(source) as opened:
-        found = find_tensors(opened.state, source)
-        if find_kind(found, source) != "dalle":
-            raise UserError(f"{source} is a VQGAN, not DALL-E's {side}. Name the downloaded {side}.pkl.")
-        kernel = tuple(found["blocks.input.w"].size)[2:]
-        if kernel == ((1, 1) if side == "encoder" else (7, 7)):
-            other = "decoder" if side == "encoder" else "encoder"
-            raise UserError(
-                f"{source} is DALL-E's {other}, not its {side}. "
-                "Run `mam2 tokenizer convert encoder.pkl --decoder decoder.pkl --out dalle.safetensors`."
-            )
-        expected = dalle_shapes(config, with_decoder=side == "decoder")
-        expected = {name: shape for name, shape in expected.items() if name.startswith(f"{side}.")}
-        return take(opened, {f"{side}.{name}": note for name, note in found.items()}, expected, source)
-
-
-def take(
-    opened: TorchFile, notes: Mapping[str, TensorNote], expected: Mapping[str, tuple[int, ...]], source: Path
+def dalle_half(
+    side: Literal["encoder", "decoder"], found: Mapping[str, Tensor], source: Path, config: DALLEConfig
 ) -> dict[str, Tensor]:
-    """Reads tensors once their names and shapes are known to be right."""
-    check_tensors({name: tuple(note.size) for name, note in notes.items()}, expected, where=str(source))
-    return {name: opened.read(note) for name, note in notes.items()}
+    """The tensors of encoder.pkl or decoder.pkl, under `encoder.` or `decoder.`; both files use the same names."""
+    if find_kind(found, source) != "dalle":
+        raise UserError(f"{source} is a VQGAN, not DALL-E's {side}. Name the downloaded {side}.pkl.")
+    kernel = tuple(found["blocks.input.w"].shape)[2:]
+    if kernel == ((1, 1) if side == "encoder" else (7, 7)):
+        other = "decoder" if side == "encoder" else "encoder"
+        raise UserError(
+            f"{source} is DALL-E's {other}, not its {side}. "
+            "Run `mam2 tokenizer convert encoder.pkl --decoder decoder.pkl --out dalle.safetensors`."
+        )
+    expected = dalle_shapes(config, with_decoder=side == "decoder")
+    expected = {name: shape for name, shape in expected.items() if name.startswith(f"{side}.")}
+    return checked({f"{side}.{name}": tensor for name, tensor in found.items()}, expected, source)
+
+
+def checked(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], source: Path) -> dict[str, Tensor]:
+    """The tensors in fp32, once their names, shapes and types are known to be right."""
+    check_tensors(tensors, expected, where=f"{source} is no official checkpoint of this tokenizer")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise UserError(f"{source}: {name} is {tensor.dtype}, not floating point. Download it again.")
+    return {name: tensor.float().contiguous() for name, tensor in tensors.items()}

@@ -3,13 +3,12 @@
 Modules are named as in the official encoder.pkl and decoder.pkl, under `encoder.` and `decoder.`: these two
 prefixes keep both in one file, and are the only renaming. Frames of 112² give 14×14 patches.
 
-Shape letters: F frames, C channels, H W pixels, N patches a frame (row by row), D width, K codes,
+F frames, C channels, H W pixels, N patches per frame (row by row), D width, K codes,
 P patch side.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mam2.config import UserError, from_json, to_json
+from mam2.config import UserError
+from mam2.files import shapes_of
 from mam2.targets.tokenizers.codes import (
-    assign_tensors,
-    check_converted,
     check_frames,
+    in_portions,
     likeliest_code,
+    load_frozen,
     read_tokenizer,
     save_tokenizer,
 )
@@ -93,13 +93,17 @@ class DalleStack(nn.Module):
 
     def __init__(self, config: DALLEConfig, *, decoder: bool) -> None:
         super().__init__()
-        self.decoder, self.num_blocks = decoder, config.num_blocks
-        widths, gain = [config.width * multiple for multiple in MULTIPLES], (len(MULTIPLES) * config.num_blocks) ** -2
+        self.decoder = decoder
+        self.num_blocks = config.num_blocks
+        widths = [config.width * multiple for multiple in MULTIPLES]
+        gain = (len(MULTIPLES) * config.num_blocks) ** -2
         if decoder:
             widths.reverse()
-            first, last = Conv(config.num_codes, config.decoder_width, 1), Conv(widths[-1], 6, 1)
+            first = Conv(config.num_codes, config.decoder_width, 1)
+            last = Conv(widths[-1], 6, 1)
         else:
-            first, last = Conv(3, widths[0], 7), Conv(widths[-1], config.num_codes, 1)
+            first = Conv(3, widths[0], 7)
+            last = Conv(widths[-1], config.num_codes, 1)
         kernels = (1, 3, 3, 3) if decoder else (3, 3, 3, 1)
         self.blocks = nn.ModuleDict({"input": first})
         width_in = first.w.shape[0]
@@ -128,13 +132,13 @@ class DALLE(nn.Module):
     Args:
         config: the sizes.
         with_decoder: build the decoder too; only pictures need it.
-        chunk: how many frames are encoded at a time, to bound memory.
     """
 
-    def __init__(self, config: DALLEConfig, *, with_decoder: bool = True, chunk: int = 8) -> None:
+    def __init__(self, config: DALLEConfig, *, with_decoder: bool = True) -> None:
         super().__init__()
-        self.config, self.chunk = config, chunk
-        self.num_codes, self.patch_size = config.num_codes, config.patch_size
+        self.config = config
+        self.num_codes = config.num_codes
+        self.patch_size = config.patch_size
         self.encoder = DalleStack(config, decoder=False)
         self.decoder = DalleStack(config, decoder=True) if with_decoder else None
         self.eval().requires_grad_(False)
@@ -147,7 +151,7 @@ class DALLE(nn.Module):
             UserError: frames of another shape or type.
         """
         check_frames(frames_FCHW, patch_size=self.patch_size)
-        return torch.cat([self._encode(part_FCHW) for part_FCHW in frames_FCHW.split(self.chunk)])
+        return in_portions(self._encode, frames_FCHW)
 
     @torch.no_grad()
     def decode(self, codes_FN: Tensor, *, grid: tuple[int, int]) -> Tensor:
@@ -161,15 +165,17 @@ class DALLE(nn.Module):
                 "This DALL-E tokenizer has no decoder, so its codes cannot be drawn. "
                 "Convert encoder.pkl again, with `--decoder decoder.pkl`."
             )
-        first, last = self.decoder.blocks["input"], self.decoder.blocks.get_submodule("output.conv")
+        decoder = self.decoder
+        first = decoder.blocks["input"]
+        last = decoder.blocks.get_submodule("output.conv")
         weight_KD = first.get_parameter("w").flatten(1).T  # a 1×1 convolution of one-hot codes picks its columns
-        frames = []
-        for part_FN in codes_FN.split(self.chunk):
-            z_FND = weight_KD[part_FN] + first.get_parameter("b")
-            z_FCHW = z_FND.transpose(1, 2).unflatten(2, grid)
-            mean_FCHW = last(self.decoder(z_FCHW))[:, :3].float().sigmoid()  # the other three channels are scales
-            frames.append((mean_FCHW - EPS) / (1 - 2 * EPS))
-        return torch.cat(frames).clamp(0, 1)
+
+        def decode(codes_FN: Tensor) -> Tensor:
+            z_FND = weight_KD[codes_FN] + first.get_parameter("b")
+            out_FCHW = last(decoder(z_FND.transpose(1, 2).unflatten(2, grid)))
+            return out_FCHW[:, :3].float().sigmoid()  # the other three channels are scales
+
+        return ((in_portions(decode, codes_FN) - EPS) / (1 - 2 * EPS)).clamp(0, 1)
 
     def _encode(self, frames_FCHW: Tensor) -> Tensor:
         x_FCHW = (1 - 2 * EPS) * frames_FCHW + EPS
@@ -181,21 +187,19 @@ class DALLE(nn.Module):
 def dalle_shapes(config: DALLEConfig, *, with_decoder: bool) -> dict[str, tuple[int, ...]]:
     """The names and shapes of a DALL-E tokenizer's tensors, without building it in memory."""
     with torch.device("meta"):
-        model = DALLE(config, with_decoder=with_decoder)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        return shapes_of(DALLE(config, with_decoder=with_decoder))
 
 
 def save_dalle(tensors: Mapping[str, Tensor], file: Path | str, *, config: DALLEConfig) -> None:
     """Writes tensors, named as `dalle_shapes` names them, for `load_dalle`."""
-    save_tokenizer(tensors, file, metadata={"format": FORMAT, "config": json.dumps(to_json(config))})
+    save_tokenizer(tensors, file, format=FORMAT, config=config)
 
 
-def load_dalle(file: Path | str, *, chunk: int = 8) -> DALLE:
+def load_dalle(file: Path | str) -> DALLE:
     """Loads a converted DALL-E tokenizer, with its decoder where the file holds one.
 
     Args:
         file: safetensors, as `mam2 tokenizer convert` writes it.
-        chunk: how many frames are encoded at a time.
 
     Raises:
         UserError: no such file, a file as it was published, or tensors that do not fit.
@@ -207,9 +211,6 @@ def load_dalle(file: Path | str, *, chunk: int = 8) -> DALLE:
             "`mam2 tokenizer convert encoder.pkl --decoder decoder.pkl --out dalle.safetensors`, and name the result "
             "with `--targets.file`. mam2_tiny, mam2_b_k400_rp and mam2_lite_* need no file."
         )
-    check_converted(file)
-    tensors, config_json = read_tokenizer(file, format=FORMAT)
+    tensors, config = read_tokenizer(file, format=FORMAT, config=DALLEConfig)
     with_decoder = any(name.startswith("decoder.") for name in tensors)
-    with torch.device("meta"):  # nothing to initialise: every tensor comes from the file
-        model = DALLE(from_json(DALLEConfig, config_json), with_decoder=with_decoder, chunk=chunk)
-    return assign_tensors(model, tensors, where=str(file))
+    return load_frozen(lambda: DALLE(config, with_decoder=with_decoder), tensors, file=file)

@@ -1,4 +1,4 @@
-"""Random projection: codes of patches without any training (BEST-RQ).
+"""Random projection: codes of patches without any training, as the quantiser of BEST-RQ.
 
 F frames, C channels, H W pixels, N patches per frame (row by row), D width, K codes, P patch side.
 """
@@ -8,48 +8,43 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vector_quantize_pytorch import RandomProjectionQuantizer
 
 from mam2.patches import patchify
-from mam2.targets.tokenizers.codes import check_frames
+from mam2.targets.tokenizers.codes import check_frames, in_portions
+
+# Measured on dark 112² and ordinary 224² video, 16² patches. The raw patch: nearly all share a direction, so 3 (12)
+# codes do all the work. Per-patch normalisation, as in BEST-RQ: 988 (623), but brightness is lost, and faint noise
+# changes 47 % (23 %) of the codes. Shrunk to 8² first, and with a tenth of the brightness: 294 (351), and 18 % (9 %).
+SIDE = 8
+BRIGHTNESS = 0.1
+CODE_WIDTH = 16
 
 
 class RandomProjection(nn.Module):
-    """The quantiser of BEST-RQ: a patch, projected at random, takes the nearest direction's code. Untrained.
+    """Gives a patch, projected at random, the code of the nearest of K random directions. Untrained.
 
     Everything is drawn from `seed` alone, so it needs no file and is the same in every process.
 
     Args:
         patch_size: P.
         num_codes: K.
-        codebook_dim: how many numbers a patch is projected to.
-        seed: of the projection and the codebook.
-        chunk: how many frames are encoded at a time, to bound memory.
+        seed: of the projection and the directions.
     """
 
-    # Measured on dark 112² and ordinary 224² video, 16² patches. The raw patch: nearly all share a
-    # direction, so 3 (12) codes do all the work. Per-patch normalisation, as in BEST-RQ: 988 (623), but
-    # brightness is lost, and faint noise changes 47 % (23 %) of the codes. Shrunk to 8² first, and with a
-    # tenth of the brightness: 294 (351), and 18 % (9 %).
-    SIDE = 8
-    BRIGHTNESS = 0.1
-
-    def __init__(
-        self, *, patch_size: int, num_codes: int = 8192, codebook_dim: int = 16, seed: int = 0, chunk: int = 8
-    ) -> None:
+    def __init__(self, *, patch_size: int, num_codes: int = 8192, seed: int = 0) -> None:
         super().__init__()
-        self.patch_size, self.num_codes, self.chunk = patch_size, num_codes, chunk
-        self.side = min(self.SIDE, patch_size)
+        self.patch_size = patch_size
+        self.num_codes = num_codes
+        self.side = min(SIDE, patch_size)
+        self.projection_FD: Tensor
+        self.directions_KD: Tensor
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)
-            self.quantizer = RandomProjectionQuantizer(
-                dim=3 * self.side**2,
-                codebook_size=num_codes,
-                codebook_dim=codebook_dim,
-                norm=False,
-                sync_codebook=False,
-            )
-        self.eval().requires_grad_(False)
+            projection_1FD = nn.init.xavier_normal_(torch.empty(1, 3 * self.side**2, CODE_WIDTH))
+            directions_1KD = nn.init.kaiming_uniform_(torch.empty(1, num_codes, CODE_WIDTH))
+        self.register_buffer("projection_FD", projection_1FD[0])
+        self.register_buffer("directions_KD", F.normalize(directions_1KD[0], dim=-1))
+        self.eval()
 
     @torch.no_grad()
     def forward(self, frames_FCHW: Tensor) -> Tensor:
@@ -60,16 +55,12 @@ class RandomProjection(nn.Module):
         """
         check_frames(frames_FCHW, patch_size=self.patch_size)
         with torch.autocast(frames_FCHW.device.type, enabled=False):
-            return torch.cat([self._encode(part_FCHW) for part_FCHW in frames_FCHW.split(self.chunk)])
+            return in_portions(self._encode, frames_FCHW)
 
     def _encode(self, frames_FCHW: Tensor) -> Tensor:
-        # The quantizer's own forward asks the device a question each time, and makes one-hot codes that nobody needs.
-        directions_KD = self.quantizer.vq.codebook.view(self.num_codes, -1)
-        z_FND = F.normalize(self._features(frames_FCHW) @ self.quantizer.rand_projs[0], dim=-1)
-        return (z_FND @ directions_KD.T).argmax(dim=-1)
-
-    def _features(self, frames_FCHW: Tensor) -> Tensor:
         size = [self.side * pixels // self.patch_size for pixels in frames_FCHW.shape[-2:]]
         patches_FND = patchify(F.interpolate(frames_FCHW.float(), size, mode="area"), self.side)
         mean_FN1 = patches_FND.mean(-1, keepdim=True)
-        return patches_FND - mean_FN1 + self.BRIGHTNESS * (mean_FN1 - 0.5)
+        features_FND = patches_FND - mean_FN1 + BRIGHTNESS * (mean_FN1 - 0.5)
+        z_FND = F.normalize(features_FND @ self.projection_FD, dim=-1)
+        return (z_FND @ self.directions_KD.T).argmax(dim=-1)

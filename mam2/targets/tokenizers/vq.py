@@ -1,34 +1,41 @@
-"""Appearance tokenizers that need no download: a random projection, and a small VQ model of one's own video.
+"""A small VQ tokenizer, trained on one's own video.
 
-Both are used as a VQGAN is (`mam2.targets.tokenizers.vqgan`): frames in [0, 1] -> one code a patch. Their codes say
-less than the paper's; they let a first run, a test or an unusual domain do without the official weights.
+It is used as a VQGAN is (`mam2.targets.tokenizers.vqgan`): frames in [0, 1] -> one code per patch. Its codes say less
+than the paper's, but a first run, a test or an unusual domain can do without the official weights.
 
-Shape letters: F frames, C channels, H W pixels, N patches (a frame's, row by row, or all), D width, K codes,
-P patch side.
+F frames, C channels, H W pixels, N patches (a frame's, row by row, or all), D width, K codes, P patch side.
 """
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
-from mam2.config import UserError, from_json, to_json
+from mam2.config import UserError, check
 from mam2.patches import patchify, to_float, unpatchify
-from mam2.targets.tokenizers.codes import check_frames, check_tensors, nearest_code, read_tokenizer, save_tokenizer
+from mam2.targets.tokenizers.codes import (
+    check_frames,
+    in_portions,
+    load_frozen,
+    nearest_code,
+    read_tokenizer,
+    save_tokenizer,
+)
 
 FORMAT = "mam2.vq"
 
 
 def code_usage(codes: Tensor, *, num_codes: int) -> dict[str, float]:
-    """How well codes of any shape use their codebook.
+    """Use of the codebook by codes of any shape.
 
     Returns:
         `usage`: the share of the K codes that occur; `perplexity`: e to the entropy of their frequencies,
@@ -52,14 +59,13 @@ class VQConfig:
         width: of the hidden layers.
     """
 
-    patch_size: int = 16
-    num_codes: int = 1024
-    code_dim: int = 32
-    width: int = 256
+    patch_size: Annotated[int, Ge(1)] = 16
+    num_codes: Annotated[int, Ge(1)] = 1024
+    code_dim: Annotated[int, Ge(1)] = 32
+    width: Annotated[int, Ge(1)] = 256
 
     def __post_init__(self) -> None:
-        if min(self.patch_size, self.num_codes, self.code_dim, self.width) < 1:
-            raise UserError(f"{self}: every size must be at least 1.")
+        check(self, "tokenizer.")
 
 
 class VQ(nn.Module):
@@ -67,13 +73,13 @@ class VQ(nn.Module):
 
     Args:
         config: the sizes.
-        chunk: how many frames are encoded at a time, to bound memory.
     """
 
-    def __init__(self, config: VQConfig, *, chunk: int = 8) -> None:
+    def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        self.config, self.chunk = config, chunk
-        self.patch_size, self.num_codes = config.patch_size, config.num_codes
+        self.config = config
+        self.patch_size = config.patch_size
+        self.num_codes = config.num_codes
         self.encoder = mlp(3 * config.patch_size**2, config.width, config.code_dim)
         self.decoder = mlp(config.code_dim, config.width, 3 * config.patch_size**2)
         self.codebook_KD: Tensor
@@ -88,9 +94,7 @@ class VQ(nn.Module):
             UserError: frames of another shape or type.
         """
         check_frames(frames_FCHW, patch_size=self.patch_size)
-        return torch.cat(
-            [self.encode_patches(patchify(part, self.patch_size)) for part in frames_FCHW.split(self.chunk)]
-        )
+        return in_portions(lambda part: self.encode_patches(patchify(part, self.patch_size)), frames_FCHW)
 
     @torch.no_grad()
     def decode(self, codes_FN: Tensor, *, grid: tuple[int, int]) -> Tensor:
@@ -110,6 +114,7 @@ class VQ(nn.Module):
 
 
 def mlp(width_in: int, width: int, width_out: int) -> nn.Sequential:
+    """Two hidden layers of one width."""
     return nn.Sequential(
         nn.Linear(width_in, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width_out)
     )
@@ -121,6 +126,7 @@ def scale(patches_ND: Tensor) -> Tensor:
 
 
 def unscale(patches_ND: Tensor) -> Tensor:
+    """The inverse of `scale`."""
     return patches_ND / 4 + 0.5
 
 
@@ -218,15 +224,14 @@ def report(vq: VQ, patches_ND: Tensor) -> dict[str, float]:
 
 def save_vq(vq: VQ, file: Path | str) -> None:
     """Writes a VQ tokenizer as safetensors with its configuration; the file appears whole or not at all."""
-    save_tokenizer(vq.state_dict(), file, metadata={"format": FORMAT, "config": json.dumps(to_json(vq.config))})
+    save_tokenizer(vq.state_dict(), file, format=FORMAT, config=vq.config)
 
 
-def load_vq(file: Path | str, *, chunk: int = 8) -> VQ:
+def load_vq(file: Path | str) -> VQ:
     """Loads what `save_vq` wrote.
 
     Args:
         file: safetensors, as `mam2 tokenizer train` writes it.
-        chunk: how many frames are encoded at a time.
 
     Raises:
         UserError: no such file, a file of another kind, or tensors that do not fit.
@@ -236,9 +241,5 @@ def load_vq(file: Path | str, *, chunk: int = 8) -> VQ:
             f"There is no VQ tokenizer {str(file)!r}. Train one on your own video with "
             "`mam2 tokenizer train`, and name it with `--targets.file`."
         )
-    tensors, config_json = read_tokenizer(file, format=FORMAT)
-    vq = VQ(from_json(VQConfig, config_json), chunk=chunk)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    check_tensors(shapes, {name: tuple(t.shape) for name, t in vq.state_dict().items()}, where=str(file))
-    vq.load_state_dict(tensors)
-    return vq
+    tensors, config = read_tokenizer(file, format=FORMAT, config=VQConfig)
+    return load_frozen(lambda: VQ(config), tensors, file=file)

@@ -3,13 +3,12 @@
 A tokenizer is a frozen module: frames in [0, 1] go in, one code for each patch comes out, and `decode` draws
 codes as a picture again. Modules are named as in the official checkpoint, so that its tensors load unrenamed.
 
-Shape letters: F frames, C channels, H W pixels, N patches a frame (row by row), D width, K codes,
+F frames, C channels, H W pixels, N patches per frame (row by row), D width, K codes,
 P patch side.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mam2.config import UserError, from_json, to_json
+from mam2.config import UserError
+from mam2.files import shapes_of
 from mam2.targets.tokenizers.codes import (
-    assign_tensors,
-    check_converted,
     check_frames,
+    in_portions,
     likeliest_code,
+    load_frozen,
     nearest_code,
     read_tokenizer,
     save_tokenizer,
@@ -32,12 +32,12 @@ from mam2.targets.tokenizers.codes import (
 
 FORMAT = "mam2.vqgan"
 Quantizer = Literal["nearest", "gumbel"]
-NAMES: dict[Quantizer, str] = {
+TITLE_OF: dict[Quantizer, str] = {
     "nearest": "VQGAN ImageNet (f=16), 16384",
     "gumbel": "VQGAN OpenImages (f=8), 8192, GumbelQuantization",
 }
-APPEARANCES: dict[Quantizer, str] = {"nearest": "vqgan_16384", "gumbel": "vqgan_8192"}
-FILES: dict[Quantizer, str] = {"nearest": "vqgan_f16_16384.safetensors", "gumbel": "vqgan_gumbel_f8.safetensors"}
+APPEARANCE_OF: dict[Quantizer, str] = {"nearest": "vqgan_16384", "gumbel": "vqgan_8192"}
+FILE_OF: dict[Quantizer, str] = {"nearest": "vqgan_f16_16384.safetensors", "gumbel": "vqgan_gumbel_f8.safetensors"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +140,13 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
+    """The blocks of the lowest resolution."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.block_1, self.attn_1, self.block_2 = ResBlock(width, width), Attention(width), ResBlock(width, width)
+        self.block_1 = ResBlock(width, width)
+        self.attn_1 = Attention(width)
+        self.block_2 = ResBlock(width, width)
 
     def forward(self, h_FCHW: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(h_FCHW)))
@@ -153,7 +157,8 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
-        widths, last = [config.ch * mult for mult in config.ch_mult], len(config.ch_mult) - 1
+        widths = [config.ch * mult for mult in config.ch_mult]
+        last = len(widths) - 1
         self.conv_in = nn.Conv2d(3, config.ch, 3, padding=1)
         self.down = nn.ModuleList(
             Level(
@@ -177,11 +182,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder backwards, with one block more a level. `up` counts from full size: it runs in reverse."""
+    """The encoder backwards, with one block more per level. `up` counts from full size: it runs in reverse."""
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
-        widths, last = [config.ch * mult for mult in config.ch_mult], len(config.ch_mult) - 1
+        widths = [config.ch * mult for mult in config.ch_mult]
+        last = len(widths) - 1
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1])
         self.up = nn.ModuleList(
@@ -210,13 +216,13 @@ class VQGAN(nn.Module):
     Args:
         config: the sizes.
         with_decoder: build the decoder too; only pictures need it.
-        chunk: how many frames are encoded at a time, to bound memory.
     """
 
-    def __init__(self, config: VQGANConfig, *, with_decoder: bool = True, chunk: int = 8) -> None:
+    def __init__(self, config: VQGANConfig, *, with_decoder: bool = True) -> None:
         super().__init__()
-        self.config, self.chunk = config, chunk
-        self.num_codes, self.patch_size = config.num_codes, config.patch_size
+        self.config = config
+        self.num_codes = config.num_codes
+        self.patch_size = config.patch_size
         self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
         codebook = nn.Embedding(config.num_codes, config.embed_dim)
@@ -237,7 +243,7 @@ class VQGAN(nn.Module):
             UserError: frames of another shape or type.
         """
         check_frames(frames_FCHW, patch_size=self.patch_size)
-        return torch.cat([self._encode(part_FCHW) for part_FCHW in frames_FCHW.split(self.chunk)])
+        return in_portions(self._encode, frames_FCHW)
 
     @torch.no_grad()
     def decode(self, codes_FN: Tensor, *, grid: tuple[int, int]) -> Tensor:
@@ -251,12 +257,13 @@ class VQGAN(nn.Module):
                 "This VQGAN has no decoder, so its codes cannot be drawn. "
                 "Convert a checkpoint that holds decoder.* and post_quant_conv.*, as the official one does."
             )
-        frames = []
-        for part_FN in codes_FN.split(self.chunk):
-            z_FND = self._codebook_KD[part_FN]
-            z_FCHW = z_FND.transpose(1, 2).unflatten(2, grid)
-            frames.append(self.decoder(self.post_quant_conv(z_FCHW)).float())
-        return ((torch.cat(frames) + 1) / 2).clamp(0, 1)
+        decoder = nn.Sequential(self.post_quant_conv, self.decoder)
+
+        def decode(codes_FN: Tensor) -> Tensor:
+            z_FND = self._codebook_KD[codes_FN]
+            return decoder(z_FND.transpose(1, 2).unflatten(2, grid)).float()
+
+        return ((in_portions(decode, codes_FN) + 1) / 2).clamp(0, 1)
 
     @property
     def _codebook_KD(self) -> Tensor:
@@ -275,44 +282,38 @@ class VQGAN(nn.Module):
 def vqgan_shapes(config: VQGANConfig, *, with_decoder: bool) -> dict[str, tuple[int, ...]]:
     """The names and shapes of a VQGAN's tensors, without building it in memory."""
     with torch.device("meta"):
-        model = VQGAN(config, with_decoder=with_decoder)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        return shapes_of(VQGAN(config, with_decoder=with_decoder))
 
 
 def save_vqgan(tensors: Mapping[str, Tensor], file: Path | str, *, config: VQGANConfig) -> None:
     """Writes tensors under their official names, as `load_vqgan` reads them."""
-    save_tokenizer(tensors, file, metadata={"format": FORMAT, "config": json.dumps(to_json(config))})
+    save_tokenizer(tensors, file, format=FORMAT, config=config)
 
 
-def load_vqgan(file: Path | str, *, quantizer: Quantizer = "nearest", chunk: int = 8) -> VQGAN:
+def load_vqgan(file: Path | str, *, quantizer: Quantizer = "nearest") -> VQGAN:
     """Loads a converted VQGAN, with its decoder where the file holds one.
 
     Args:
         file: safetensors, as `mam2 tokenizer convert` writes it.
         quantizer: which of the two kinds the file must hold.
-        chunk: how many frames are encoded at a time.
 
     Raises:
         UserError: no such file, a checkpoint that is not converted yet, the other kind, or tensors that do not fit.
     """
-    name = NAMES[quantizer]
+    title = TITLE_OF[quantizer]
     if not Path(file).is_file():
         raise UserError(
-            f"There is no VQGAN file {str(file)!r}. Download last.ckpt of '{name}' "
+            f"There is no VQGAN file {str(file)!r}. Download last.ckpt of '{title}' "
             "from https://github.com/CompVis/taming-transformers (model zoo), run "
-            f"`mam2 tokenizer convert last.ckpt --out {FILES[quantizer]}`, and name the result with "
+            f"`mam2 tokenizer convert last.ckpt --out {FILE_OF[quantizer]}`, and name the result with "
             "`--targets.file`. mam2_tiny, mam2_b_k400_rp and mam2_lite_* need no file."
         )
-    check_converted(file)
-    tensors, config_json = read_tokenizer(file, format=FORMAT)
-    config = from_json(VQGANConfig, config_json)
+    tensors, config = read_tokenizer(file, format=FORMAT, config=VQGANConfig)
     if config.quantizer != quantizer:
         raise UserError(
             f"{file} holds a VQGAN of {config.num_codes} codes with the quantizer {config.quantizer!r}, but "
-            f"{quantizer!r} is asked for. Name a file of '{name}', or set `--targets.appearance` to "
-            f"{APPEARANCES[config.quantizer]}."
+            f"{quantizer!r} is asked for. Name a file of '{title}', or set `--targets.appearance` to "
+            f"{APPEARANCE_OF[config.quantizer]}."
         )
     with_decoder = any(name.startswith("decoder.") for name in tensors)
-    with torch.device("meta"):  # nothing to initialise: every tensor comes from the file
-        model = VQGAN(config, with_decoder=with_decoder, chunk=chunk)
-    return assign_tensors(model, tensors, where=str(file))
+    return load_frozen(lambda: VQGAN(config, with_decoder=with_decoder), tensors, file=file)

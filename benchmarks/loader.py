@@ -52,7 +52,7 @@ from mam2.data.loader import TrainLoader
 from mam2.data.prepare.extract import write_frames
 from mam2.data.video.index import read_index
 from mam2.data.video.open import open_video
-from mam2.data.video.pyav import Video
+from mam2.data.video.pyav import PyAVVideo
 from mam2.recipes.finetune import finetune_b_ucf101
 from mam2.recipes.pretrain import mam2_b_k400
 
@@ -310,7 +310,7 @@ def worker_memory(videos: Sequence[str], data: Data, *, num_clips: int, batch_si
 
 def about(path: str) -> dict[str, Any]:
     """What kind of video it is; key frames decide how much must be decoded for a clip."""
-    with Video(path) as video, av.open(path) as container:
+    with PyAVVideo(path) as video, av.open(path) as container:
         keys = sum(packet.is_keyframe for packet in container.demux(video=0) if packet.size)
         seconds = video.num_frames / (video.fps or FPS)
         codec, kbit = container.streams.video[0].codec_context.name, os.path.getsize(path) * 8 / seconds / 1000

@@ -46,7 +46,7 @@ def test_crops_are_ours(bench: types.ModuleType, monkeypatch: pytest.MonkeyPatch
     from mam2.data import transforms
 
     taken = []
-    monkeypatch.setattr(transforms, "_resized_crop", lambda clip, *box: taken.append(box[:4]) or clip)
+    monkeypatch.setattr(transforms, "resized_crop", lambda clip, *box: taken.append(box[:4]) or clip)
     transforms.multi_scale_crop(torch.zeros(1, 3, 256, 340), size=bench.SIZE, rng=random.Random(seed))
     assert taken == [bench.crop_box(256, 340, random.Random(seed))]
 

@@ -103,9 +103,9 @@ def test_a_batch_holds_the_repeats_side_by_side(video: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"repeats": 0}, "repeats is 0; it must be at least 1"),
-        ({"erasing": 1.5}, r"erasing is 1\.5; it must be from 0 to 1"),
-        ({"rand_augment_magnitude": 11}, "must be from 0 to 10"),
+        ({"repeats": 0}, "repeats is 0; accepted: at least 1"),
+        ({"erasing": 1.5}, r"erasing is 1\.5; accepted: at least 0, at most 1"),
+        ({"rand_augment_magnitude": 11}, "at least 0, at most 10"),
         ({"sampling": "random"}, "accepted: dense, uniform"),
     ],
 )

@@ -19,7 +19,9 @@ from torchvision.transforms.v2 import functional
 from mam2.config import UserError
 from mam2.data.catalog import VIDEO_SUFFIXES
 from mam2.data.video import index, pyav
-from mam2.data.video.pyav import Video, VideoError
+from mam2.data.video.index import VideoError
+from mam2.data.video.open import open_video
+from mam2.data.video.pyav import PyAVVideo
 
 # B-frames, long, short and open groups of pictures, containers with and without times
 FORMATS = {
@@ -77,7 +79,7 @@ def test_any_frames_equal_a_plain_decode(videos, name):
     levels = every[:, 0, 8:-20, 8:].float().mean((1, 2))
     assert (levels - torch.arange(20, 220, 5)).abs().max() < 2.5  # the frames tell their number
     rng = random.Random(0)
-    with Video(videos[name]) as video:
+    with PyAVVideo(videos[name]) as video:
         assert (video.num_frames, video.num_missing) == (40, 0)
         assert (video.height, video.width) == every.shape[2:] == (48 if name != "av1.mkv" else 64, 64)
         assert video.fps == pytest.approx(30, abs=0.05)
@@ -91,7 +93,7 @@ def test_any_frames_equal_a_plain_decode(videos, name):
 
 
 def test_order_and_repeats_are_kept(videos):
-    with Video(videos["b_frames.mp4"]) as video:
+    with PyAVVideo(videos["b_frames.mp4"]) as video:
         clip = video.frames([30, 3, 3, 0, 30])
     assert clip.dtype == torch.uint8
     assert clip.shape == (5, 3, 48, 64)
@@ -108,7 +110,7 @@ def test_decoding_starts_at_the_nearest_key_frame_and_stops_early(videos, name, 
             decoded.append(frame)
             yield frame
 
-    with Video(videos[name]) as video:
+    with PyAVVideo(videos[name]) as video:
         monkeypatch.setattr(pyav, "decoded", counting)
         video.frames([33])
         assert 1 <= len(decoded) <= 15
@@ -121,22 +123,22 @@ def test_decoding_starts_at_the_nearest_key_frame_and_stops_early(videos, name, 
 
 
 def test_a_group_is_entered_again_only_if_that_is_shorter(videos):
-    with Video(videos["all_key_frames.mp4"]) as video:
+    with PyAVVideo(videos["all_key_frames.mp4"]) as video:
         assert video._runs([0, 4, 8, 30]) == [[0, 4, 8], [30]]
-    with Video(videos["long_group.mp4"]) as video:
+    with PyAVVideo(videos["long_group.mp4"]) as video:
         assert video._runs([0, 4, 39]) == [[0, 4, 39]]
 
 
 def test_a_seek_that_leads_astray_is_made_good(videos, monkeypatch):
     every = plain_decode(videos["b_frames.mp4"])
-    with Video(videos["b_frames.mp4"]) as video:
+    with PyAVVideo(videos["b_frames.mp4"]) as video:
         astray = video._packets_from
         monkeypatch.setattr(video, "_packets_from", lambda key, start: astray(video._index.pts[39], 10**9))
         assert torch.equal(video.frames([13, 15, 17]), every[[13, 15, 17]])
 
 
 def test_frames_outside_the_video(videos):
-    with Video(videos["plain.avi"]) as video:
+    with PyAVVideo(videos["plain.avi"]) as video:
         for indices in ([40], [-1], []):
             with pytest.raises(IndexError, match="has frames 0 to 39"):
                 video.frames(indices)
@@ -145,7 +147,7 @@ def test_frames_outside_the_video(videos):
 def test_rotation_stored_in_the_file_is_applied(tmp_path):
     # The mark is in the upper left; a quarter turn clockwise brings it to the upper right.
     for rotation, corner in ((-90, (0, -1)), (90, (-1, 0)), (180, (-1, -1))):
-        with Video(write_video(tmp_path / f"{rotation}.mp4", num_frames=2, rotation=rotation)) as video:
+        with PyAVVideo(write_video(tmp_path / f"{rotation}.mp4", num_frames=2, rotation=rotation)) as video:
             frame = video.frames([0])[0, 0]
             assert tuple(frame.shape) == (video.height, video.width)
             assert (video.height, video.width) == ((48, 64) if rotation == 180 else (64, 48))
@@ -174,7 +176,7 @@ def test_times_may_start_anywhere(tmp_path, name, encoder, shift, container_opti
     )
     every = plain_decode(path)
     rng = random.Random(1)
-    with Video(path) as video:
+    with PyAVVideo(path) as video:
         assert video.num_frames == len(every) == 40
         assert video.fps == pytest.approx(30, abs=0.05)
         for _ in range(12):
@@ -192,7 +194,7 @@ def test_variable_frame_rate(tmp_path, name, encoder):
     every = plain_decode(path)
     levels = every[:, 0, 8:-20, 8:].float().mean((1, 2))
     assert (levels - torch.arange(20, 220, 5)).abs().max() < 2.5
-    with Video(path) as video:
+    with PyAVVideo(path) as video:
         assert video.num_frames == 40
         assert video.fps == pytest.approx(39 / (ticks[-1] / 1000), rel=0.001)
         for _ in range(12):
@@ -202,9 +204,9 @@ def test_variable_frame_rate(tmp_path, name, encoder):
 
 def test_the_frame_rate_is_none_where_nothing_tells_it():
     silent = SimpleNamespace(average_rate=None, guessed_rate=None, time_base=Fraction(1, 90000))
-    assert index._fps(silent, [7]) is None
-    assert index._fps(silent, [0, 3000, 9000]) == 20
-    assert index._fps(SimpleNamespace(average_rate=None, guessed_rate=Fraction(30000, 1001)), []) == 30000 / 1001
+    assert index.average_fps(silent, [7]) is None
+    assert index.average_fps(silent, [0, 3000, 9000]) == 20
+    assert index.average_fps(SimpleNamespace(average_rate=None, guessed_rate=Fraction(30000, 1001)), []) == 30000 / 1001
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_pixel_formats_and_odd_sizes(tmp_path, name, encoder, pixels):
         path = write_video(tmp_path / name, encoder=encoder, options=options, pixels=pixels, size=size, num_frames=20)
     except av.ArgumentError as error:
         pytest.skip(f"the {encoder} of this PyAV can't write {pixels}: {error.strerror}")
-    with Video(path) as video:
+    with PyAVVideo(path) as video:
         assert (video.num_frames, video.height, video.width) == (20, *size)
         clip = video.frames(range(20))
     assert torch.equal(clip, plain_decode(path))
@@ -239,18 +241,18 @@ def test_pixel_formats_and_odd_sizes(tmp_path, name, encoder, pixels):
 def test_pixels_are_made_square(tmp_path, aspect, width):
     path = write_video(tmp_path / "wide.mp4", pixel_aspect=aspect, num_frames=8)
     expected = functional.resize(plain_decode(path), [48, width], antialias=True)
-    with Video(path) as video:
+    with PyAVVideo(path) as video:
         assert (video.height, video.width) == (48, width)
         clip = video.frames([0, 5])
     assert clip.shape == (2, 3, 48, width)
     assert (clip.float() - expected[[0, 5]].float())[..., 8:30, 8:].abs().max() <= 2
-    with Video(write_video(tmp_path / "turned.mp4", pixel_aspect=aspect, num_frames=2, rotation=90)) as video:
+    with PyAVVideo(write_video(tmp_path / "turned.mp4", pixel_aspect=aspect, num_frames=2, rotation=90)) as video:
         assert video.frames([1]).shape[2:] == (video.height, video.width) == (width, 48)
 
 
 def test_pixels_of_a_damaged_header_are_refused(tmp_path):
     with pytest.raises(VideoError, match=r"its pixels are said to be 20 times as wide as high"):
-        Video(write_video(tmp_path / "bar.mp4", pixel_aspect=Fraction(20), num_frames=2))
+        PyAVVideo(write_video(tmp_path / "bar.mp4", pixel_aspect=Fraction(20), num_frames=2))
 
 
 def test_frames_that_an_edit_list_cuts_away_are_not_counted(tmp_path):
@@ -260,7 +262,7 @@ def test_frames_that_an_edit_list_cuts_away_are_not_counted(tmp_path):
     struct.pack_into(">Ii", data, entry, 600, 1024 + 512 * 17)  # 0.6 s, from frame 17
     path.write_bytes(data)
     every = plain_decode(path)
-    with Video(path) as video:
+    with PyAVVideo(path) as video:
         assert video.num_frames == len(every) == 18
         assert torch.equal(video.frames([0, 5, 17]), every[[0, 5, 17]])
         assert round((every[0, 0, 20, 20].item() - 20) / 5) == 17
@@ -271,7 +273,7 @@ def test_packed_b_frames_of_divx(real_data):
     path = real_data / "clips" / "RATRACE_wave_f_nm_np1_fr_goo_37.avi"
     with av.open(str(path)) as container:
         assert container.streams.video[0].frames == 73
-    with Video(path) as video:
+    with PyAVVideo(path) as video:
         assert video.num_frames == 72
         assert torch.equal(video.frames([70, 71]), plain_decode(path)[[70, 71]])
 
@@ -282,7 +284,7 @@ def test_official_clips_decode(real_data):
     for path in paths:
         assert path.suffix in VIDEO_SUFFIXES
         every = plain_decode(path)
-        with Video(path) as video:
+        with PyAVVideo(path) as video:
             assert video.num_frames == len(every)
             indices = list(range(len(every) // 2, len(every), 7))
             assert torch.equal(video.frames(indices), every[indices])
@@ -294,7 +296,7 @@ def test_what_a_broken_download_has_left_decodes(tmp_path, options):
     data, every = path.read_bytes(), plain_decode(path)
     for share in (0.35, 0.5, 0.6, 0.75, 0.9):
         path.write_bytes(data[: int(len(data) * share)])
-        with Video(path) as video:
+        with PyAVVideo(path) as video:
             left = video.num_frames - video.num_missing
             assert video.num_frames == 40
             assert 40 * share - 10 < left < 40
@@ -320,7 +322,7 @@ def test_a_tail_that_is_lost_or_noise_never_surprises(videos, tmp_path, name):
             path = tmp_path / name
             path.write_bytes(data[: int(len(data) * share)] + tail)
             try:
-                with Video(path) as video:
+                with PyAVVideo(path) as video:
                     sound = int(40 * share) - 10
                     assert video.num_frames >= sound
                     for i in range(0, sound, 3):
@@ -335,7 +337,7 @@ def test_a_truncated_avi_gives_the_frames_it_has(tmp_path):
     path = write_video(tmp_path / "cut.avi", encoder="mpeg4")
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * 0.6)])
-    with Video(path) as video:
+    with PyAVVideo(path) as video:
         assert 5 < video.num_frames < 40
         assert len(video.frames(range(video.num_frames))) == video.num_frames
 
@@ -349,7 +351,7 @@ def test_damage_in_the_middle_is_an_error_only_where_it_is(tmp_path):
     position, size = places[15]
     data[position : position + size] = b"\xff" * size
     path.write_bytes(data)
-    with Video(path) as video:
+    with PyAVVideo(path) as video:
         assert torch.equal(video.frames([1, 5, 30]), every[[1, 5, 30]])
         with pytest.raises(VideoError, match=r"damaged\.mp4 can't be decoded: .*Re-encode or remove it\."):
             video.frames(range(40))
@@ -366,7 +368,7 @@ def test_pictures_patched_up_by_the_decoder_are_an_error(tmp_path, name, encoder
     data[position + size // 2 : position + size] = bytes(size - size // 2)
     path.write_bytes(data)
     assert len(plain_decode(path)) == 40  # FFmpeg itself hides the damage
-    with Video(path) as video:
+    with PyAVVideo(path) as video:
         for indices in ([0, 9, 10], [20, 25, 39], [1, 38]):
             assert torch.equal(video.frames(indices), every[indices])
         for indices in ([14], [10, 14, 30], [19]):
@@ -392,23 +394,23 @@ def test_what_is_no_video_is_refused(tmp_path):
         (sound, "it holds no video stream"),
     ):
         with pytest.raises(VideoError, match=rf"{path} can't be decoded: ({reason}).*Re-encode or remove it\."):
-            Video(path)
+            PyAVVideo(path)
     with pytest.raises(UserError, match=r"nowhere\.mp4 can't be decoded: No such file"):
-        Video(tmp_path / "nowhere.mp4")
+        PyAVVideo(tmp_path / "nowhere.mp4")
 
 
 def test_a_replaced_file_is_counted_again(tmp_path):
     path = write_video(tmp_path / "a.mp4", num_frames=12)
-    with Video(path) as video:
+    with PyAVVideo(path) as video:
         assert video.num_frames == 12
     write_video(path, num_frames=20)
-    with Video(path) as video:
+    with PyAVVideo(path) as video:
         assert video.num_frames == 20
 
 
 def test_one_frame_is_a_video(tmp_path):
     for name, encoder in (("one.mp4", "libx264"), ("one.avi", "mpeg4")):
-        with Video(write_video(tmp_path / name, encoder=encoder, num_frames=1)) as video:
+        with PyAVVideo(write_video(tmp_path / name, encoder=encoder, num_frames=1)) as video:
             assert video.num_frames == 1
             assert video.frames([0, 0]).shape == (2, 3, 48, 64)
 
@@ -425,7 +427,7 @@ def test_few_frames_of_a_long_video_are_decoded(tmp_path, monkeypatch):
             counts["frames"] += 1
             yield frame
 
-    with Video(path) as video:
+    with PyAVVideo(path) as video:
         assert video.num_frames == 300
         every = video.frames(range(300))
         monkeypatch.setattr(pyav, "decoded", counting)
@@ -438,7 +440,7 @@ def test_few_frames_of_a_long_video_are_decoded(tmp_path, monkeypatch):
 
 def test_frames_one_after_another(videos, tmp_path):
     for path in (videos["b_frames.mp4"], write_video(tmp_path / "turned.mp4", num_frames=9, rotation=90)):
-        with Video(path) as video:
+        with PyAVVideo(path) as video:
             assert torch.equal(torch.stack(list(video.each())), video.frames(range(video.num_frames)))
 
 
@@ -455,12 +457,12 @@ def open_often(videos: Videos, tmp_path: Path, times: int) -> None:
     broken.write_bytes(videos["long_group.mp4"].read_bytes()[:3000])
     names = ["b_frames.mp4", "plain.avi", "vp9.webm", "h265.mp4", "av1.mkv"]
     for i in range(times):
-        with Video(videos[names[i % len(names)]]) as video:
+        with PyAVVideo(videos[names[i % len(names)]]) as video:
             video.frames([5, 30])
         if i % 5 == 0:
-            Video(videos["b_frames.mp4"]).frames([3])  # never closed
+            PyAVVideo(videos["b_frames.mp4"]).frames([3])  # never closed
             with pytest.raises(VideoError):
-                Video(broken)
+                PyAVVideo(broken)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
@@ -480,7 +482,7 @@ def test_files_are_closed(videos):
 
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("needs /proc")
-    with Video(videos["b_frames.mp4"]) as video:
+    with PyAVVideo(videos["b_frames.mp4"]) as video:
         video.frames([3, 30])
         assert open_files() == 1
     assert open_files() == 0
@@ -504,9 +506,9 @@ def test_torchcodec_gives_the_same_frames_or_refuses(videos, name):
     choices = [[rng.randrange(40) for _ in range(6)] for _ in range(8)]
     if name in TORCHCODEC_ERRS:
         with pytest.raises(VideoError, match="Use the backend pyav for this file"):
-            list(map(Video(videos[name], backend="torchcodec").frames, choices))
+            list(map(open_video(videos[name], backend="torchcodec").frames, choices))
         return
-    with Video(videos[name], backend="torchcodec") as video:
+    with open_video(videos[name], backend="torchcodec") as video:
         for indices in choices:
             clip = video.frames(indices)
             assert clip.shape == (6, 3, *every.shape[2:])
@@ -518,7 +520,7 @@ def test_torchcodec_turns_and_widens(tmp_path):
     torchcodec_or_skip()
     for rotation in (0, 90, 180, 270):
         path = write_video(tmp_path / "turned.mp4", rotation=rotation, pixel_aspect=Fraction(4, 3), num_frames=4)
-        with Video(path) as plain, Video(path, backend="torchcodec") as other:
+        with PyAVVideo(path) as plain, open_video(path, backend="torchcodec") as other:
             clip = other.frames([2, 0])
             assert clip.shape[2:] == (other.height, other.width) == (plain.height, plain.width)
             assert (clip.float() - plain.frames([2, 0]).float()).abs().mean() < 3
@@ -527,6 +529,6 @@ def test_torchcodec_turns_and_widens(tmp_path):
 def test_a_backend_that_is_not_there(videos, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     with pytest.raises(UserError, match=r"The backend torchcodec can't be loaded: .* or use the backend pyav\."):
-        Video(videos["plain.avi"], backend="torchcodec")
+        open_video(videos["plain.avi"], backend="torchcodec")
     with pytest.raises(UserError, match=r"The backend of a video is 'decord'; accepted: pyav, torchcodec\."):
-        Video(videos["plain.avi"], backend="decord")
+        open_video(videos["plain.avi"], backend="decord")

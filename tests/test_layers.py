@@ -25,11 +25,11 @@ LEVELS = (
     {"__main__", "__init__"},
 )
 DATA_LEVELS = (
-    {"video/source", "video/index", "sampling", "transforms", "mixing", "catalog", "workers", "synthetic"},
+    {"video/source", "video/index", "sampling", "transforms", "mixing", "catalog", "workers", "bad_videos", "synthetic"},
     {"video/pyav", "video/torchcodec", "video/jpeg_folder"},
     {"video/open"},
     {"clips"},
-    {"loader"},
+    {"loader", "views"},
     {"prepare/official_lists", "prepare/inspect"},
     {"prepare/manifest", "prepare/extract"},
 )

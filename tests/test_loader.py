@@ -17,8 +17,9 @@ from mam2.config import UserError, from_json, seed_of, to_json
 from mam2.data import clips, sampling, transforms
 from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data
-from mam2.data.loader import TrainLoader, ViewLoader, steps_per_epoch, video_of
-from mam2.data.video.pyav import Video
+from mam2.data.loader import TrainLoader, steps_per_epoch, video_of
+from mam2.data.video.pyav import PyAVVideo
+from mam2.data.views import ViewLoader
 
 SMALL = Data(stride_frames=2, num_workers=0)
 train_loader = partial(TrainLoader, num_frames=4, size=16)
@@ -101,7 +102,7 @@ def test_a_sample_is_made_as_its_parts_say(catalog):
     for position in range(3):
         item = catalog.items[video_of(8, position, num_videos=7, batch_size=3, seed=5)]
         rng = random.Random(seed_of(5, 1, 8, position))
-        with Video(item.path) as video:
+        with PyAVVideo(item.path) as video:
             clip = video.frames(sampling.dense(16, clip_frames=4, stride_frames=2, rng=rng))
         clip = transforms.flip(transforms.multi_scale_crop(clip, size=16, rng=rng), rng)
         assert torch.equal(batch.clip_BTCHW[position], clip)
@@ -113,7 +114,7 @@ def test_fine_tuning_takes_the_other_crop(catalog):
     data = Data(augment="random_resized_crop", flip=False, **common)
     (batch,) = train_loader(catalog, data, batch_size=1, seed=5, num_steps=1)
     rng = random.Random(seed_of(5, 1, 0, 0))
-    with Video(catalog.items[video_of(0, 0, num_videos=7, batch_size=1, seed=5)].path) as video:
+    with PyAVVideo(catalog.items[video_of(0, 0, num_videos=7, batch_size=1, seed=5)].path) as video:
         clip = video.frames(sampling.dense(16, clip_frames=4, stride_frames=2, rng=rng))
     assert torch.equal(batch.clip_BTCHW[0], transforms.random_resized_crop(clip, size=16, rng=rng))
 
@@ -170,9 +171,11 @@ def test_a_damaged_video_is_replaced_and_reported_once(damaged, num_workers, cap
     with caplog.at_level(logging.WARNING, logger="mam2"):
         batches = list(loader)
     assert [batch.clip_BTCHW.shape[0] for batch in batches] == [7] * 4
-    assert list(loader.bad) == [damaged.items[4].path]
-    assert "4.mp4 can't be decoded" in loader.bad[damaged.items[4].path]
-    assert [record.getMessage() for record in caplog.records] == ["Left out: " + loader.bad[damaged.items[4].path]]
+    assert list(loader.bad.reasons) == [damaged.items[4].path]
+    assert "4.mp4 can't be decoded" in loader.bad.reasons[damaged.items[4].path]
+    assert [record.getMessage() for record in caplog.records] == [
+        "Left out: " + loader.bad.reasons[damaged.items[4].path]
+    ]
     assert_equal(batches[2:], train_loader(damaged, SMALL, batch_size=7, seed=1, start_step=2, num_steps=4))
     # The next of the shuffle stands in for it.
     places = [place for place in range(7) if video_of(0, place, num_videos=7, batch_size=7, seed=1) == 4]
@@ -233,7 +236,7 @@ def test_views_are_clips_by_crops(catalog, num_workers):
     loaded = list(view_loader(catalog, data, clips=3, crops=2))
     assert [views.index for views in loaded] == list(range(7))
     assert [views.label for views in loaded] == [0, 0, 0, 1, 1, 1, 1]
-    with Video(catalog.items[5].path) as video:
+    with PyAVVideo(catalog.items[5].path) as video:
         expected = [
             crop
             for window in sampling.views(16, clip_frames=4, stride_frames=2, clips=3)
@@ -256,7 +259,7 @@ def test_views_leave_out_a_damaged_video_but_no_short_one(damaged, caplog):
     data = Data(stride_frames=2, num_workers=0, short="skip")
     loader = view_loader(damaged, data, num_frames=20, clips=2, crops=1)
     assert [views.index for views in loader] == [0, 1, 2, 3, 5, 6]
-    assert list(loader.bad) == [damaged.items[4].path]
+    assert list(loader.bad.reasons) == [damaged.items[4].path]
     strict = Data(num_workers=0, max_bad_share=0)
     with pytest.raises(UserError, match="1 of 7 videos can't be used"):
         list(view_loader(damaged, strict, clips=1, crops=1))
@@ -265,8 +268,8 @@ def test_views_leave_out_a_damaged_video_but_no_short_one(damaged, caplog):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"stride_frames": 0}, r"data\.stride_frames is 0; it must be at least 1"),
-        ({"num_workers": -1}, r"data\.num_workers is -1; it must be at least 0"),
+        ({"stride_frames": 0}, r"data\.stride_frames is 0; accepted: at least 1"),
+        ({"num_workers": -1}, r"data\.num_workers is -1; accepted: at least 0"),
         ({"max_bad_share": 5.0}, r"data\.max_bad_share is 5\.0"),
         ({"short": "pad"}, r"data\.short is 'pad'; accepted: shrink, repeat, skip"),
         ({"augment": "none"}, r"data\.augment is 'none'; accepted: multi_scale_crop, random_resized_crop"),
@@ -296,7 +299,7 @@ def test_real_clips_in_two_workers(real_data):
     for batch in loader:
         assert batch.clip_BTCHW.shape == (8, 16, 3, 32, 32)
         assert batch.clip_BTCHW.float().std(dim=1).mean() > 0.5  # frames differ
-    assert not loader.bad
+    assert not loader.bad.reasons
 
 
 @pytest.mark.parametrize("fault", ["dies", "hangs"])
@@ -315,7 +318,7 @@ def test_a_video_that_ends_or_stalls_its_process_is_left_out(catalog, monkeypatc
     loader = train_loader(catalog, data, batch_size=7, seed=0, num_steps=2)
     batches = list(loader)
     assert [batch.clip_BTCHW.shape[0] for batch in batches] == [7, 7]
-    assert loader.bad.keys() == {guilty}
+    assert loader.bad.reasons.keys() == {guilty}
     assert "A decoding process failed" in caplog.text
     views = list(view_loader(catalog, data, clips=1, crops=1))
     assert sorted(view.index for view in views) == [0, 1, 2, 3, 5, 6]
@@ -348,7 +351,7 @@ def test_a_process_that_dies_once_costs_nothing(catalog, monkeypatch, tmp_path):
     loader = train_loader(catalog, replace(SMALL, num_workers=2, timeout_seconds=20), batch_size=3, seed=0, num_steps=4)
     assert_equal(loader, expected)
     assert died.exists()
-    assert not loader.bad
+    assert not loader.bad.reasons
 
 
 def test_fixed_clips_are_few_and_come_again_under_their_numbers(catalog):

@@ -84,11 +84,11 @@ def test_mixup_draws_lambda_from_its_beta_distribution():
 
 @pytest.mark.parametrize(
     ("settings", "share"),
-    [({}, 0.5), ({"switch_prob": 0.2}, 0.2), ({"cutmix": 0}, 0), ({"mixup": 0}, 1), ({"mixup": 0, "cutmix": 0}, 0)],
+    [({}, 0.5), ({"cutmix": 0}, 0), ({"mixup": 0}, 1), ({"mixup": 0, "cutmix": 0}, 0)],
 )
 def test_one_of_the_two_a_batch(monkeypatch, settings, share):
     boxes = []
-    monkeypatch.setattr(mixing, "_box", lambda *arguments: boxes.append(arguments) or (0, 1, 0, 1))
+    monkeypatch.setattr(mixing, "box_of", lambda *arguments: boxes.append(arguments) or (0, 1, 0, 1))
     clip, label, rng = batch(0.0, 1.0, size=2), torch.tensor([0, 1]), random.Random(0)
     for _ in range(1000):
         mix(clip, label, num_classes=2, rng=rng, **settings)
@@ -100,15 +100,15 @@ def test_boxes_cover_what_they_should_and_stay_inside():
     seen = torch.zeros(20, 30)
     for _ in range(3000):
         kept = rng.random()
-        top, bottom, left, right = mixing._box(20, 30, kept, rng)
+        top, bottom, left, right = mixing.box_of(20, 30, kept, rng)
         assert 0 <= top <= bottom <= 20
         assert 0 <= left <= right <= 30
         assert bottom - top <= 20 * math.sqrt(1 - kept)
         assert right - left <= 30 * math.sqrt(1 - kept)
         seen[top:bottom, left:right] += 1
     assert seen.min() > 100
-    assert mixing._box(20, 30, 0.0, Draws()) == (0, 10, 0, 15)
-    top, bottom, left, right = mixing._box(20, 30, 1.0, rng)
+    assert mixing.box_of(20, 30, 0.0, Draws()) == (0, 10, 0, 15)
+    top, bottom, left, right = mixing.box_of(20, 30, 1.0, rng)
     assert (bottom - top) * (right - left) == 0
 
 
@@ -161,7 +161,6 @@ def test_the_mix_follows_from_its_draws_alone():
     [
         ({"mixup": -1}, r"mixup is -1; it must be from 0 \(off\) up\."),
         ({"cutmix": -0.5}, r"cutmix is -0\.5; it must be from 0 \(off\) up\."),
-        ({"switch_prob": 2}, r"switch_prob is 2; it must be from 0 to 1\."),
         ({"smoothing": float("nan")}, r"smoothing is nan; it must be from 0 to 1\."),
     ],
 )

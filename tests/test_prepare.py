@@ -15,7 +15,6 @@ from mam2.config import UserError
 from mam2.data.catalog import read_catalog
 from mam2.data.prepare import inspect as journals
 from mam2.data.prepare.manifest import COLUMNS, Report, prepare
-from mam2.data.prepare.manifest import manifest as preparing
 from mam2.data.prepare.official_lists import BENCHMARKS, read_lists
 from mam2.data.synthetic import render, write_video
 
@@ -58,13 +57,13 @@ def tree(tmp_path, video):
 def opened(monkeypatch):
     """The names of the videos that are opened, in this process."""
     names = []
-    original = journals._probe
+    original = journals.inspect_video
 
     def probe(path):
         names.append(Path(path).name)
         return original(path)
 
-    monkeypatch.setattr(journals, "_probe", probe)
+    monkeypatch.setattr(journals, "inspect_video", probe)
     return names
 
 
@@ -266,8 +265,8 @@ def test_a_whole_benchmark(real_data, tmp_path, video, monkeypatch, name, counts
         path = tmp_path / listed.label / f"{listed.stems[0]}.avi"
         path.parent.mkdir(exist_ok=True)
         os.link(video, path)
-    probe, numbers = journals._probe(str(video)), iter(range(99_999))
-    monkeypatch.setattr(journals, "_probe", lambda path: dataclasses.replace(probe, digest=str(next(numbers))))
+    probe, numbers = journals.inspect_video(str(video)), iter(range(99_999))
+    monkeypatch.setattr(journals, "inspect_video", lambda path: dataclasses.replace(probe, digest=str(next(numbers))))
     report = prepare(name, tmp_path, annotations=real_data / "annotations", num_workers=0)
     assert [count.written for count in report.splits] == counts
     assert (report.missing.count, report.extra.count, report.duplicates.count, report.notes) == (0, 0, 0, ())
@@ -372,7 +371,7 @@ def test_own_csv(tree):
 
 def test_a_killed_run_goes_on(tree, monkeypatch, opened):
     root = tree({f"x/{i}.mp4": None for i in range(6)})
-    original = journals._probe
+    original = journals.inspect_video
 
     def killed_at_the_fourth(path):
         if path.endswith("3.mp4"):
@@ -380,7 +379,7 @@ def test_a_killed_run_goes_on(tree, monkeypatch, opened):
         return original(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(journals, "_probe", killed_at_the_fourth)
+        patch.setattr(journals, "inspect_video", killed_at_the_fourth)
         with pytest.raises(KeyboardInterrupt):
             prepare("folder", root, num_workers=0)
     journal = root / "folder.journal.jsonl"
@@ -401,7 +400,7 @@ def full(*arguments):
 def test_a_full_disk_keeps_what_was_read(tree, monkeypatch, opened):
     root = tree({"a.mp4": None, "b.mp4": None})
     with monkeypatch.context() as patch:
-        patch.setattr(preparing.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(
             UserError, match=r"manifest\.csv can't be written: No space left.*Make room.*is kept in .*jsonl"
         ):
@@ -417,7 +416,7 @@ def test_a_manifest_is_replaced_whole_or_not_at_all(tree, monkeypatch):
     before = prepare("folder", root, num_workers=0).manifest.read_bytes()
     tree({"b.mp4": None})
     with monkeypatch.context() as patch:
-        patch.setattr(preparing.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="No space left"):
             prepare("folder", root, num_workers=0)
     assert (root / "manifest.csv").read_bytes() == before

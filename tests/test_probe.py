@@ -16,7 +16,7 @@ import mam2.probe.probe
 from mam2.config import UserError, from_json
 from mam2.data import clips
 from mam2.data.catalog import Catalog, read_catalog
-from mam2.data.loader import ViewLoader
+from mam2.data.views import ViewLoader
 from mam2.model.attention import CrossAttention
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import save_encoder
@@ -237,7 +237,7 @@ def test_features_are_computed_once_for_an_encoder_its_videos_and_views(videos, 
 
 
 def test_an_interrupted_extraction_goes_on(videos, encoder, forwards, tmp_path, monkeypatch):
-    monkeypatch.setattr(mam2.probe.features, "VIDEOS_A_FILE", 3)
+    monkeypatch.setattr(mam2.probe.features, "VIDEOS_PER_FILE", 3)
     catalog = read_catalog(videos, labelled=True)
     whole = extract(encoder, catalog, QUICK, tmp_path, clips=1, crops=1)
     files = sorted(tmp_path.glob("*/*.safetensors"))
@@ -251,7 +251,7 @@ def test_an_interrupted_extraction_goes_on(videos, encoder, forwards, tmp_path, 
 
 
 def test_damaged_videos_are_left_out_up_to_a_share(videos, encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(mam2.probe.features, "VIDEOS_A_FILE", 4)
+    monkeypatch.setattr(mam2.probe.features, "VIDEOS_PER_FILE", 4)
     root = shutil.copytree(videos, tmp_path / "videos")
     sound = extract(encoder, read_catalog(root, labelled=True), QUICK, tmp_path, clips=1, crops=1)
     (root / "approach" / "2.mp4").write_bytes(b"no video")

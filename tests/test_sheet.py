@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from PIL import Image
 
 from mam2.config import UserError
-from mam2.data.video.pyav import Video
+from mam2.data.video.pyav import PyAVVideo
 from mam2.pictures.canvas import BLUE, ORANGE, FrameRow, Page, enlarge, patch_mask
 from mam2.pictures.prediction import (
     Prediction,
@@ -355,7 +355,7 @@ def test_an_mp4_has_even_sides_and_every_frame(tmp_path):
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert stream.average_rate == 3
-    with Video(str(tmp_path / "clip.mp4")) as video:
+    with PyAVVideo(str(tmp_path / "clip.mp4")) as video:
         assert video.num_frames == 3
         frames = video.frames([0, 1, 2]).int()
     assert frames.shape[2] % 2 == frames.shape[3] % 2 == 0

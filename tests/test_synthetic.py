@@ -10,7 +10,7 @@ from torch import Tensor
 from mam2.config import UserError, seed_of
 from mam2.data import synthetic
 from mam2.data.synthetic import MOTIONS, render, write_dataset, write_video
-from mam2.data.video.pyav import Video
+from mam2.data.video.pyav import PyAVVideo
 
 PAIRS = (("left", "right"), ("up", "down"), ("counter_clockwise", "clockwise"), ("recede", "approach"))
 SEEDS = range(8)
@@ -112,7 +112,7 @@ def test_an_unknown_motion_is_refused() -> None:
 def test_a_written_video_reads_back_as_it_was(tmp_path: Path) -> None:
     clip = render("right", seed=1, num_frames=6, size=32)
     write_video(tmp_path / "clip.mp4", clip)
-    with Video(tmp_path / "clip.mp4") as video:
+    with PyAVVideo(tmp_path / "clip.mp4") as video:
         read = video.frames(range(6))
     assert read.shape == clip.shape
     assert (read.float() - clip.float()).abs().mean() < 8  # of 255: chroma is halved, and H.264 loses a little

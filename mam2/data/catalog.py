@@ -1,4 +1,4 @@
-"""What a data set is: a list of videos, with labels or without, from a folder or a CSV file."""
+"""Catalogs of videos, with labels or without, from a folder or a CSV file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mam2.config import UserError, did_you_mean, seed_of
+
+VIDEO_SUFFIXES = (
+    *(".3gp", ".asf", ".avi", ".flv", ".m4v", ".mkv", ".mov"),
+    *(".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+)
+"""The file names taken for videos, in lower case."""
 
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "test": "test"}
 """The words for splits in lists and in the names of folders, and what they mean."""
@@ -23,6 +29,11 @@ class Item:
 
     path: str
     label: int | None
+
+    @property
+    def class_number(self) -> int:
+        """The number of the class, -1 if there is none."""
+        return -1 if self.label is None else self.label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,10 +253,3 @@ def _label_number(row: CsvRow, number_of: dict[str, int], *, numbers: bool) -> i
 
 def _class_number(label: str) -> int | None:
     return int(label) if label.isdecimal() else None
-
-
-VIDEO_SUFFIXES = (
-    *(".3gp", ".asf", ".avi", ".flv", ".m4v", ".mkv", ".mov"),
-    *(".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
-)
-"""The file names taken for videos, in lower case."""

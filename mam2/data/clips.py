@@ -1,4 +1,4 @@
-"""How clips are made of a video: the settings, and one function each for training and for testing.
+"""Clips of a video: the settings, and one function each for training and for testing.
 
 T frames, C = 3 channels, H = W = size pixels, V views.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Le
 
-from mam2.config import UserError, check
+from mam2.config import check
 from mam2.data import sampling, transforms
 from mam2.data.sampling import Short
 from mam2.data.video.open import open_video
@@ -23,10 +24,10 @@ Sampling = Literal["dense", "uniform"]
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Which videos, and how clips are made of them.
+    """Videos, and how clips are made of them.
 
     Attributes:
-        root: a folder of videos at any depth, a folder with a sub-folder a class, or a .csv with path,label.
+        root: a folder of videos at any depth, a folder with a sub-folder per class, or a .csv with path,label.
         split: which rows of a .csv that has several splits.
         sampling: "dense" or "uniform".
         stride_frames: the distance between neighbouring frames of a dense clip (App. B).
@@ -38,13 +39,13 @@ class Data:
         erasing: probability that a box is erased from a clip; 0 is off, as in Table 8 (VideoMAE: 0.25).
         repeats: clips made of each video that is decoded, with an augmentation of their own; a batch then holds as
             many times more clips (Table 8: 2).
-        fixed_clips: different clips that training draws of each video, always the same ones (`targets.cache` needs
-            them); 0 draws each anew.
-        short: what to do with a video too short for the clip: "shrink" brings the clip's frames closer
+        fixed_clips: number of fixed clips per video that training samples from (`targets.cache` needs them); 0 samples
+            a new clip every time.
+        short: handling of a video too short for the clip: "shrink" brings the clip's frames closer
             together, "repeat" repeats the last frame, "skip" does without the video.
-        backend: what decodes video files: "pyav", or "torchcodec" where that is installed.
+        backend: decoder of video files: "pyav", or "torchcodec" where that is installed.
         num_workers: processes that decode; 0 decodes in the training process.
-        timeout_seconds: a process that makes nothing for so long is replaced, and a video that is to blame left out.
+        timeout_seconds: a process that makes nothing for so long is replaced, and a video that is to blame is left out.
         max_bad_share: damaged or too short videos that are replaced by others, as a share of all; one is
             always forgiven unless this is 0. More end the run.
 
@@ -55,35 +56,22 @@ class Data:
     root: str = ""
     split: str = ""
     sampling: Sampling = "dense"
-    stride_frames: int = 4
-    target_fps: float = 0.0
-    rand_augment_ops: int = 0
-    rand_augment_magnitude: float = 9.0
+    stride_frames: Annotated[int, Ge(1)] = 4
+    target_fps: Annotated[float, Ge(0), Le(1000)] = 0.0
+    rand_augment_ops: Annotated[int, Ge(0)] = 0
+    rand_augment_magnitude: Annotated[float, Ge(0), Le(10)] = 9.0
     augment: Literal["multi_scale_crop", "random_resized_crop"] = "multi_scale_crop"
     flip: bool = True
-    erasing: float = 0.0
-    repeats: int = 1
-    fixed_clips: int = 0
+    erasing: Annotated[float, Ge(0), Le(1)] = 0.0
+    repeats: Annotated[int, Ge(1)] = 1
+    fixed_clips: Annotated[int, Ge(0)] = 0
     short: Short = "shrink"
     backend: Backend = "pyav"
-    num_workers: int = 2
-    timeout_seconds: int = 120
-    max_bad_share: float = 0.05
+    num_workers: Annotated[int, Ge(0)] = 2
+    timeout_seconds: Annotated[int, Ge(1)] = 120
+    max_bad_share: Annotated[float, Ge(0), Le(1)] = 0.05
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("stride_frames", 1),
-            ("num_workers", 0),
-            ("rand_augment_ops", 0),
-            ("repeats", 1),
-            ("fixed_clips", 0),
-            ("timeout_seconds", 1),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least {least}.")
-        for name, most in (("max_bad_share", 1), ("erasing", 1), ("rand_augment_magnitude", 10), ("target_fps", 1000)):
-            if not 0 <= getattr(self, name) <= most:
-                raise UserError(f"data.{name} is {getattr(self, name)}; it must be from 0 to {most}.")
         check(self, "data.")
 
 
@@ -116,7 +104,7 @@ def train_clips(path: str, data: Data, *, num_frames: int, size: int, rng: rando
 
 
 def augmented(clip_TCHW: torch.Tensor, data: Data, *, size: int, rng: random.Random) -> torch.Tensor:
-    """What training sees of a clip: RandAugment, crop, flip, erasing; one draw for all frames (Tables 7 and 8)."""
+    """Augmentation of a training clip: RandAugment, crop, flip, erasing; one draw for all frames (Tables 7 and 8)."""
     if data.rand_augment_ops:
         magnitude, num_ops = data.rand_augment_magnitude, data.rand_augment_ops
         clip_TCHW = transforms.rand_augment(clip_TCHW, rng=rng, magnitude=magnitude, num_ops=num_ops)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 from mam2.config import UserError
 
+SWITCH = 0.5  # probability of cutmix where both are on (Table 8)
+
 
 def mix(
     clip_BTCHW: torch.Tensor,
@@ -22,7 +24,6 @@ def mix(
     rng: random.Random,
     mixup: float = 0.8,
     cutmix: float = 1.0,
-    switch_prob: float = 0.5,
     smoothing: float = 0.1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mixes each clip with its partner, the clip at the same place from the batch's other end.
@@ -41,7 +42,6 @@ def mix(
         rng: draws the kind, λ and the box.
         mixup: λ ~ Beta(mixup, mixup); 0 turns mixup off.
         cutmix: λ ~ Beta(cutmix, cutmix), then corrected to the share of the frame outside the box; 0 turns cutmix off.
-        switch_prob: how likely cutmix is where both are on.
         smoothing: the share of every target that is spread evenly over all classes.
 
     Returns:
@@ -54,7 +54,6 @@ def mix(
     for name, value, most in (
         ("mixup", mixup, math.inf),
         ("cutmix", cutmix, math.inf),
-        ("switch_prob", switch_prob, 1),
         ("smoothing", smoothing, 1),
     ):
         if not 0 <= value <= most:
@@ -63,8 +62,8 @@ def mix(
     height, width = clip_BTCHW.shape[-2:]
     clip_BTCHW = clip_BTCHW / 255 if clip_BTCHW.dtype == torch.uint8 else clip_BTCHW.float()
     kept = 1.0
-    if cutmix > 0 and (mixup == 0 or rng.random() < switch_prob):
-        top, bottom, left, right = _box(height, width, rng.betavariate(cutmix, cutmix), rng)
+    if cutmix > 0 and (mixup == 0 or rng.random() < SWITCH):
+        top, bottom, left, right = box_of(height, width, rng.betavariate(cutmix, cutmix), rng)
         clip_BTCHW, source_BTCHW = clip_BTCHW.clone(), clip_BTCHW
         clip_BTCHW[..., top:bottom, left:right] = source_BTCHW[..., top:bottom, left:right].flip(0)
         # λ is what the clip kept: the frame's edge may have cut the box.
@@ -76,7 +75,7 @@ def mix(
     return clip_BTCHW, kept * target_BK + (1 - kept) * target_BK.flip(0)
 
 
-def _box(height: int, width: int, kept: float, rng: random.Random) -> tuple[int, int, int, int]:
+def box_of(height: int, width: int, kept: float, rng: random.Random) -> tuple[int, int, int, int]:
     """(top, bottom, left, right) of a box that leaves about `kept` of the frame; as the frame in its aspect, with its
     centre anywhere, and cut off at the edge."""
     box_height, box_width = (int(side * math.sqrt(1 - kept)) for side in (height, width))

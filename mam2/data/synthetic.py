@@ -2,7 +2,7 @@
 
 A textured shape moves in front of a textured background that drifts, with sensor noise on top. Only the shape's
 motion depends on the label. Position, size, angle, colours, drift and noise of a single frame are drawn alike for
-every label, so that no single frame tells the class.
+every label, so that no single frame shows the class.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mam2.config import UserError, seed_of
 from mam2.distributed import end_with_parent
+from mam2.files import written_whole
 
 MOTIONS = ("left", "right", "up", "down", "clockwise", "counter_clockwise", "approach", "recede")
 TRAVEL = 0.7  # how far a shape goes to either side of the middle of the video; half the frame is 1
@@ -99,7 +100,7 @@ def _texture(x: Tensor, y: Tensor, rng: random.Random, *, num_waves: int = 3) ->
 
 def write_video(path: Path, clip_TCHW: Tensor, *, fps: int = 10) -> None:
     """Writes uint8 (T, 3, H, W), even H and W, as H.264 in an .mp4."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.height, stream.width = clip_TCHW.shape[2:]
         stream.pix_fmt = "yuv420p"
@@ -136,6 +137,5 @@ def _start_worker() -> None:
 def _write_one(job: tuple[Path, str, int], *, num_frames: int, size: int) -> None:
     path, motion, seed = job
     if not path.exists():
-        partial_path = path.with_suffix(".part.mp4")
-        write_video(partial_path, render(motion, seed=seed, num_frames=num_frames, size=size))
-        partial_path.rename(path)
+        with written_whole(path) as part:
+            write_video(part, render(motion, seed=seed, num_frames=num_frames, size=size))

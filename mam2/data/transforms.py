@@ -8,16 +8,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-_MEAN_C11, _STD_C11 = (  # ImageNet's, in pixel units
-    255 * torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-)
-_GREY_C11 = _MEAN_C11.round()
+from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
+
+MEAN_C11 = 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1)  # in pixel units
+STD_C11 = 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1)
+GREY_C11 = MEAN_C11.round()
+MAGNITUDE_STD = 0.5  # of RandAugment, "mstd0.5"
+PROBABILITY = 0.5  # that an operation of RandAugment is applied
 _SCALES = (1.0, 0.875, 0.75, 0.66)
 # (down, right) in quarters of the room beside the crop: corners and centre, then the places half-way between.
 _OFFSETS = (
@@ -50,7 +52,7 @@ def multi_scale_crop(clip_TCHW: torch.Tensor, *, size: int, rng: random.Random) 
     )
     down, right = rng.choice(_OFFSETS)
     top, left = down * ((height - crop_height) // 4), right * ((width - crop_width) // 4)
-    return _resized_crop(clip_TCHW, top, left, crop_height, crop_width, size)
+    return resized_crop(clip_TCHW, top, left, crop_height, crop_width, size)
 
 
 def random_resized_crop(
@@ -80,16 +82,16 @@ def random_resized_crop(
         crop_height, crop_width = round(math.sqrt(crop_area / aspect)), round(math.sqrt(crop_area * aspect))
         if 0 < crop_height <= height and 0 < crop_width <= width:
             top, left = rng.randint(0, height - crop_height), rng.randint(0, width - crop_width)
-            return _resized_crop(clip_TCHW, top, left, crop_height, crop_width, size)
+            return resized_crop(clip_TCHW, top, left, crop_height, crop_width, size)
     # A very long or tall frame: the largest central crop with an accepted ratio.
     crop_height, crop_width = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
-    return _resized_crop(clip_TCHW, top, left, crop_height, crop_width, size)
+    return resized_crop(clip_TCHW, top, left, crop_height, crop_width, size)
 
 
-def flip(clip_TCHW: torch.Tensor, rng: random.Random, p: float = 0.5) -> torch.Tensor:
-    """Mirrors the whole clip left to right with probability `p`."""
-    return F.horizontal_flip(clip_TCHW) if rng.random() < p else clip_TCHW
+def flip(clip_TCHW: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """Mirrors the whole clip left to right with probability 0.5."""
+    return F.horizontal_flip(clip_TCHW) if rng.random() < 0.5 else clip_TCHW
 
 
 def rand_augment(
@@ -97,34 +99,30 @@ def rand_augment(
     *,
     rng: random.Random,
     magnitude: float = 9.0,
-    magnitude_std: float = 0.5,
     num_ops: int = 2,
-    prob: float = 0.5,
 ) -> torch.Tensor:
     """RandAugment of Table 8, "(9, 0.5)": timm's rand-m9-mstd0.5-inc1, one draw for all frames.
 
     `num_ops` times one of 15 operations is drawn (the same may come twice) and applied with probability `prob`, at a
     magnitude of its own that is drawn around `magnitude` and clipped to 0 .. 10; how strong 10 is stands in
-    `_RAND_AUGMENT`. Contrast and equalisation measure each frame by itself. VideoMAE's rand-m7-n4-mstd0.5-inc1 is
+    `RAND_AUGMENT`. Contrast and equalisation measure each frame by itself. VideoMAE's rand-m7-n4-mstd0.5-inc1 is
     `magnitude=7, num_ops=4`.
 
     Args:
         clip_TCHW: uint8 (T, 3, H, W); its time grows with H · W, so a large video is best made smaller first.
         rng: draws the operations, their magnitudes and directions.
         magnitude: the mean magnitude, 0 .. 10.
-        magnitude_std: the magnitudes' standard deviation, at least 0.
         num_ops: how many operations are drawn.
-        prob: how likely each of them is applied, 0 .. 1.
 
     Returns:
         uint8 (T, 3, H, W), channels last in memory, which the crop that follows reads fastest; the clip itself where
         nothing is applied.
     """
-    ops, augmented_TCHW = list(_RAND_AUGMENT.values()), clip_TCHW
+    ops, augmented_TCHW = list(RAND_AUGMENT.values()), clip_TCHW
     for _ in range(num_ops):
         op = rng.choice(ops)
-        if rng.random() < prob:
-            share = min(1.0, max(0.0, rng.gauss(magnitude, magnitude_std) / 10))
+        if rng.random() < PROBABILITY:
+            share = min(1.0, max(0.0, rng.gauss(magnitude, MAGNITUDE_STD) / 10))
             augmented_TCHW = op(augmented_TCHW.contiguous(), share, rng)
     if augmented_TCHW is clip_TCHW:
         return clip_TCHW
@@ -136,34 +134,29 @@ def random_erasing(
     *,
     rng: random.Random,
     prob: float = 0.25,
-    fill: Literal["pixel", "constant"] = "pixel",
 ) -> torch.Tensor:
     """Overwrites one box, the same in all frames ("cube"), as VideoMAE's fine-tuning does; Table 8 has none.
+
+    The box gets noise that differs from frame to frame: of mean 0 and variance 1 after ImageNet normalisation.
 
     The box takes 0.02 .. 1/3 of the frame and is 0.3 .. 1/0.3 times as high as wide; one that does not fit is drawn
     again, up to 10 times.
 
     Args:
-        clip_TCHW: uint8 (T, 3, H, W), or floats after ImageNet normalisation.
+        clip_TCHW: uint8 (T, 3, H, W).
         rng: draws whether, where and what.
         prob: how likely a box is erased.
-        fill: "pixel" writes normal noise that differs from frame to frame: mean 0 and variance 1 in normalised
-            clips, the same before normalisation (rounded, within 0 .. 255) in uint8. "constant" writes its mean.
 
     Returns:
         As the clip; the clip itself where nothing is erased, never changed in place.
     """
-    box = _erased_box(clip_TCHW.shape[-2], clip_TCHW.shape[-1], rng) if rng.random() < prob else None
+    box = erased_box(clip_TCHW.shape[-2], clip_TCHW.shape[-1], rng) if rng.random() < prob else None
     if box is None:
         return clip_TCHW
     top, left, height, width = box
     shape = (*clip_TCHW.shape[:2], height, width)
-    if fill == "pixel":
-        noise_TChw = torch.randn(shape, generator=torch.Generator().manual_seed(rng.getrandbits(63)))
-    else:
-        noise_TChw = torch.zeros(shape)
-    if clip_TCHW.dtype == torch.uint8:
-        noise_TChw = (noise_TChw * _STD_C11 + _MEAN_C11).round_().clamp_(0, 255)
+    noise_TChw = torch.randn(shape, generator=torch.Generator().manual_seed(rng.getrandbits(63)))
+    noise_TChw = (noise_TChw * STD_C11 + MEAN_C11).round_().clamp_(0, 255)
     erased_TCHW = clip_TCHW.clone()
     erased_TCHW[..., top : top + height, left : left + width] = noise_TChw.to(clip_TCHW)
     return erased_TCHW
@@ -189,7 +182,7 @@ def test_crops(clip_TCHW: torch.Tensor, *, size: int, crops: int) -> list[torch.
     return [clip_TCHW[..., offset : offset + size] for offset in offsets]
 
 
-def _resized_crop(clip_TCHW: torch.Tensor, top: int, left: int, height: int, width: int, size: int) -> torch.Tensor:
+def resized_crop(clip_TCHW: torch.Tensor, top: int, left: int, height: int, width: int, size: int) -> torch.Tensor:
     return F.resized_crop(clip_TCHW, top, left, height, width, [size, size], antialias=True)
 
 
@@ -229,7 +222,7 @@ def _shear(clip_TCHW: torch.Tensor, x: float, y: float) -> torch.Tensor:
 
 def _on_grey(clip_TCHW: torch.Tensor, warp: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """Warps a clip so that grey comes in from outside: torchvision's `fill` gives the same, but slower."""
-    warped_TCHW = warp(clip_TCHW - _GREY_C11).add_(_GREY_C11 + 0.5)  # half a step more, so that the cast rounds
+    warped_TCHW = warp(clip_TCHW - GREY_C11).add_(GREY_C11 + 0.5)  # half a step more, so that the cast rounds
     return warped_TCHW.to(torch.uint8)
 
 
@@ -237,7 +230,7 @@ def _translate(clip_TCHW: torch.Tensor, x: float, y: float) -> torch.Tensor:
     """Moves the picture to the right and down by shares of its size, to the nearest pixel; grey comes in."""
     height, width = clip_TCHW.shape[-2:]
     right, down = round(x * width), round(y * height)
-    moved_TCHW = _GREY_C11.to(torch.uint8).expand(clip_TCHW.shape).contiguous()
+    moved_TCHW = GREY_C11.to(torch.uint8).expand(clip_TCHW.shape).contiguous()
     moved_TCHW[..., max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)] = clip_TCHW[
         ..., max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)
     ]
@@ -245,7 +238,7 @@ def _translate(clip_TCHW: torch.Tensor, x: float, y: float) -> torch.Tensor:
 
 
 # What RandAugment may do, and how strongly: `share` is the magnitude / 10. All grow with the magnitude ("inc1").
-_RAND_AUGMENT: dict[str, Callable[[torch.Tensor, float, random.Random], torch.Tensor]] = {
+RAND_AUGMENT: dict[str, Callable[[torch.Tensor, float, random.Random], torch.Tensor]] = {
     "auto_contrast": lambda clip, share, rng: F.autocontrast(clip),
     "equalize": lambda clip, share, rng: F.equalize(clip),
     "invert": lambda clip, share, rng: F.invert(clip),
@@ -265,7 +258,7 @@ _RAND_AUGMENT: dict[str, Callable[[torch.Tensor, float, random.Random], torch.Te
 }
 
 
-def _erased_box(height: int, width: int, rng: random.Random) -> tuple[int, int, int, int] | None:
+def erased_box(height: int, width: int, rng: random.Random) -> tuple[int, int, int, int] | None:
     """(top, left, height, width) of a box to erase; None where ten draws did not fit."""
     for _ in range(10):
         area = rng.uniform(0.02, 1 / 3) * height * width

@@ -1,4 +1,4 @@
-"""Processes that make a data set's items ahead of time, and go on where one of them dies or hangs."""
+"""Processes that make a data set's items ahead of time; one that dies or hangs is replaced."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +29,7 @@ class VideoSet(Protocol):
 
     @property
     def quarantined(self) -> dict[str, str]:
-        """Paths of videos that end or stall the process that decodes them, with the reason; it uses them no more."""
+        """Paths of videos that end or stall the process that decodes them, with the reason; they are not used again."""
 
     def __getitem__(self, index: int, /) -> Any: ...
 
@@ -36,14 +37,14 @@ class VideoSet(Protocol):
         """The videos that an item is made of."""
 
     def decode(self, path: str) -> None:
-        """Does with a video what an item needs; an unusable one that says so is nothing to worry about."""
+        """Does with a video what an item needs; an unusable one that says so is no fault of the process."""
 
 
 def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_seconds: int) -> Generator[Any]:
     """dataset[i] for all indices, in order, made by `num_workers` processes; 0: in this one.
 
     A process that dies (out of memory, a crash in a decoder) or makes nothing for `timeout_seconds` is replaced, and
-    the item is made anew. If that fails again, each of its videos, and of the items that were made ahead of it, is
+    the item is made again. If that fails, each of its videos, and of the items that were made ahead of it, is
     tried in a process of its own, and the first that ends or stalls it is quarantined.
 
     Raises:
@@ -68,6 +69,33 @@ def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_sec
             _LOG.warning(f"A decoding process failed ({reason}); starting new ones.")
             if failures > 1:
                 _quarantine(dataset, indices[done : done + num_workers * _AHEAD], timeout_seconds)
+
+
+@dataclass(frozen=True)
+class _VideoByVideo:
+    """The results of a function for each video, as `parallel` asks for it."""
+
+    function: Callable[[str], Any]
+    videos: Sequence[str]
+    quarantined: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, index: int) -> Any:
+        path = self.videos[index]
+        return self.quarantined.get(path) or self.function(path)
+
+    def paths(self, index: int) -> list[str]:
+        return [self.videos[index]]
+
+    def decode(self, path: str) -> None:
+        self.function(path)
+
+
+def parallel_map(
+    function: Callable[[str], Any], videos: Sequence[str], *, num_workers: int, timeout_seconds: int
+) -> Generator[Any]:
+    """function(path) for all videos, in order, by `parallel`; for a quarantined one the reason, a string."""
+    dataset = _VideoByVideo(function, videos)
+    return parallel(dataset, range(len(videos)), num_workers=num_workers, timeout_seconds=timeout_seconds)
 
 
 def _tells_of_a_process(error: Exception, num_workers: int) -> bool:
@@ -112,7 +140,7 @@ def _quarantine(dataset: VideoSet, indices: range, timeout_seconds: int) -> None
 
 
 def _fault(dataset: VideoSet, path: str, timeout_seconds: int) -> str:
-    """What becomes of a process that decodes this video; empty if nothing happens to it."""
+    """The fault of a process that decodes this video; empty if there is none."""
     process = multiprocessing.Process(target=_decode_alone, args=(dataset, path), daemon=True)
     process.start()
     process.join(timeout_seconds)
@@ -130,8 +158,8 @@ def _decode_alone(dataset: VideoSet, path: str) -> None:
 
 
 def _start(worker: int) -> None:
-    """Puts a process out of reach of signals to the trainer's group (torchrun, Ctrl-C), which must not kill it while
-    the trainer still saves; it ends when the trainer does. And keeps its memory flat."""
+    """Keeps signals to the trainer's group (torchrun, Ctrl-C) from a process, since the trainer still needs it to save;
+    it ends when the trainer does. Also keeps its memory flat."""
     os.setpgrp()
     return_freed_memory()
 

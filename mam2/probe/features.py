@@ -21,14 +21,15 @@ from torch import Tensor
 
 from mam2 import distributed
 from mam2.config import to_json
+from mam2.data.bad_videos import BadVideos
 from mam2.data.catalog import Catalog
 from mam2.data.clips import Data
-from mam2.data.loader import ViewLoader, Views, check_bad
+from mam2.data.views import ViewLoader, Views
 from mam2.device import local_device
-from mam2.files import digest, read_tensors, write_tensors
+from mam2.files import digest, fingerprint, read_tensors, write_tensors
 from mam2.model.encoder import VideoEncoder
 
-VIDEOS_A_FILE = 256  # features are saved, and an interrupted extraction resumes, in such portions
+VIDEOS_PER_FILE = 256  # features are saved, and an interrupted extraction resumes, in such portions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +79,14 @@ def extract(
     Raises:
         UserError: too many unusable videos.
     """
-    files = [(item.path, (s := Path(item.path).stat()).st_size, s.st_mtime_ns) for item in catalog.items]
-    views = (clips, crops, data.sampling, data.stride_frames, squares, str(dtype), VIDEOS_A_FILE)
+    files = fingerprint(item.path for item in catalog.items)
+    views = (clips, crops, data.sampling, data.stride_frames, squares, str(dtype), VIDEOS_PER_FILE)
     config = to_json(dataclasses.replace(encoder.config, drop_path=0.0))
     key = hashlib.sha256(repr((config, digest(encoder.state_dict()), files, views)).encode()).hexdigest()[:16]
     place = folder / key
     place.mkdir(parents=True, exist_ok=True)
-    num_parts = -(-len(files) // VIDEOS_A_FILE)
+    num_videos = len(catalog.items)
+    num_parts = -(-num_videos // VIDEOS_PER_FILE)
     missing = [part for part in range(num_parts) if not (place / f"{part:05d}.safetensors").exists()]
     distributed.barrier()  # all have looked before any writes
     encoder, doubtful = encoder.to(local_device()).eval(), list[Path]()
@@ -102,7 +104,7 @@ def extract(
         shown = track(
             loader,
             description=f"features {part + 1}/{num_parts}",
-            total=len(range(part, len(files), num_parts)),
+            total=len(range(part, num_videos, num_parts)),
             console=Console(stderr=True),
             disable=distributed.rank() != 0,
         )
@@ -115,7 +117,7 @@ def extract(
             clips_at_once=clips_at_once,
         )
         file = place / f"{part:05d}.safetensors"
-        write_tensors(file, tensors, {"bad": json.dumps(loader.bad)})
+        write_tensors(file, tensors, {"bad": json.dumps(loader.bad.reasons)})
         doubtful += [file] if loader.quarantined else []
     distributed.barrier()
     features = _read(place, num_parts, catalog, data)
@@ -160,6 +162,6 @@ def _read(place: Path, num_parts: int, catalog: Catalog, data: Data) -> Features
             x_NVTSD = tensors["x_NVTSD"].new_empty(len(label_N), *tensors["x_NVTSD"].shape[1:])
         x_NVTSD[tensors["index_N"]], found_N[tensors["index_N"]] = tensors["x_NVTSD"], True
         bad |= json.loads(metadata["bad"])
-    check_bad(bad, len(label_N), data)
+    BadVideos(num_videos=len(label_N), max_share=data.max_bad_share, reasons=bad).check()
     x_NVTSD = x_NVTSD if found_N.all() else x_NVTSD[found_N]
     return Features(x_NVTSD=x_NVTSD, label_N=label_N[found_N], index_N=found_N.nonzero()[:, 0], bad=bad)

@@ -21,8 +21,9 @@ from mam2 import distributed
 from mam2.config import Epochs, UserError, check, from_json, seed_of
 from mam2.data.catalog import few_shot, read_catalog
 from mam2.data.clips import Data
-from mam2.data.loader import Batch, ViewLoader
+from mam2.data.loader import Batch
 from mam2.data.mixing import mix
+from mam2.data.views import ViewLoader
 from mam2.device import autocast_dtype, local_device
 from mam2.evaluate import Evaluation, evaluate
 from mam2.files import write_text

@@ -1,4 +1,4 @@
-"""Videos as folders of JPEG frames, which decode at random places without a seek."""
+"""Extraction of videos to folders of JPEG frames, which decode at random places without a seek (App. B)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,19 @@ from mam2.config import UserError
 from mam2.data.catalog import CsvRow, read_rows
 from mam2.data.prepare.inspect import relative_to
 from mam2.data.video.index import VideoError
-from mam2.data.video.jpeg_folder import META, Frames, read_meta
-from mam2.data.video.pyav import Video
-from mam2.data.workers import parallel
+from mam2.data.video.jpeg_folder import META, JpegFolder, read_meta
+from mam2.data.video.pyav import PyAVVideo
+from mam2.data.workers import parallel_map
+from mam2.files import written_whole
 
 log = logging.getLogger("mam2")
 _STDERR = Console(stderr=True)
 
-_BLOCK_BYTES = 4096  # what a file takes of a disk is a multiple of this
+_BLOCK_BYTES = 4096  # a file takes a multiple of this of a disk
+_NUM_SAMPLES = 5  # frames per video
 
 
-def write_frames(video_path: str | Path, folder: str | Path, *, short_side: int = 256, quality: int = 90) -> Frames:
+def write_frames(video_path: str | Path, folder: str | Path, *, short_side: int = 256, quality: int = 90) -> JpegFolder:
     """Writes all frames of a video into a folder: 000000.jpg, 000001.jpg, ..., and meta.json.
 
     The folder appears complete or not at all. If it is there already, made from the same file in the same way, then
@@ -56,10 +58,10 @@ def write_frames(video_path: str | Path, folder: str | Path, *, short_side: int 
     """
     folder = Path(folder)
     _check_settings(short_side, quality)
-    with Video(video_path) as video:
+    with PyAVVideo(video_path) as video:
         meta = _meta_of(video, short_side, quality)
         if _is_written(folder, meta):
-            return Frames(folder)
+            return JpegFolder(folder)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(
@@ -79,29 +81,27 @@ def write_frames(video_path: str | Path, folder: str | Path, *, short_side: int 
                 ) from error
     for left_over in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
         shutil.rmtree(left_over, ignore_errors=True)
-    return Frames(folder)
+    return JpegFolder(folder)
 
 
-def estimate_bytes(video_path: str | Path, *, short_side: int = 256, quality: int = 90, num_samples: int = 5) -> int:
-    """What `write_frames` will take of the disk, in bytes: measured on a few frames, evenly spaced.
+def estimate_bytes(video_path: str | Path, *, short_side: int = 256, quality: int = 90) -> int:
+    """Bytes that `write_frames` will take of the disk, measured on a few frames, evenly spaced.
 
     Raises:
         VideoError: the video, or one of those frames, does not decode.
     """
     _check_settings(short_side, quality)
-    if num_samples < 1:
-        raise UserError(f"An estimate from {num_samples} frames; at least 1 is needed.")
-    with Video(video_path) as video:
-        num_samples = min(num_samples, video.num_frames)
+    with PyAVVideo(video_path) as video:
+        num_samples = min(_NUM_SAMPLES, video.num_frames)
         indices = [(2 * i + 1) * video.num_frames // (2 * num_samples) for i in range(num_samples)]
         sizes = [len(_jpeg(frame_CHW, short_side, quality)) for frame_CHW in video.frames(indices)]
-        blocks = sum(-(-size // _BLOCK_BYTES) for size in sizes)
-        return (blocks * video.num_frames // num_samples + 1) * _BLOCK_BYTES
+    blocks = sum(-(-size // _BLOCK_BYTES) for size in sizes)
+    return (blocks * video.num_frames // num_samples + 1) * _BLOCK_BYTES
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """What `write_all_frames` did.
+    """The result of `write_all_frames`.
 
     Attributes:
         manifest: the CSV of the frame folders, with the labels and splits of the videos.
@@ -128,11 +128,11 @@ def write_all_frames(
 ) -> Extracted:
     """Extracts the frames of all videos of a manifest, as the paper does before pre-training (App. B).
 
-    What is there already from an earlier, interrupted run is not made again. The new manifest, `frames.csv` in
+    Frames of an earlier, interrupted run are not made again. The new manifest, `frames.csv` in
     `folder`, is read as any other: each of its paths is a folder of JPEG files.
 
     Args:
-        manifest: a CSV with the columns path and, may be, label and split, as `mam2 prepare` writes it.
+        manifest: a CSV with the columns path and, optionally, label and split, as `mam2 prepare` writes it.
         folder: where the frames go, a folder for each video.
         short_side: pixels to which the shorter side is reduced.
         quality: of the JPEG files, 1 to 100.
@@ -159,15 +159,19 @@ def write_all_frames(
             f"The frames of {len(missing)} videos take about {estimated / 1e9:.1f} GB, and {folder} has "
             f"{free / 1e9:.1f} GB free. Make room, or use a smaller --short-side or --quality."
         )
-    bad, made = dict[str, str](), list[tuple[CsvRow, Path]]()
-    videos = _Videos([(row.path, place) for row, place in zip(rows, places, strict=True)], short_side, quality)
-    results = parallel(videos, range(len(rows)), num_workers=num_workers, timeout_seconds=timeout_seconds)
+    bad = dict[str, str]()
+    made = list[tuple[CsvRow, Path]]()
+    paths = [row.path for row in rows]
+    extract = partial(
+        _extract_one, places=dict(zip(paths, places, strict=True)), short_side=short_side, quality=quality
+    )
+    results = parallel_map(extract, paths, num_workers=num_workers, timeout_seconds=timeout_seconds)
     with closing(results):
         bar = track(zip(rows, places, results, strict=True), description="extracting", total=len(rows), console=_STDERR)
         for row, place, error in bar:
             if error is None:
                 made.append((row, place))
-            elif isinstance(error, VideoError):
+            elif isinstance(error, VideoError | str):
                 bad[row.path] = str(error)
             else:
                 raise error
@@ -178,12 +182,10 @@ def write_all_frames(
             f"{len(bad)} of {len(rows)} videos can't be extracted; at most {max_bad_share:.1%} may be. The first: "
             f"{next(iter(bad.values()))} What was extracted is kept."
         )
-    draft = folder / ".frames.csv.partial"
-    with draft.open("w", encoding="utf-8", newline="") as file:
+    with written_whole(folder / "frames.csv") as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label", "split"))
         writer.writerows((place.name, row.label, row.split) for row, place in made)
-    draft.replace(folder / "frames.csv")
     return Extracted(folder / "frames.csv", len(made), bad, estimated)
 
 
@@ -203,32 +205,13 @@ def _estimate(paths: list[str], short_side: int, quality: int, num_samples: int 
     return sum(sizes) * len(paths) // max(1, len(sizes))
 
 
-@dataclass(frozen=True)
-class _Videos:
-    """Extracts the frames of each video, as `workers.parallel` asks for it, and tells what went wrong."""
-
-    videos: Sequence[tuple[str, Path]]
-    short_side: int
-    quality: int
-    quarantined: dict[str, str] = field(default_factory=dict)
-
-    def __getitem__(self, index: int) -> UserError | None:
-        path, place = self.videos[index]
-        try:
-            if path in self.quarantined:
-                raise VideoError(self.quarantined[path])
-            write_frames(path, place, short_side=self.short_side, quality=self.quality)
-        except UserError as error:
-            return error
-        return None
-
-    def paths(self, index: int) -> list[str]:
-        return [self.videos[index][0]]
-
-    def decode(self, path: str) -> None:
-        with contextlib.suppress(UserError), Video(path) as video:
-            for _ in video.each():
-                pass
+def _extract_one(path: str, *, places: dict[str, Path], short_side: int, quality: int) -> UserError | None:
+    """Extracts the frames of one video; the error, if it fails."""
+    try:
+        write_frames(path, places[path], short_side=short_side, quality=quality)
+    except UserError as error:
+        return error
+    return None
 
 
 def _check_settings(short_side: int, quality: int) -> None:
@@ -250,7 +233,7 @@ def _jpeg(frame_CHW: torch.Tensor, short_side: int, quality: int) -> bytes:
     return file.getvalue()
 
 
-def _meta_of(video: Video, short_side: int, quality: int) -> dict[str, Any]:
+def _meta_of(video: PyAVVideo, short_side: int, quality: int) -> dict[str, Any]:
     try:
         with open(video.path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What opening each video told, kept line by line: a killed run goes on, and the next one reads only what is new."""
+"""Inspection of videos: each is opened once and noted in a journal, so that a killed run resumes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mam2.config import UserError
-from mam2.data.video.jpeg_folder import Frames, read_meta
+from mam2.data.video.jpeg_folder import JpegFolder, read_meta
 from mam2.data.video.open import open_video
-from mam2.data.workers import parallel
+from mam2.data.workers import parallel_map
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What opening a video told, and the file's size and time by which a change is noticed."""
+    """The contents of a video, and its file's size and time by which a change is noticed."""
 
     size_bytes: int
     mtime_ns: int
@@ -46,36 +46,39 @@ def inspect_videos(
         timeout_seconds: a video that keeps a process longer counts as unreadable, as one that ends it does.
 
     Returns:
-        What each path's video holds, or a sentence on why it can't be read; and how many were not in the journal.
+        The contents of each path's video, or a sentence on why it can't be read; and how many were not in the journal.
 
     Raises:
         UserError: the journal can't be written. What was read until then is kept.
     """
-    known, opened, todo = _read_journal(journal), dict[str, VideoInfo | str](), []
+    known = _read_journal(journal)
+    opened = dict[str, VideoInfo | str]()
+    todo = list[str]()
     for path in dict.fromkeys(paths):
         name = relative_to(path, journal.parent)
         try:
             status = os.stat(path)
         except OSError as error:  # a link to nowhere
-            opened[path] = f"{shown(path)} can't be read: {error.strerror}. Mend or remove it."
+            opened[path] = f"{shown(path)} can't be read: {error.strerror}. Fix or remove it."
             continue
-        probe = known.get(name)
+        info = known.get(name)
         if name != name.strip() or shown(name) != name:
             reason = "its name begins or ends with a blank, or is not UTF-8"
             opened[path] = f"{shown(path)} can't be listed: {reason}. Rename it."
-        elif probe and (probe.size_bytes, probe.mtime_ns) == (status.st_size, status.st_mtime_ns):
-            opened[path] = probe
+        elif info and (info.size_bytes, info.mtime_ns) == (status.st_size, status.st_mtime_ns):
+            opened[path] = info
         else:
             todo.append(path)
     columns = (TextColumn("Reading videos"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Drawn by this thread: a second one would make it unsafe to fork the workers.
     progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False)
-    results = parallel(_Videos(todo), range(len(todo)), num_workers=num_workers, timeout_seconds=timeout_seconds)
+    results = parallel_map(inspect_video, todo, num_workers=num_workers, timeout_seconds=timeout_seconds)
     with _open_journal(journal) as file, progress, closing(results) as found_of:
-        task, drawn = progress.add_task("", total=len(todo)), 0.0
+        task = progress.add_task("", total=len(todo))
+        drawn = 0.0
         for path, found in zip(todo, found_of, strict=True):
             opened[path] = found
-            if isinstance(found, VideoInfo):  # the others may be mended, and are few
+            if isinstance(found, VideoInfo):  # the others may be fixed, and are few
                 line = json.dumps({"path": relative_to(path, journal.parent), **asdict(found)})
                 with writing(journal, journal):
                     file.write(line.encode() + b"\n")
@@ -109,31 +112,13 @@ def _read_journal(journal: Path) -> dict[str, VideoInfo]:
     return known
 
 
-@dataclass(frozen=True)
-class _Videos:
-    """What each video tells, as `workers.parallel` asks for it."""
-
-    videos: Sequence[str]
-    quarantined: dict[str, str] = field(default_factory=dict)
-
-    def __getitem__(self, index: int) -> VideoInfo | str:
-        path = self.videos[index]
-        return self.quarantined.get(path) or _probe(path)
-
-    def paths(self, index: int) -> list[str]:
-        return [self.videos[index]]
-
-    def decode(self, path: str) -> None:
-        _probe(path)
-
-
-def _probe(path: str) -> VideoInfo | str:
+def inspect_video(path: str) -> VideoInfo | str:
     """Opens a video and decodes its first and last frame; the reason where that fails."""
     try:
         status = os.stat(path)
         with open_video(path) as video:
             video.frames([video.num_frames - 1])
-            if isinstance(video, Frames):  # made of a file that it names, or else told by its size and time
+            if isinstance(video, JpegFolder):  # made of a file that it names, or else known by its size and time
                 source = read_meta(path).get("source", {})
                 digest = source.get("sha256") or f"{path} {status.st_size} {status.st_mtime_ns}"
             else:
@@ -151,12 +136,12 @@ def _probe(path: str) -> VideoInfo | str:
     except UserError as error:
         return str(error)
     except OSError as error:
-        return f"{path} can't be read: {error.strerror}. Mend or remove it."
+        return f"{path} can't be read: {error.strerror}. Fix or remove it."
 
 
 @contextmanager
 def writing(target: Path, journal: Path) -> Iterator[None]:
-    """Turns what may go wrong with a file that is written into advice."""
+    """Turns errors of a file that is written into advice."""
     try:
         yield
     except OSError as error:
@@ -168,10 +153,9 @@ def writing(target: Path, journal: Path) -> Iterator[None]:
 
 def relative_to(path: str, folder: Path) -> str:
     """A path as the manifest and the journal have it: from their folder if it lies in there, else absolute."""
-    top, absolute = os.path.join(os.path.abspath(folder), ""), os.path.abspath(path)
-    return absolute.removeprefix(top)
+    return os.path.abspath(path).removeprefix(os.path.join(os.path.abspath(folder), ""))
 
 
 def shown(text: str) -> str:
-    """Text that every terminal and file takes."""
+    """Text that every terminal and file accepts."""
     return text.encode("utf-8", "backslashreplace").decode()

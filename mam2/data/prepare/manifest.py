@@ -1,6 +1,6 @@
-"""From a folder of downloaded videos to one manifest: what is there, what is missing, what is damaged (Table 6).
+"""The manifest of a data set: which listed videos are there, missing or damaged (Table 6).
 
-Every video is opened once; what was read is kept in a journal beside the manifest.
+Every video is opened once; its contents are kept in a journal beside the manifest.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mam2.config import UserError, did_you_mean
 from mam2.data.catalog import SPLIT_WORDS, read_rows, split_folders, video_paths
 from mam2.data.prepare.inspect import VideoInfo, inspect_videos, relative_to, shown, writing
 from mam2.data.prepare.official_lists import BENCHMARKS, Benchmark, Lists, read_lists, same_name
+from mam2.files import write_text
 
 COLUMNS = ("path", "label", "frames", "fps", "width", "height", "split")
 """The first line of a manifest. `read_catalog` reads it; a path that is not absolute starts from the manifest."""
@@ -36,14 +37,14 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCount:
-    """One split in numbers.
+    """The counts of one split.
 
     Attributes:
         split: "train", "val", or another word of the user's own CSV.
         listed: videos that the lists name; in a folder without lists, those found.
         written: videos in the manifest.
         table6: videos by the paper's Table 6, rounded; None for the user's own data.
-        mean_seconds: of the videos in the manifest that tell their frame rate; 0 if none does.
+        mean_seconds: of the videos in the manifest that state their frame rate; 0 if none does.
     """
 
     split: str
@@ -55,7 +56,7 @@ class SplitCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What `prepare` found.
+    """The findings of `prepare`.
 
     Attributes:
         manifest: the CSV that it wrote.
@@ -64,7 +65,7 @@ class Report:
         missing: listed, but not there; not in the manifest.
         unreadable: there, but damaged; not in the manifest.
         extra: there, but in none of the benchmark's lists; not in the manifest.
-        short: fewer than 16 frames; in the manifest, as the loader knows what to do with them.
+        short: fewer than 16 frames; in the manifest, since the loader can handle them.
         duplicates: the same content as another video of the manifest, those across two splits first; in the manifest.
         num_read: videos opened this time; the others were known from the journal.
         notes: sentences on what is far from Table 6.
@@ -99,7 +100,7 @@ def prepare(
         name: "k400", "ssv2", "ucf101", "hmdb51"; or "folder" for one's own videos.
         root: the folder of the videos. Those of a benchmark are found by their names, in class folders or not, with
             another ending after re-encoding too. Of one's own: a folder (with train and val folders or not, with a
-            folder for each class or not), or a .csv with the columns path and, may be, label and split.
+            folder for each class or not), or a .csv with the columns path and, optionally, label and split.
         split: which of the official splits of UCF101 and HMDB51, 1 to 3.
         annotations: the folder of the official lists; None looks for them in `root`.
         out: the manifest, a .csv; None names it after the benchmark and puts it in `root`, where a relative path keeps
@@ -110,7 +111,7 @@ def prepare(
 
     Raises:
         UserError: an argument outside its range, lists that are missing or wrong, no videos, too many of them missing,
-            or a manifest that can't be written. What was read until then is kept.
+            or a manifest that can't be written. Results until then are kept.
     """
     root = Path(root)
     _check_arguments(name, root, split, num_workers, timeout_seconds, max_missing_share)
@@ -126,7 +127,7 @@ def prepare(
         [video.path for video in found.videos], journal, num_workers=num_workers, timeout_seconds=timeout_seconds
     )
     unreadable = [reason for video in found.videos if isinstance(reason := opened[video.path], str)]
-    readable = [(video, probe) for video in found.videos if isinstance(probe := opened[video.path], VideoInfo)]
+    readable = [(video, info) for video in found.videos if isinstance(info := opened[video.path], VideoInfo)]
     _check_share(found, unreadable, root, max_missing_share)
     _write_manifest(readable, manifest, journal)
     splits = _count(found, readable, BENCHMARKS.get(name))
@@ -137,7 +138,7 @@ def prepare(
         missing=_problem(found.missing),
         unreadable=_problem(unreadable),
         extra=_problem(found.extra),
-        short=_problem([f"{v.path} ({p.frames} frames)" for v, p in readable if p.frames < _CLIP_FRAMES]),
+        short=_problem([f"{v.path} ({info.frames} frames)" for v, info in readable if info.frames < _CLIP_FRAMES]),
         duplicates=_problem(_duplicates(readable)),
         num_read=num_read,
         notes=_notes(splits, found.num_classes, BENCHMARKS.get(name)),
@@ -200,7 +201,9 @@ def _match(lists: Lists, root: Path) -> _Found:
     for path in video_paths(root):
         paths[same_name(path.stem)].append(path)
     classes = {_folder_name(label) for label in lists.classes}
-    videos, missing, used = list[_Wanted](), list[str](), set[Path]()
+    videos = list[_Wanted]()
+    missing = list[str]()
+    used = set[Path]()
     listed = {"train": 0, "val": 0}
     for video in lists.videos:
         own = _folder_name(video.label)
@@ -250,7 +253,8 @@ def _find_own(root: Path) -> _Found:
 
 
 def _check_share(found: _Found, unreadable: Sequence[str], root: Path, max_missing_share: float) -> None:
-    num_listed, num_lost = sum(found.listed.values()), len(found.missing) + len(unreadable)
+    num_listed = sum(found.listed.values())
+    num_lost = len(found.missing) + len(unreadable)
     if num_lost == num_listed or num_lost > max_missing_share * num_listed:
         first = _problem([*found.missing, *unreadable])
         raise UserError(
@@ -265,19 +269,11 @@ def _write_manifest(readable: Sequence[tuple[_Wanted, VideoInfo]], manifest: Pat
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for video, probe in readable:
-        figures = (probe.frames, f"{probe.fps:.6g}", probe.width, probe.height)
-        writer.writerow((relative_to(video.path, manifest.parent), video.label, *figures, video.split))
-    part = manifest.with_name(manifest.name + ".part")
+    for video, info in readable:
+        path = relative_to(video.path, manifest.parent)
+        writer.writerow((path, video.label, info.frames, f"{info.fps:.6g}", info.width, info.height, video.split))
     with writing(manifest, journal):
-        try:
-            with part.open("w", encoding="utf-8", newline="") as file:
-                file.write(text.getvalue())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(manifest)
-        finally:
-            part.unlink(missing_ok=True)
+        write_text(manifest, text.getvalue())
 
 
 def _problem(names: Sequence[str]) -> Problem:
@@ -285,9 +281,11 @@ def _problem(names: Sequence[str]) -> Problem:
 
 
 def _duplicates(readable: Sequence[tuple[_Wanted, VideoInfo]]) -> list[str]:
-    first, across, within = dict[str, _Wanted](), list[str](), list[str]()
-    for video, probe in readable:
-        other = first.setdefault(probe.digest, video)
+    first = dict[str, _Wanted]()
+    across = list[str]()
+    within = list[str]()
+    for video, info in readable:
+        other = first.setdefault(info.digest, video)
         if other is not video:
             same = within if other.split == video.split else across
             same.append(f"{video.path} ({video.split}) is {other.path} ({other.split})")
@@ -300,13 +298,13 @@ def _count(
     table6 = {"train": benchmark.num_train, "val": benchmark.num_val} if benchmark else {}
     counts = []
     for split in sorted(found.listed, key=lambda split: (split != "train", split)):
-        probes = [probe for video, probe in readable if video.split == split]
-        seconds = [probe.frames / probe.fps for probe in probes if probe.fps]
+        infos = [info for video, info in readable if video.split == split]
+        seconds = [info.frames / info.fps for info in infos if info.fps]
         counts.append(
             SplitCount(
                 split=split,
                 listed=found.listed[split],
-                written=len(probes),
+                written=len(infos),
                 table6=table6.get(split),
                 mean_seconds=sum(seconds) / len(seconds) if seconds else 0.0,
             )

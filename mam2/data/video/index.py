@@ -1,4 +1,4 @@
-"""Where the frames of a video file are: its packets are read once, and what they tell is remembered."""
+"""The index of a video file: where its frames are. Packets are read once, and the index is remembered."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import av
 
 from mam2.config import UserError
+from mam2.data.video.source import VideoSource
 
 _SMALL_PACKET_BYTES = 32  # an AVI packet below this may stand for "no new frame here"
 _MAX_PIXEL_ASPECT = 8
@@ -24,8 +25,7 @@ class VideoError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """Where the frames of a file are. Height and width are a coded frame's with its pixels made square, before it is
-    turned upright."""
+    """The frames of a file. Height and width are those of a coded frame with its pixels made square, before turning."""
 
     num_frames: int
     num_missing: int
@@ -37,16 +37,42 @@ class Index:
     width: int
     quarter_turns: int  # counter-clockwise
 
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(height, width) of a frame that was turned upright."""
+        return (self.height, self.width) if self.quarter_turns % 2 == 0 else (self.width, self.height)
+
+
+def check_indices(video: VideoSource, wanted: Sequence[int]) -> None:
+    """Refuses sorted indices, one of which is not in the video.
+
+    Raises:
+        IndexError: an index outside 0 .. num_frames - 1, or none.
+        VideoError: a frame that the file has lost.
+    """
+    if not wanted or wanted[0] < 0 or wanted[-1] >= video.num_frames:
+        asked = f"{wanted[0]} to {wanted[-1]}" if wanted else "none"
+        raise IndexError(f"{video.path} has frames 0 to {video.num_frames - 1}; asked for {asked}.")
+    left = video.num_frames - video.num_missing
+    if wanted[-1] >= left:
+        cut = f"its header promises {video.num_frames} frames, but only {left} are there"
+        raise VideoError(message(video.path, f"{cut}, and frame {wanted[-1]} is asked for"))
+
 
 @functools.lru_cache(maxsize=16384)  # whole epochs; a long video is read from end to end only once
 def read_index(path: str, size_bytes: int, mtime_ns: int) -> Index:
-    """Reads all packets; decodes one frame, or all where the packets don't tell how many there are."""
+    """Reads all packets; decodes one frame, or all where the packets don't say how many there are."""
     with open_container(path) as container:
         stream = stream_of(container)
-        is_avi, is_mov = "avi" in container.format.name, "mov" in container.format.name
+        is_avi = "avi" in container.format.name
+        is_mov = "mov" in container.format.name
         # VP8 may hold frames that are not shown; AVI stores no times, and FFmpeg guesses wrong with B-frames.
         usable = stream.codec_context.name != "vp8"
-        first, all_pts, keys, num_cut, last_dts = None, [], [], 0, None
+        first = None
+        last_dts = None
+        all_pts = []
+        keys = []
+        num_cut = 0
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 continue
@@ -76,7 +102,7 @@ def read_index(path: str, size_bytes: int, mtime_ns: int) -> Index:
             all_pts = [pts for pts in all_pts if pts <= last_dts] or all_pts[:1]
             num_missing = stream.frames - num_cut - len(all_pts)
         common: dict[str, Any] = {
-            "fps": _fps(stream, all_pts if usable else []),
+            "fps": average_fps(stream, all_pts if usable else []),
             "height": first.height,
             "width": _square(path, first.width, stream.sample_aspect_ratio),
             "quarter_turns": round(first.rotation / 90) % 4,
@@ -94,7 +120,7 @@ def read_index(path: str, size_bytes: int, mtime_ns: int) -> Index:
 def _is_cut_off(stream: Any, all_pts: list[int]) -> bool:
     """Is this an MP4 cut off by a broken download? Its header has more frames, and more time, than the file.
 
-    More frames alone don't tell: those that an edit list cuts away are counted there too.
+    More frames alone are no sign: those that an edit list cuts away are counted there too.
     """
     if not stream.duration or stream.frames <= len(all_pts):
         return False
@@ -102,7 +128,7 @@ def _is_cut_off(stream: Any, all_pts: list[int]) -> bool:
     return (stream.start_time or 0) + stream.duration - max(all_pts) > 2 * frame_time
 
 
-def _fps(stream: Any, all_pts: list[int]) -> float | None:
+def average_fps(stream: Any, all_pts: list[int]) -> float | None:
     """Frames a second on average: from the frames' own times where there are any, as headers are often wrong."""
     if len(all_pts) > 1:
         return (len(all_pts) - 1) / float((max(all_pts) - min(all_pts)) * stream.time_base)
@@ -111,7 +137,7 @@ def _fps(stream: Any, all_pts: list[int]) -> float | None:
 
 
 def _square(path: str, width: int, pixel_aspect: Any) -> int:
-    """The width at which pixels are as wide as high; `pixel_aspect` is None or 0 where the file tells nothing."""
+    """The width at which pixels are as wide as high; `pixel_aspect` is None or 0 where the file says nothing."""
     aspect = float(pixel_aspect or 1)
     if not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
         raise VideoError(message(path, f"its pixels are said to be {aspect:g} times as wide as high"))
@@ -160,7 +186,7 @@ def decoded(packets: Any, wanted_pts: Collection[int] | None = None) -> Iterator
 
 
 def message(path: str, reason: str) -> str:
-    """What a VideoError says."""
+    """The message of a VideoError."""
     return f"{path} can't be decoded: {reason}; it may be damaged or no video. Re-encode or remove it."
 
 

@@ -8,42 +8,40 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from mam2.data.video.index import VideoError
+from mam2.data.video.index import VideoError, check_indices
 
 FRAME_SUFFIXES = (".jpg", ".jpeg")
 """The file names taken for frames, in lower case."""
 
 META = "meta.json"
-"""What is known of the frames of a folder: `fps` and `count`, and how they were made."""
+"""The file about a folder's frames: `fps` and `count`, and how they were made."""
 
 
-class Frames:
-    """A folder of JPEG frames, with the interface of `Video`.
+class JpegFolder:
+    """A folder of JPEG frames; a `VideoSource`.
 
     The frames are sorted by the last number in their names: 1.jpg, img_00002.jpeg, clip7_3.jpg. Gaps in the numbers
-    are no error, as some tools keep one frame in five; but where a meta.json states a `count`, it must be met.
-
-    Attributes:
-        num_frames: how many frames there are.
-        num_missing: 0, as for a complete video.
-        fps: frames a second, from a meta.json; None without one.
-        height, width: pixels, of the first frame.
+    are no error, as some tools keep one frame in five; but where a meta.json states a `count`, it must be met. `fps` is
+    that of meta.json; height and width are those of the first frame, and all must have them.
 
     Raises:
         VideoError: no such folder, no frames in it, or names that give them no order.
     """
 
+    num_missing = 0
+
     def __init__(self, folder: str | Path) -> None:
         self.path = str(folder)
         self._names = _sorted_names(self.path)
         meta = read_meta(self.path)
-        self.num_frames, self.num_missing, self.fps = len(self._names), 0, meta.get("fps")
+        self.num_frames = len(self._names)
+        self.fps: float | None = meta.get("fps")
         if meta.get("count", self.num_frames) != self.num_frames:
             there = f"its {META} promises {meta['count']} frames, but {self.num_frames} are there"
             raise VideoError(_message(self.path, there))
@@ -51,35 +49,30 @@ class Frames:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             self.width, self.height = image.size[::-1] if turned else image.size
 
-    def __enter__(self) -> Frames:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         pass
 
     def frames(self, indices: Sequence[int]) -> torch.Tensor:
-        """Decodes the frames at `indices`, in the order asked; repeats are allowed.
-
-        Returns:
-            RGB, uint8 (len(indices), 3, height, width); the channels lie last in memory, as decoded.
-
-        Raises:
-            VideoError: a frame is damaged, or of another size than the first.
-            IndexError: an index outside 0 .. num_frames - 1.
-        """
-        if not indices or min(indices) < 0 or max(indices) >= self.num_frames:
-            raise IndexError(f"{self.path} has frames 0 to {self.num_frames - 1}; asked for {list(indices)}.")
+        """See `VideoSource.frames`."""
+        check_indices(self, sorted(indices))
         decoded = {index: self._read(index) for index in set(indices)}
-        for index, rgb_HWC in decoded.items():
-            if rgb_HWC.shape != (self.height, self.width, 3):
-                size = f"{rgb_HWC.shape[1]} × {rgb_HWC.shape[0]} pixels, the first {self.width} × {self.height}"
-                raise VideoError(_message(self.path, f"{self._names[index]} has {size}"))
         return torch.from_numpy(np.stack([decoded[index] for index in indices])).permute(0, 3, 1, 2)
 
-    def _read(self, index: int) -> np.ndarray:
+    def each(self) -> Iterator[torch.Tensor]:
+        """See `VideoSource.each`."""
+        yield from (torch.from_numpy(self._read(index)).permute(2, 0, 1) for index in range(self.num_frames))
+
+    def _read(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """RGB, uint8 (height, width, 3), upright."""
         with self._opened(index) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            rgb_HWC = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        if rgb_HWC.shape != (self.height, self.width, 3):
+            size = f"{rgb_HWC.shape[1]} × {rgb_HWC.shape[0]} pixels, the first {self.width} × {self.height}"
+            raise VideoError(_message(self.path, f"{self._names[index]} has {size}"))
+        return rgb_HWC
 
     @contextmanager
     def _opened(self, index: int) -> Iterator[Image.Image]:
@@ -110,7 +103,7 @@ def _sorted_names(folder: str) -> list[str]:
 
 
 def read_meta(folder: str) -> dict[str, Any]:
-    """What a folder's meta.json tells; nothing if there is none.
+    """The contents of a folder's meta.json; empty if there is none.
 
     Raises:
         VideoError: it is damaged, or of another kind.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol, Self
 
 from torch import Tensor
@@ -37,9 +37,16 @@ class VideoSource(Protocol):
         """The frames at `indices`, in the order asked; repeats are allowed.
 
         Returns:
-            RGB, uint8 (len(indices), 3, height, width).
+            RGB, uint8 (len(indices), 3, height, width); the channels lie last in memory, as decoded.
+
+        Raises:
+            VideoError: a frame that the video promises does not decode, or is damaged.
+            IndexError: an index outside 0 .. num_frames - 1.
+        """
+
+    def each(self) -> Iterator[Tensor]:
+        """All frames one after another, in one pass and with the memory of one: RGB, uint8 (3, height, width).
 
         Raises:
             VideoError: a frame that does not decode.
-            IndexError: an index outside 0 .. num_frames - 1.
         """

@@ -1,0 +1,91 @@
+"""Frames at given indices from a video file, with torchcodec."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torchvision.transforms.v2 import functional
+
+from mam2.config import UserError
+from mam2.data.video.index import VideoError, check_indices, read_index, video_errors
+
+
+class TorchcodecVideo:
+    """A video file, open for reading; a `VideoSource`.
+
+    Frames are those of PyAV up to rounding in colours; files whose times or counts torchcodec reads otherwise are
+    refused.
+
+    Raises:
+        VideoError: the file is absent, no video, damaged from the start, or read otherwise by torchcodec.
+        UserError: torchcodec can't be loaded.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        with video_errors(self.path):
+            status = os.stat(self.path)
+            self._index = read_index(self.path, status.st_size, status.st_mtime_ns)
+        self.num_frames = self._index.num_frames
+        self.num_missing = self._index.num_missing
+        self.fps = self._index.fps
+        self.height, self.width = self._index.upright
+        self._decoder = self._open()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._decoder = None
+
+    def frames(self, indices: Sequence[int]) -> torch.Tensor:
+        """See `VideoSource.frames`."""
+        wanted = sorted(set(indices))
+        check_indices(self, wanted)
+        clip_TCHW = self._frames(wanted)
+        return clip_TCHW if list(indices) == wanted else clip_TCHW[[bisect_left(wanted, i) for i in indices]]
+
+    def each(self) -> Iterator[torch.Tensor]:
+        """See `VideoSource.each`."""
+        check_indices(self, range(self.num_frames))
+        yield from (self._frames([index])[0] for index in range(self.num_frames))
+
+    def _open(self) -> Any:
+        """torchcodec's decoder, whose frames are known to be those of the index."""
+        try:
+            decoder = importlib.import_module("torchcodec.decoders").VideoDecoder
+        except (ImportError, OSError, RuntimeError) as error:  # its libraries are loaded when it is imported
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"The backend torchcodec can't be loaded: {reason}. Install torchcodec, a version for torch "
+                f"{torch.__version__}, and FFmpeg's shared libraries; or use the backend pyav."
+            ) from error
+        try:
+            opened = decoder(self.path, num_ffmpeg_threads=1, seek_mode="exact")
+        except (RuntimeError, ValueError) as error:
+            raise self._error(f"fails ({str(error).strip().splitlines()[0]})") from error
+        if self._index.pts is None or opened.metadata.num_frames != self.num_frames - self.num_missing:
+            raise self._error(f"counts {opened.metadata.num_frames} frames where {self.num_frames} decode")
+        return opened
+
+    def _frames(self, wanted: list[int]) -> torch.Tensor:
+        """The frames at sorted indices, upright: RGB, uint8 (len(wanted), 3, height, width)."""
+        assert self._index.pts is not None
+        try:
+            batch = self._decoder.get_frames_at(wanted)
+        except (RuntimeError, IndexError) as error:
+            raise self._error(f"fails ({str(error).strip().splitlines()[0]})") from error
+        for index, seconds in zip(wanted, batch.pts_seconds.tolist(), strict=True):
+            expected = self._index.pts[index] * self._index.tick_seconds
+            if abs(seconds - expected) > 1e-4:
+                raise self._error(f"finds frame {index} at {seconds:g} s where {expected:g} s is expected")
+        return functional.resize(batch.data, [self.height, self.width], antialias=True)
+
+    def _error(self, reason: str) -> VideoError:
+        return VideoError(f"torchcodec {reason} in {self.path}. Use the backend pyav for this file.")

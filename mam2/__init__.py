@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mam2.train.finetune import finetune as finetune
     from mam2.train.optim import Optim as Optim
     from mam2.train.pretrain import Pretrain as Pretrain
+    from mam2.train.pretrain import build as build
     from mam2.train.pretrain import pretrain as pretrain
 
 __version__ = "0.1.0"
@@ -60,7 +61,7 @@ MODULE_OF = {
     "Loop": "train.engine",
     **dict.fromkeys(("Finetune", "evaluate_run", "finetune"), "train.finetune"),
     "Optim": "train.optim",
-    **dict.fromkeys(("Pretrain", "pretrain"), "train.pretrain"),
+    **dict.fromkeys(("Pretrain", "build", "pretrain"), "train.pretrain"),
 }
 """Where each public name lives."""
 __all__ = ["__version__", *MODULE_OF]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import cast
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
@@ -97,7 +98,7 @@ def estimate(config: Pretrain) -> Cost:
         return tensor
 
     with torch.device("meta"):
-        model = build(config, sizes)
+        model = cast(nn.Module, build(config, sizes))
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model.to_empty(device=torch.device("cpu"))
         if config.loop.recompute:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from torchvision.models.optical_flow import raft_small
 import mam2
 import mam2.train.finetune as finetuning
 from mam2.__main__ import main
+from mam2.cli.verbs import VERBS
+from mam2.config import to_json
 from mam2.data.synthetic import render, write_video
+from mam2.recipes import get_recipe
 from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, save_vqgan
 
 PRETRAIN = ("pretrain", "mam2_tiny", *TINY, "--loop.duration", "2 steps")
@@ -92,6 +96,72 @@ def test_pretrain_finetune_evaluate_show_and_load(run, videos, pretrained, tmp_p
     assert torch.equal(encoder.positions.time_TD, weights["encoder.positions.time_TD"])
 
 
+def in_a_new_process(code: str) -> set[str]:
+    """The names of the modules that some code imports."""
+    code += "\nimport sys; print('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    return set(done.stdout.splitlines())
+
+
+def test_help_and_the_package_load_nothing_heavy():
+    loaded = in_a_new_process("import sys, mam2.__main__ as m; sys.argv = ['mam2', '--help']; m.main()")
+    assert "mam2.cli.verbs" in loaded
+    assert not loaded & {"torch", "numpy", "tyro", "rich", "av", "matplotlib"}
+    loaded = in_a_new_process("import mam2; mam2.UserError")
+    assert not loaded & {"torch", "numpy", "tyro", "rich", "av", "matplotlib"}
+    loaded = in_a_new_process("from mam2.model.encoder import VideoEncoder; from mam2 import load_encoder")
+    assert "torch" in loaded
+    heavy = {"matplotlib", "tensorboard", "jinja2", "av", "torchvision", "vector_quantize_pytorch", "tyro", "rich"}
+    assert not loaded & heavy
+
+
+def test_every_public_name_is_there():
+    assert {"pretrain", "load_encoder", "Steps", "build"} <= set(mam2.__all__)
+    for name in mam2.__all__:
+        assert getattr(mam2, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        mam2.absent  # noqa: B018
+
+
+def test_version_and_usage(run):
+    assert run("--version")[:2] == (0, f"mam2 {mam2.__version__}\n")
+    status, out, _ = run("--help")
+    assert status == 0
+    assert all(verb in out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune", "cost", "probe"])
+def test_help_without_a_recipe_shows_how_to_begin(run, verb):
+    status, out, _ = run(verb, "--help")
+    assert status == 0
+    assert out.startswith(f"usage: mam2 {verb} ")
+    assert ("mam2_tiny --help" in out) == (verb in ("pretrain", "cost"))
+    assert len(out.splitlines()) < 25
+
+
+def test_help_of_a_recipe_shows_the_options_of_everyone_first(run):
+    status, out, _ = run("pretrain", "mam2_tiny", "--help")
+    assert status == 0
+    lines = out.splitlines()
+    places = {name: next(i for i, line in enumerate(lines) if f"--{name} " in line) for name in ("data.root", "out")}
+    assert max(places.values()) < 5
+    assert next(i for i, line in enumerate(lines) if "--loop.duration" in line) < 8
+    assert out.count("--data.root") == 2  # the usage line, and its own
+    config = to_json(get_recipe("mam2_tiny"))
+    for section, fields in config.items():
+        for name in fields:
+            assert f"--{section}.{name}".replace("_", "-") in out or f"--{section}.no-{name}" in out, name
+
+
+def test_training_ends_with_what_to_do_next(run, videos, tmp_path):
+    out = tmp_path / "run"
+    _, printed, _ = run(*PRETRAIN, "--data.root", videos, "--out", out)
+    assert f"Wrote {out}/encoder.safetensors" in printed
+    assert f"Next: mam2 finetune finetune_tiny --init {out} --data.root LABELLED" in printed
+    _, printed, _ = run(*FINETUNE, "--init", out, "--data.root", videos, "--out", tmp_path / "tuned")
+    assert f"Next: mam2 evaluate {tmp_path / 'tuned'} --data.root TEST" in printed
+
+
 def test_tubelets_are_pretrained_finetuned_probed_and_shown(run, videos, tmp_path):
     pre, tuned = tmp_path / "pre", tmp_path / "tuned"
     tubelets = ("--encoder.frames", 6, "--encoder.tubelet", 2)
@@ -108,7 +178,7 @@ def test_tubelets_are_pretrained_finetuned_probed_and_shown(run, videos, tmp_pat
     refused(too_short, "at least 2 tubelets")
 
 
-def test_table_8_trains_goes_on_and_is_shown(run, videos, tmp_path):
+def test_table_8_trains_resumes_and_is_shown(run, videos, tmp_path):
     table_8 = (
         "--mixup",
         0.8,
@@ -157,7 +227,7 @@ def test_tables_of_the_paper_are_listed_with_commands_and_costs(run):
 def test_targets_are_listed(run):
     status, out, _ = run("targets")
     assert status == 0
-    for part in ("vqgan_8192", "112²", "8192", "dalle", "optical_flow", "clip_order", "982"):
+    for part in ("vqgan_8192", "112²", "8192", "dalle", "optical_flow", "clip_order", "1,192"):
         assert part in out
 
 
@@ -190,7 +260,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_variants_train_go_on_and_are_shown(run, videos, tmp_path, name):
+def test_variants_train_resume_and_are_shown(run, videos, tmp_path, name):
     torch.manual_seed(0)
     files = {"RAFT": tmp_path / "raft.pth", "VQGAN": tmp_path / "f4.safetensors", "GUMBEL": tmp_path / "f2.safetensors"}
     if name == "flow":
@@ -381,18 +451,18 @@ def test_as_many_other_videos_are_other_videos(run, videos, tmp_path):
     refused(run(*PRETRAIN, "--data.root", approach, "--out", out), "differs in videos")
 
 
-def test_options_without_effect_are_told(run, videos, tmp_path, caplog):
+def test_options_without_effect_are_reported(run, videos, tmp_path, caplog):
     idle = ("--objective.alignment-weight", 0, "--mask.aligned", 0.5, "--targets.file", "some.safetensors")
     assert run(*PRETRAIN, "--data.root", videos, "--out", tmp_path / "out", *idle)[0] == 0
-    assert "without effect beside the other settings: mask.aligned, targets.file." in caplog.text
+    assert "Without effect beside the other settings: mask.aligned, targets.file." in caplog.text
     assert "learning rate will not come down" in caplog.text  # 50 steps of warm-up, 2 of training
     caplog.clear()
     assert run(*PRETRAIN, "--data.root", videos, "--out", tmp_path / "2", "--optim.warmup", "1 steps")[0] == 0
-    assert "without effect" not in caplog.text
+    assert "Without effect" not in caplog.text
     assert "come down" not in caplog.text
 
 
-def test_a_full_gpu_is_told_with_what_helps(run, videos, tmp_path, monkeypatch):
+def test_a_full_gpu_is_reported_with_what_helps(run, videos, tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
 

@@ -25,7 +25,17 @@ LEVELS = (
     {"__main__", "__init__"},
 )
 DATA_LEVELS = (
-    {"video/source", "video/index", "sampling", "transforms", "mixing", "catalog", "workers", "bad_videos", "synthetic"},
+    {
+        "video/source",
+        "video/index",
+        "sampling",
+        "transforms",
+        "mixing",
+        "catalog",
+        "workers",
+        "bad_videos",
+        "synthetic",
+    },
     {"video/pyav", "video/torchcodec", "video/jpeg_folder"},
     {"video/open"},
     {"clips"},

@@ -28,12 +28,12 @@ class EncoderConfig:
     """Sizes of a VideoEncoder; the defaults are the paper's ViT-B on 16 × 224².
 
     Attributes:
-        width: D.
+        width: D, numbers per token.
         depth: number of blocks.
         num_heads: attention heads (the paper's models have 64 channels per head).
-        frames: T, frames of a clip.
+        frames: T, frames per clip.
         size: height and width of a clip, pixels.
-        patch_size: P, pixels.
+        patch_size: P, side of a patch, pixels.
         tubelet: frames that a patch spans: 1, the paper's (1×16×16), or 2, VideoMAE's, for half the tokens. Above 1,
             T counts tubelets in tensor names, and targets are those of each tubelet's first frame.
         attention: "factorised" over time and then space, the paper's, or "joint" over all tokens, as in VideoMAE.

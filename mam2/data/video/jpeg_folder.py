@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -114,7 +114,7 @@ def read_meta(folder: str) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise VideoError(_message(folder, f"its {META} can't be read ({error})")) from error
-    checks = {
+    checks: dict[str, Callable[[Any], bool]] = {
         "fps": lambda fps: fps is None or (isinstance(fps, int | float) and fps > 0),
         "count": lambda count: isinstance(count, int),
         "source": lambda source: isinstance(source, dict),

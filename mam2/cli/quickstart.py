@@ -1,0 +1,29 @@
+"""`mam2 quickstart`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mam2.cli.parse import finished, parse
+from mam2.quickstart import quickstart
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartCommand:
+    """Render videos, pre-train, fine-tune, compare with training from scratch, write report.html. About 10 minutes.
+
+    Attributes:
+        out: a new folder, or that of a quickstart that was interrupted.
+    """
+
+    out: Path = Path("runs/quickstart")
+
+
+def main(verb: str, arguments: list[str]) -> None:
+    """Runs the quickstart."""
+    start = time.monotonic()
+    command = parse(QuickstartCommand, verb, arguments)
+    quickstart(command.out)
+    finished(f"{command.out}/report.html", start, "mam2 pretrain mam2_tiny --data.root VIDEOS --out runs/mine")

@@ -1,0 +1,73 @@
+"""`mam2 show` and `mam2 masks`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from mam2.cli.parse import parse
+from mam2.config import UserError
+from mam2.pictures.show import show, show_augmented, show_masks
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowCommand:
+    """Draw what a pre-trained run predicts for a video, or what a run's training gets to see of it.
+
+    Attributes:
+        run: the folder of a `mam2 pretrain`; with --augment, of a `mam2 finetune` too.
+        video: any video file.
+        out: output PNG; by default ./VIDEO.png.
+        gif: an animation of the same to write too.
+        mp4: an animation of the same to write too.
+        augment: draw four clips of the video as the run's training gets them, not predictions.
+        seed: of the mask, or of the augmentation.
+    """
+
+    run: Positional[Path]
+    video: Positional[Path]
+    out: Path | None = None
+    gif: Path | None = None
+    mp4: Path | None = None
+    augment: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MasksCommand:
+    """Draw every kind of mask over a video, as Fig. 3.
+
+    Attributes:
+        video: any video file; by default a rendered one.
+        out: output PNG.
+        ratio: share of patches that is masked.
+        seed: of the masks.
+    """
+
+    video: Positional[Path | None] = None
+    out: Path = Path("masks.png")
+    ratio: float = 0.75
+    seed: int = 0
+
+
+def main(verb: str, arguments: list[str]) -> None:
+    """Draws predictions, augmented clips or masks."""
+    if verb == "masks":
+        masks = parse(MasksCommand, verb, arguments)
+        show_masks(masks.video, masks.out, ratio=masks.ratio, seed=masks.seed)
+        print(f"Wrote {masks.out}")
+        return
+    command = parse(ShowCommand, verb, arguments)
+    animations = tuple(path for path in (command.gif, command.mp4) if path)
+    if command.augment and animations:
+        raise UserError("--augment draws a picture only; leave --gif and --mp4 out.")
+    out = command.out or Path(f"{command.video.stem}.png")
+    if out.suffix.lower() != ".png":
+        raise UserError(f"{out} is no PNG's name. Give --out a name that ends in .png.")
+    if command.augment:
+        show_augmented(command.run, command.video, out, seed=command.seed)
+    else:
+        show(command.run, command.video, out, animations=animations, seed=command.seed)
+    print(f"Wrote {', '.join(map(str, (out, *animations)))}")

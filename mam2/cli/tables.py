@@ -1,0 +1,144 @@
+"""Tables that the commands print."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mam2 import cost
+from mam2.data.prepare.manifest import Report
+from mam2.evaluate import Evaluation
+from mam2.recipes import RECIPES
+from mam2.recipes.tables import NUM_TRAINING_VIDEOS, get_table, tables_of
+from mam2.targets.table import APPEARANCES, MOTIONS
+from mam2.train.pretrain import Pretrain
+
+
+def show(table: Table, *notes: str) -> None:
+    """Prints a table and lines below it."""
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=True, highlight=False, markup=False)  # file names can hold brackets
+
+
+def print_evaluation(result: Evaluation, report: dict[str, Any]) -> None:
+    """Accuracy of single views and of all."""
+    table = Table("views", "top-1", "top-5", title=f"{len(result.label_B)} videos")
+    if result.single_view:
+        table.add_row("1, on average", *(f"{share:.4f}" for share in result.single_view))
+    table.add_row(f"{report['clips']} × {report['crops']}", f"{result.top(1):.4f}", f"{result.top(5):.4f}")
+    show(table)
+
+
+def print_probe(kind: str, report: dict[str, Any]) -> None:
+    """Accuracy of a probe, and of the untrained encoder's."""
+    table = Table("encoder", "top-1", "top-5", title=f"{kind}, {report['num_videos']} videos")
+    for name, found in (("pre-trained", report), ("untrained", report["baseline"])):
+        if found:
+            table.add_row(name, f"{found['top1']:.4f}", f"{found['top5']:.4f}")
+    show(table)
+
+
+def print_prepared(report: Report) -> None:
+    """Counts of a data set's videos, and their problems."""
+    columns = ("split", "listed", "in the manifest", "Table 6", "seconds per video")
+    table = Table(*columns, title=escape(str(report.manifest)))
+    for of in report.splits:
+        seconds = f"{of.mean_seconds:.1f}" if of.mean_seconds else "-"
+        table.add_row(of.split, f"{of.listed:,}", f"{of.written:,}", f"{of.table6:,}" if of.table6 else "-", seconds)
+    problems = [
+        f"{kind}: {problem.count:,}, such as {', '.join(problem.first)}"
+        for kind in ("missing", "unreadable", "short", "extra", "duplicates")
+        if (problem := getattr(report, kind)).count
+    ]
+    show(table, f"{report.num_classes} classes.", *problems, *report.notes)
+
+
+def print_recipes() -> None:
+    """All recipes."""
+    table = Table("recipe", "paper's tables", "data", "model", "length")
+    for name, recipe in RECIPES.items():
+        length = str(recipe.make().loop.duration)
+        table.add_row(name, ", ".join(tables_of(name)) or "-", recipe.data, recipe.model, length)
+    show(table, "`mam2 recipes NAME` prints a recipe; `mam2 recipes --table 1d` a table of the paper, with costs.")
+
+
+def print_paper_table(number: str, tflops: float) -> None:
+    """The rows of one of the paper's tables with the paper's numbers, estimated costs and commands."""
+    paper = get_table(number)
+    columns = ("row", "recipe", "the paper's", "TFLOP/clip", "GiB/clip", "GPU-hours")
+    table = Table(*columns, title=f"Table {number}: {paper.title}")
+    commands = []
+    for row in paper.rows:
+        config = RECIPES[row.recipe].make()
+        estimates = ["-"] * 3
+        if isinstance(config, Pretrain):
+            estimate = cost.estimate(config)
+            num_videos = NUM_TRAINING_VIDEOS[RECIPES[row.recipe].data]
+            hours = cost.gpu_hours(config, estimate, num_videos=num_videos, tflops=tflops)
+            estimates = [f"{estimate.tflop:.2f}", f"{estimate.clip_gib:.1f}", f"{hours:,.0f}"]
+            needs = config.objective.needs_appearance and APPEARANCES[config.targets.appearance].weights != "none"
+            commands.append(
+                f"mam2 pretrain {row.recipe} --data.root DIR --out RUN{' --targets.file FILE' * needs}"
+                f" && mam2 finetune {row.finetune} --init RUN --data.root DIR --out TUNED"
+                " && mam2 evaluate TUNED --data.root TEST"
+            )
+        else:
+            commands.append(f"mam2 finetune {row.recipe} --data.root DIR --out RUN --init PRETRAINED")
+        table.add_row(row.name, row.recipe, row.paper or "-", *estimates)
+    show(
+        table,
+        "Top-1 after fine-tuning as the paper has it; none has been rerun here. Estimates for pre-training: TFLOP with "
+        "the targets; GiB kept for the backward pass in bf16, beside the weights; hours of one GPU at "
+        f"{tflops:g} TFLOP/s.",
+        *dict.fromkeys(commands),
+    )
+
+
+def print_targets() -> None:
+    """All appearance and motion targets."""
+    table = Table("--targets.appearance", "what", "fed", "range", "K", "GFLOP/clip", "weights")
+    for name, row in APPEARANCES.items():
+        codes = str(row.num_outputs or ("-" if row.load is None else "yours"))
+        table.add_row(name, row.title, f"{row.size}²", row.range, codes, f"{row.gflop:,}", row.weights)
+    show(table, "For a clip of 16 frames of 224².")
+    table = Table("--targets.motion", "what", "units", "numbers per patch of 16²", "GFLOP/clip")
+    for name, motion in MOTIONS.items():
+        numbers = str(motion.channels * 256) if motion.load else "2 per tube"
+        table.add_row(name, motion.title, motion.units, numbers, f"{motion.gflop:,}")
+    show(table)
+
+
+def print_cost(recipe: str, config: Pretrain, *, device: str, utilisation: float, num_videos: int) -> None:
+    """What a pre-training takes: operations by part, hours, memory, disk."""
+    on = cost.this_cpu(width=config.encoder.width) if device == "cpu" else cost.DEVICES[device]
+    estimate = cost.estimate(config)
+    table = Table("part of a step", "TFLOP per clip", "share", title=recipe)
+    for name, tflop in sorted(cost.parts_of(config).items(), key=lambda part: -part[1]):
+        table.add_row(name, f"{tflop:.4g}", f"{tflop / estimate.tflop:.0%}")
+    table.add_section()
+    table.add_row("whole step", f"{estimate.tflop:.4g}", "")
+    run = f"{on.title}: give --videos N, your number of training videos, for hours."
+    if num_videos:
+        achieved = utilisation * on.peak_tflops
+        hours = cost.gpu_hours(config, estimate, num_videos=num_videos, tflops=achieved)
+        run = (
+            f"{on.title}: {hours:,.4g} hours of one, for {config.loop.duration} of {num_videos:,} videos at "
+            f"{achieved:.3g} TFLOP/s ({utilisation:.0%} of {on.peak_tflops:.3g})."
+        )
+    disk = f"Disk: up to {cost.run_folder_gib(config, estimate):.2f} GiB for the run's folder"
+    if config.targets.cache and num_videos:
+        disk += f", {cost.cache_gib(config, num_videos):.2f} GiB for the token cache"
+    fits = max(0, int((0.9 * on.memory_gib - estimate.state_gib) / estimate.clip_gib))
+    show(
+        table,
+        run,
+        f"Memory: {estimate.state_gib:.2f} GiB for weights, gradients and AdamW, {estimate.clip_gib:.3g} GiB per clip, "
+        f"besides the tokenizer's own: some {fits} clips fit in 90 % of {on.memory_gib:.0f} GiB.",
+        f"{disk}.",
+    )

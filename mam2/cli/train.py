@@ -1,0 +1,67 @@
+"""`mam2 pretrain` and `mam2 finetune`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, cast
+
+import tyro
+from tyro.conf import arg
+
+from mam2.cli.parse import Flat, finished, first_word, parse
+from mam2.recipes import RECIPES, get_recipe
+from mam2.train.finetune import Finetune, finetune
+from mam2.train.pretrain import Pretrain, pretrain
+
+Out = Annotated[Path, arg(help="the run's folder: a new one, or that of the same run, which resumes")]
+Resume = Annotated[bool, arg(help="refuse a run that is there already, instead of resuming it")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainCommand:
+    """Pre-train on a folder of videos, or a CSV with `path`."""
+
+    config: Annotated[Pretrain, Flat]
+    out: Out
+    resume: Resume = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneCommand:
+    """Fine-tune on class folders, or a CSV with `path,label`."""
+
+    config: Annotated[Finetune, Flat]
+    out: Out
+    resume: Resume = True
+
+
+def main(verb: str, arguments: list[str]) -> None:
+    """Trains by a recipe."""
+    recipe, rest = first_word(verb, arguments, names="a recipe (`mam2 recipes` lists them)")
+    start = time.monotonic()
+    out = cast(Path, tyro.MISSING)
+    if verb == "pretrain":
+        config = cast(Pretrain, get_recipe(recipe, Pretrain))
+        command = parse(PretrainCommand, f"pretrain {recipe}", rest, default=PretrainCommand(config=config, out=out))
+        run = command.out
+        if pretrain(command.config, run, resume=command.resume):
+            tune = f"mam2 finetune {finetune_recipe(recipe)} --init {run} --data.root LABELLED --out {run}_tuned"
+            look = f"mam2 show {run} VIDEO"
+            finished(f"{run}/encoder.safetensors, log.jsonl, checkpoints/", start, tune, look)
+    else:
+        tuning = cast(Finetune, get_recipe(recipe, Finetune))
+        tune_command = parse(
+            FinetuneCommand, f"finetune {recipe}", rest, default=FinetuneCommand(config=tuning, out=out)
+        )
+        run = tune_command.out
+        if finetune(tune_command.config, run, resume=tune_command.resume):
+            test = f"mam2 evaluate {run} --data.root TEST"
+            finished(f"{run}/classifier.safetensors, log.jsonl, checkpoints/", start, test)
+
+
+def finetune_recipe(recipe: str) -> str:
+    """The fine-tuning recipe that belongs to a pre-training recipe."""
+    name = f"finetune_{recipe.removeprefix('mam2_').removesuffix('_rp').removesuffix('_600')}"
+    return name if name in RECIPES else "finetune_b_ucf101"

@@ -1,0 +1,43 @@
+"""The table of commands: where each lives, and what it does. It imports nothing, so that `mam2 --help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command.
+
+    Attributes:
+        module: the file in `mam2.cli` whose `main(verb, arguments)` runs it.
+        usage: its arguments.
+        summary: one line about it.
+    """
+
+    module: str
+    usage: str
+    summary: str
+
+
+VERBS = {
+    "quickstart": Verb("quickstart", "", "Render videos, pre-train, fine-tune, report: ten minutes on two cores"),
+    "pretrain": Verb("train", "RECIPE --data.root DIR --out RUN", "Pre-train on a folder of videos, or a CSV"),
+    "finetune": Verb("train", "RECIPE --init RUN --data.root DIR --out RUN", "Fine-tune on class folders, or a CSV"),
+    "evaluate": Verb("evaluate", "RUN --data.root DIR", "Test a fine-tuned run on labelled videos"),
+    "probe": Verb("evaluate", "RUN --train DIR --test DIR", "Probe a frozen encoder: linear, attentive, knn"),
+    "show": Verb("show", "RUN VIDEO", "Draw what a pre-trained run predicts for a video"),
+    "masks": Verb("show", "[VIDEO]", "Draw every kind of mask over a video (Fig. 3)"),
+    "recipes": Verb("lists", "[RECIPE]", "List the recipes, print one, or a table of the paper"),
+    "targets": Verb("lists", "", "List the appearance and motion targets"),
+    "cost": Verb("lists", "RECIPE", "Estimate what pre-training takes: hours, memory, disk"),
+    "prepare": Verb("prepare", "NAME --root DIR", "Check a data set and write its manifest"),
+    "tokenizer convert": Verb("prepare", "FILE --out FILE", "Convert an official VQGAN or DALL-E checkpoint"),
+    "tokenizer train": Verb("prepare", "DIR --out FILE", "Train a small VQ tokenizer on your own videos"),
+}
+
+
+def usage() -> str:
+    """The page of `mam2 --help`."""
+    rows = "\n".join(f"  {name:<18} {verb.summary}" for name, verb in VERBS.items())
+    return f"usage: mam2 COMMAND ...\n\n{rows}\n\n`mam2 COMMAND --help` lists a command's options."

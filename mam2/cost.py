@@ -1,4 +1,4 @@
-"""What pre-training costs, before anyone starts it: operations and memory of a step, counted on empty tensors."""
+"""Cost of pre-training before anyone starts it: operations and memory of a step, counted on empty tensors."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mam2.device import autocast_dtype
 from mam2.masks import Mask, take
 from mam2.model.blocks import recompute_blocks
 from mam2.model.encoder import VideoEncoder
-from mam2.objectives import ObjectiveChoice
 from mam2.targets.cache import row_bytes
 from mam2.targets.maker import Targets
 from mam2.targets.table import APPEARANCES, MOTIONS, target_sizes
 from mam2.train.pretrain import Pretrain, build
 
-AS_ON_A_GPU = torch.float16
-"""What is counted on a CPU: as wide as bfloat16, for which attention is another one there (layers.attend)."""
+COUNTING_DTYPE = torch.float16
+"""Autocast dtype while counting. It is as wide as bfloat16, which on a CPU would select the hand-written attention and
+give other FLOPs than a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,12 @@ def this_cpu(*, width: int) -> Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Estimates; what is counted is exact, what hardware makes of it is not.
+    """Estimates. Operations and bytes are counted exactly; hardware adds its own.
 
     Attributes:
-        train_tflop: of a clip's step: forward, backward and the alignment target; 2 for a multiplication and addition.
-        targets_tflop: of a clip's targets: tokenizer, RAFT.
-        clip_gib: kept for the backward pass of a clip, in bf16 autocast; the peak of a step grows by about this a clip.
+        train_tflop: per clip and step: forward, backward and the alignment target; 2 for a multiplication and addition.
+        targets_tflop: per clip, for targets: tokenizer, RAFT.
+        clip_gib: kept per clip for the backward pass, in bf16 autocast; the peak of a step grows by about this.
         state_gib: weights, gradients and AdamW's two moments in fp32, whatever the batch.
     """
 
@@ -81,12 +81,12 @@ class Cost:
 
     @property
     def tflop(self) -> float:
-        """Of a clip's whole step."""
+        """Per clip, of a whole step."""
         return self.train_tflop + self.targets_tflop
 
 
 def estimate(config: Pretrain) -> Cost:
-    """What a step costs for each clip, counted by running one on fake tensors: no weights, no data, a few seconds."""
+    """Cost of a step per clip, counted by running one on fake tensors: no weights, no data, a few seconds."""
     encoder = config.encoder
     sizes = target_sizes(config.targets, patch_size=encoder.patch_size)
     real = config.mask(encoder.tubelets, encoder.grid, sample_B=torch.tensor([0]), seed=0)
@@ -110,7 +110,7 @@ def estimate(config: Pretrain) -> Cost:
         targets = _empty_targets(config)
         counter = FlopCounterMode(display=False)
         with counter:
-            with torch.autocast("cpu", AS_ON_A_GPU), saved_tensors_hooks(keep, lambda tensor: tensor):
+            with torch.autocast("cpu", COUNTING_DTYPE), saved_tensors_hooks(keep, lambda tensor: tensor):
                 total = model(clip, mask, targets, 0).total
             total.backward()
         learned = [p for p in model.parameters() if p.requires_grad]
@@ -126,23 +126,16 @@ def estimate(config: Pretrain) -> Cost:
 
 
 def parts_of(config: Pretrain) -> dict[str, float]:
-    """TFLOP of a clip's step by part; their sum is `estimate(config).tflop`.
+    """TFLOP per clip of a step, by part; their sum is `estimate(config).tflop`.
 
     A part is counted by what the step costs less without it; the encoder, by itself.
     """
 
-    def saved(objective: ObjectiveChoice) -> float:
-        return whole.train_tflop - estimate(replace(config, objective=objective)).train_tflop
-
-    whole, parts = estimate(config), dict[str, float]()
-    parts["encoder, visible patches"] = _encoder_tflop(config)
-    if config.objective.aligns:
-        parts["alignment target"] = saved(replace(config.objective, alignment_weight=0.0))
-    if config.objective.decoders == "disentangled":
-        parts["appearance decoder and head"] = saved(replace(config.objective, decoders="motion"))
-        parts["motion decoder"] = saved(replace(config.objective, decoders="appearance"))
-    rest = "regressor" if config.objective.decoders == "disentangled" else "regressor and decoder"
-    parts[rest] = whole.train_tflop - sum(parts.values())
+    whole = estimate(config)
+    parts = {"encoder, visible patches": _encoder_tflop(config)}
+    for name, objective in config.objective.without_parts().items():
+        parts[name] = whole.train_tflop - estimate(replace(config, objective=objective)).train_tflop
+    parts["regressor and rest"] = whole.train_tflop - sum(parts.values())
     appearance, motion = _targets_gflop(config)
     parts |= {
         f"{config.targets.appearance}, target": appearance / 1e3,
@@ -168,7 +161,7 @@ def _encoder_tflop(config: Pretrain) -> float:
             recompute_blocks(model)
         clip = torch.empty(1, encoder.frames, 3, encoder.size, encoder.size, dtype=torch.uint8)
         visible = torch.zeros(mask.visible_BTV.shape, dtype=torch.int64)
-        with torch.autocast("cpu", AS_ON_A_GPU):
+        with torch.autocast("cpu", COUNTING_DTYPE):
             features = model.encode(take(model.embed(clip), visible))
         features.sum().backward()
     return counter.get_total_flops() / 1e12

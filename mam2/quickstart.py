@@ -1,7 +1,6 @@
-"""The whole story in minutes on a laptop: render, pre-train, fine-tune, compare with training from scratch, report.
+"""The quickstart, minutes on a laptop: render, pre-train, fine-tune, compare with training from scratch, report.
 
-Everything goes through the same functions as real runs; only the sizes are small. An interrupted quickstart goes on
-where it stopped.
+Everything goes through the same functions as real runs; only the sizes are small. An interrupted quickstart resumes.
 """
 
 from __future__ import annotations
@@ -12,9 +11,7 @@ import logging
 import multiprocessing
 import os
 import platform
-import signal
 import statistics
-import sys
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,8 +29,8 @@ from mam2.files import write_text
 from mam2.model.encoder import EncoderConfig
 from mam2.model.weights import load_encoder
 from mam2.objectives.mam2 import MAM2Config
+from mam2.pictures.predict import show
 from mam2.pictures.report import ScoreRow, read_log, write_report
-from mam2.pictures.show import show
 from mam2.targets.table import TargetsConfig
 from mam2.train.engine import Loop
 from mam2.train.finetune import Finetune, evaluate_run, finetune
@@ -102,7 +99,7 @@ def finetune_config(settings: Quickstart, root: Path, *, init: str, seed: int) -
     )
 
 
-def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, object]:
+def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, object] | None:
     """Runs the whole comparison.
 
     Args:
@@ -110,7 +107,8 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
         settings: the sizes; the defaults if None.
 
     Returns:
-        What quickstart.json holds: {"scratch": [top-1 per seed], "pretrained": [...], "chance": x, "seconds": s}.
+        The contents of quickstart.json; None if SIGTERM ended it early, and the same command resumes:
+        {"scratch": [top-1 per seed], "pretrained": [...], "chance": x, "seconds": s}.
 
     Raises:
         UserError: `out` holds other files.
@@ -119,7 +117,6 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
     out = Path(out)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "videos").is_dir())):
         raise UserError(f"{out} exists and is no quickstart's folder. Give another --out.")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # between runs, which have their own way to stop
     start = time.perf_counter()
     seconds: dict[str, float] = {}
 
@@ -137,7 +134,7 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
     torch.set_num_threads(1)  # faster than two for a model this small, and the decoder needs a core too
     try:
         if not pretrain(pretrain_config(settings, videos / "unlabelled"), out / "pretrain"):
-            raise SystemExit(0)  # SIGTERM: all is saved, the same command goes on
+            return None
     finally:
         torch.set_num_threads(threads)
     lap("pre-training")
@@ -148,7 +145,11 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
     with multiprocessing.get_context("spawn").Pool(min(2, os.cpu_count() or 1), end_with_parent) as pool:
         results = pool.imap(partial(_finetune_and_test, out, settings), jobs)
         bar = track(results, description="fine-tuning", total=len(jobs), console=Console(stderr=True))
-        top1 = dict(zip(jobs, bar, strict=True))
+        top1 = dict[tuple[str, int], float]()
+        for job, accuracy in zip(jobs, bar, strict=True):
+            if accuracy is None:
+                return None
+            top1[job] = accuracy
     lap("fine-tuning and testing")
 
     sheets = []
@@ -171,7 +172,7 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
     return result
 
 
-def _finetune_and_test(out: Path, settings: Quickstart, job: tuple[str, int]) -> float:
+def _finetune_and_test(out: Path, settings: Quickstart, job: tuple[str, int]) -> float | None:
     """One fine-tuning run in a process of its own; what it prints goes to a file beside its folder."""
     kind, seed = job
     torch.set_num_threads(1)
@@ -179,7 +180,7 @@ def _finetune_and_test(out: Path, settings: Quickstart, job: tuple[str, int]) ->
     folder = out / f"{kind}_{seed}"
     with (out / f"{kind}_{seed}.txt").open("a") as output, contextlib.redirect_stderr(output):
         if not finetune(finetune_config(settings, out / "videos" / "train", init=init, seed=seed), folder):
-            raise SystemExit(0)
+            return None
         result, _ = evaluate_run(folder, str(out / "videos" / "test"))
     return result.top(1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,5 +27,7 @@ def main(verb: str, arguments: list[str]) -> None:
     """Runs the quickstart."""
     start = time.monotonic()
     command = parse(QuickstartCommand, verb, arguments)
-    quickstart(command.out)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # between runs, which have their own way to stop
+    if quickstart(command.out) is None:
+        return
     finished(f"{command.out}/report.html", start, "mam2 pretrain mam2_tiny --data.root VIDEOS --out runs/mine")

@@ -9,7 +9,9 @@ from tyro.conf import Positional
 
 from mam2.cli.parse import parse
 from mam2.config import UserError
-from mam2.pictures.show import show, show_augmented, show_masks
+from mam2.pictures.augment import show_augmented
+from mam2.pictures.masks import show_masks
+from mam2.pictures.predict import show
 
 
 @dataclass(frozen=True, kw_only=True)

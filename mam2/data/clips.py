@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -134,6 +135,11 @@ def views_of(path: str, data: Data, *, num_frames: int, size: int, clips: int, c
     # Each crop holds the frames of all clips; the clip becomes the outer, the crop the inner dimension.
     views_VTCHW = torch.stack([crop.unflatten(0, (clips, num_frames)) for crop in cropped], 1).flatten(0, 1)
     return views_VTCHW.contiguous()
+
+
+def middle_clip(video: str | Path, data: Data, *, num_frames: int, size: int) -> torch.Tensor:
+    """The clip in the middle of a video, as in testing with one view: uint8 (T, 3, size, size)."""
+    return views_of(str(video), data, num_frames=num_frames, size=size, clips=1, crops=1)[0]
 
 
 def stride_of(fps: float | None, data: Data) -> int:

@@ -1,7 +1,7 @@
 """A canvas for pictures of frames, and pages of rows of them.
 
 Every picture is a matplotlib `Figure` of its own (no pyplot state); frames are laid on it pixel for pixel.
-Letters: T frames, n frames shown, C channels, H W, N patches a frame, K classes.
+Letters: T frames, n frames shown, C channels, H W, N patches per frame, K classes.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ CURVES = (
     ("feature_std", "standard deviation of features", False),
     ("effective_rank", "effective rank of features", False),
     ("lr", "learning rate", False),  # smoothing would round its peak off
-    ("clips_per_second", "clips a second", True),
-    ("data_seconds", "seconds a step waits for data", True),
+    ("clips_per_second", "clips per second", True),
+    ("data_seconds", "seconds per step waiting for data", True),
 )
 
 

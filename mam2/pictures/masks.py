@@ -9,7 +9,12 @@ from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from mam2.config import UserError
+from mam2.data.clips import Data, middle_clip
+from mam2.data.synthetic import render
+from mam2.masks import MASKS, MaskConfig
+from mam2.patches import to_float
 from mam2.pictures.canvas import RED, FrameRow, enlarge, frames_shown, page_of_rows, patch_mask, zoom_to
+from mam2.pictures.predict import masked_patches
 
 
 def mask_figure(
@@ -47,3 +52,20 @@ def mask_figure(
         share = f"{masked_TN.float().mean():.0%} masked"
         rows.append(FrameRow(name=name, description=share, frames_TCHW=tinted_TCHW))
     page_of_rows(rows, shown, title="", footer=["Masked patches are tinted red."]).save(path)
+
+
+def show_masks(video: str | Path | None, out: str | Path, *, ratio: float = 0.75, seed: int = 0) -> None:
+    """Draws every kind of mask over 16 frames of a video, 14 × 14 patches, as a PNG (Fig. 3); None renders a video.
+
+    Raises:
+        UserError: no video, or an impossible ratio.
+    """
+    if video is None:
+        clip_TCHW = render("approach", seed=0, num_frames=16, size=224)
+    else:
+        clip_TCHW = middle_clip(video, Data(), num_frames=16, size=224)
+    grid, masks = (14, 14), []
+    for kind in MASKS:
+        mask = MaskConfig(kind=kind, ratio=ratio)(16, grid, sample_B=torch.tensor([0]), seed=seed)
+        masks.append((kind, masked_patches(mask, 196)))
+    mask_figure(masks, to_float(clip_TCHW), grid, out)

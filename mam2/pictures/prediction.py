@@ -1,7 +1,6 @@
-"""What a model predicts for a clip, as a contact sheet or an animation: its own predictions, nothing added back.
+"""A prediction for a clip, drawn as a contact sheet or an animation: the model's own, nothing added back.
 
-Nothing here runs a model: an objective makes a `Prediction`, this file draws it. Letters: T frames, C channels,
-H W, N patches a frame.
+Nothing here runs a model; predict.py makes a `Prediction`. T frames, C channels, H W, N patches per frame.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from mam2.pictures.canvas import (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """What a model predicts for one clip, on the CPU. Made by an objective.
+    """A model's prediction for one clip, on the CPU.
 
     Attributes:
         clip_TCHW: float in [0, 1], the input.
@@ -51,7 +50,7 @@ class Prediction:
         true_motion_TCHW: the same of the clip itself, everywhere.
         appearance_name: what the appearance is called.
         tubelet: frames that a token spans; of each tubelet, the first frame is above, and motion leads to the next's.
-        attention_TN: float, how much attention each patch gets, sums to 1 over each frame; None: no such row.
+        attention_TN: float, attention that each patch gets, sums to 1 over each frame; None: no such row.
         notes: more lines for the footer.
 
     Raises:
@@ -74,7 +73,7 @@ class Prediction:
         num_frames, _, height, width = self.clip_TCHW.shape
         high, wide = self.grid
         if height % high or width % wide:
-            raise UserError(f"A frame of {height}x{width} cannot be cut into {high}x{wide} equal patches. Mend `grid`.")
+            raise UserError(f"A frame of {height}x{width} cannot be cut into {high}x{wide} equal patches. Fix `grid`.")
         patches = (num_frames, high * wide)
         channels = 2 if self.is_flow() else 3
         for name, shape in {
@@ -246,7 +245,7 @@ def _footer(prediction: Prediction) -> list[str]:
 
 
 def contact_sheet(prediction: Prediction, path: Path | str, *, title: str = "", max_frames: int = 8) -> None:
-    """Draws a clip as a PNG: input, mask, appearance, true and predicted motion, attention; a column a frame.
+    """Draws a clip as a PNG: input, mask, appearance, true and predicted motion, attention; a column per frame.
 
     Predictions stand on masked patches only. Visible patches are hatched, never filled in from the input. Where
     there is no appearance, its row shows which codes were predicted rightly. True and predicted motion share one
@@ -267,7 +266,7 @@ def animation(prediction: Prediction, path: Path | str, *, title: str = "", fps:
         prediction: what is drawn.
         path: the file to write.
         title: stands above.
-        fps: frames a second.
+        fps: frames per second.
 
     Raises:
         UserError: another suffix, or `fps` not in 1 to 50.
@@ -276,7 +275,7 @@ def animation(prediction: Prediction, path: Path | str, *, title: str = "", fps:
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise UserError(f"{path} ends with {path.suffix!r}; an animation is a .gif or an .mp4. Rename it.")
     if not 1 <= fps <= 50:
-        raise UserError(f"fps is {fps}; give 1 to 50 frames a second.")
+        raise UserError(f"fps is {fps}; give 1 to 50 frames per second.")
     rows = prediction_rows(prediction, zoom_to(prediction.clip_TCHW, 192))
     times = range(len(prediction.clip_TCHW))
     video_TCHW = torch.stack(

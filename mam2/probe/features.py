@@ -34,7 +34,7 @@ VIDEOS_PER_FILE = 256  # features are saved, and an interrupted extraction resum
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What the encoder made of the videos.
+    """Features of a data set.
 
     Attributes:
         x_NVTSD: float32 with S = 1 for linear and knn, float16 for attentive.
@@ -61,7 +61,7 @@ def extract(
     dtype: torch.dtype | None = None,
     clips_at_once: int = 16,
 ) -> Features:
-    """The features of a data set, computed once: what is in `folder` already is read.
+    """The features of a data set, computed once: those in `folder` already are read.
 
     They are kept by the encoder's weights, the videos (path, size, time of change) and the views; labels may change.
     A portion in which a decoding process died or hung, which may have been a passing fault, is made again next time.

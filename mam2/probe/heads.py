@@ -1,4 +1,4 @@
-"""What is put on a frozen encoder's features: a linear layer, an attentive pooler, or nearest neighbours.
+"""Heads on frozen features: a linear layer, an attentive pooler, or nearest neighbours.
 
 B samples, S tokens, D width, F features, K classes, N training samples.
 """
@@ -62,7 +62,7 @@ class AttentiveHead(nn.Module):
         return self.head(self.norm(self.pool(x_BSD)))
 
     def pool(self, x_BSD: Tensor) -> Tensor:
-        """What the query gathers, (B, D)."""
+        """The query's weighted sum of tokens, (B, D)."""
         heads = (self.num_heads, -1)
         query_hD = torch.einsum("hd,hdD->hD", self.query_D.view(heads), self.key_DD.unflatten(0, heads))
         scores_BSh = x_BSD @ query_hD.T * (len(self.query_D) / self.num_heads) ** -0.5

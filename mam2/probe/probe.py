@@ -1,7 +1,7 @@
-"""What a frozen encoder knows: a linear layer, an attentive pooler or nearest neighbours on its features.
+"""Probes of a frozen encoder: a linear layer, an attentive pooler or nearest neighbours on its features.
 
-Every video goes through the encoder once; what comes out is kept on disk. All choices are made on a held-out share of
-the training videos; the test videos are looked at once, at the end. docs/probes.md tells the protocol in words.
+Every video goes through the encoder once; its features are kept on disk. All choices are made on a held-out share of
+the training videos; the test videos are looked at once, at the end. docs/probes.md describes the protocol.
 
 N videos, V views of a video, T frames, S squares that a frame's patches are averaged over, D width, F features, K
 classes, B samples.
@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import random
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from mam2 import distributed
-from mam2.config import Epochs, UserError, seed_of, to_json
+from mam2.config import Epochs, UserError, check, seed_of, to_json
 from mam2.data.catalog import few_shot, read_catalog
 from mam2.data.clips import Data, Sampling
 from mam2.device import autocast_dtype, local_device
@@ -55,7 +54,7 @@ class Probe:
         pooling: of linear and knn: "space" averages over space and keeps the frames side by side (T × D features),
             "all" averages over time too (D features).
         baseline: also probe an untrained encoder of the same configuration.
-        shots: labelled training videos a class, drawn by the seed; 0 takes all.
+        shots: labelled training videos per class, drawn by the seed; 0 takes all.
         train_clips, train_crops: views of a training video, each of them a sample.
         test_clips, test_crops: views of a test video, whose probabilities are averaged.
         sampling: "dense" clips, or "uniform" ones for Something-Something V2.
@@ -66,7 +65,7 @@ class Probe:
         learning_rates: of the sweep, for a batch of 256; the rate used is × batch size / 256.
         weight_decays: of the sweep.
         epochs: passes over the training samples.
-        batch_size: training samples a step.
+        batch_size: training samples per step.
         neighbours: knn: the numbers of neighbours k; the first is the one that counts.
         temperature: knn: a neighbour votes with exp(cosine / temperature).
         precision: of the encoder; "auto" is bf16 where the hardware is fast at it.
@@ -86,65 +85,50 @@ class Probe:
     kind: Literal["linear", "attentive", "knn"] = "linear"
     pooling: Literal["space", "all"] = "space"
     baseline: bool = True
-    shots: int = 0
-    train_clips: int = 3
-    train_crops: int = 1
-    test_clips: int = 5
-    test_crops: int = 1
+    shots: Annotated[int, Ge(0)] = 0
+    train_clips: Annotated[int, Ge(1)] = 3
+    train_crops: Annotated[int, Ge(1)] = 1
+    test_clips: Annotated[int, Ge(1)] = 5
+    test_crops: Annotated[int, Ge(1)] = 1
     sampling: Sampling = "dense"
-    stride_frames: int = 4
-    token_grid: int = 7
-    held_out: float = 0.2
-    trials: int = 5
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
-    weight_decays: tuple[float, ...] = (1e-2, 1.0)
-    epochs: int = 100
-    batch_size: int = 256
-    neighbours: tuple[int, ...] = (20, 10, 100, 200)
-    temperature: float = 0.07
+    stride_frames: Annotated[int, Ge(1)] = 4
+    token_grid: Annotated[int, Ge(1)] = 7
+    held_out: Annotated[float, Gt(0), Lt(1)] = 0.2
+    trials: Annotated[int, Ge(1)] = 5
+    learning_rates: tuple[Annotated[float, Gt(0)], ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    weight_decays: tuple[Annotated[float, Ge(0)], ...] = (1e-2, 1.0)
+    epochs: Annotated[int, Ge(1)] = 100
+    batch_size: Annotated[int, Ge(1)] = 256
+    neighbours: tuple[Annotated[int, Ge(1)], ...] = (20, 10, 100, 200)
+    temperature: Annotated[float, Gt(0)] = 0.07
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
-    num_workers: int = 2
-    max_bad_share: float = 0.05
+    num_workers: Annotated[int, Ge(0)] = 2
+    max_bad_share: Annotated[float, Ge(0), Le(1)] = 0.05
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(Probe)
-        for name in ("kind", "pooling", "precision"):
-            accepted = typing.get_args(hints[name])
-            if getattr(self, name) not in accepted:
-                raise UserError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
-        views = ("train_clips", "train_crops", "test_clips", "test_crops")
-        for name in ("shots", *views, "token_grid", "trials", "epochs", "batch_size"):
-            least = 0 if name == "shots" else 1
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
-        rates = len(self.learning_rates) > 0 and all(0 < rate < math.inf for rate in self.learning_rates)
-        if not 0 < self.held_out < 1 or not self.temperature > 0 or not rates:
-            raise UserError(
-                f"held_out {self.held_out}, temperature {self.temperature}, learning_rates {self.learning_rates}: "
-                "accepted are a share between 0 and 1, a temperature above 0, and one rate or more, all above 0."
-            )
-        decays = len(self.weight_decays) > 0 and all(0 <= decay < math.inf for decay in self.weight_decays)
-        if min(self.neighbours, default=0) < 1 or not decays:
-            raise UserError(
-                f"neighbours {self.neighbours}, weight_decays {self.weight_decays}: accepted are one or more of each, "
-                "neighbours from 1, weight decays from 0 up."
-            )
-        self.data()
+        check(self, "")
+        for name in ("learning_rates", "weight_decays", "neighbours"):
+            if not getattr(self, name):
+                raise UserError(f"{name} is empty; accepted: one or more numbers.")
 
     def data(self) -> Data:
         """How videos are read."""
-        kept = ("sampling", "stride_frames", "num_workers", "max_bad_share")
-        return Data(**{name: getattr(self, name) for name in kept})
+        return Data(
+            sampling=self.sampling,
+            stride_frames=self.stride_frames,
+            num_workers=self.num_workers,
+            max_bad_share=self.max_bad_share,
+        )
 
 
 def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
     """Probes an encoder and writes probe_KIND.json into `out`; the features are kept in `out`/features.
 
     Returns:
-        What the file holds: kind, top1, top5, num_train, num_videos (tested), chosen (the setting), sweep (all settings
-        with their held-out results; for knn with their test results), baseline (top1, top5, chosen and sweep of the
-        untrained encoder, or None), per_class, confusion, bad_videos, config.
+        The contents of the file: kind, top1, top5, num_train, num_videos (tested), chosen (the setting), sweep (all
+        settings with their held-out results; for knn with their test results), baseline (top1, top5, chosen and sweep
+        of the untrained encoder, or None), per_class, confusion, bad_videos, config.
 
     Raises:
         UserError: no encoder, no or unlabelled videos, unknown classes, too few videos of a class.
@@ -244,7 +228,7 @@ def squares_of(config: Probe, encoder: VideoEncoder) -> int:
 
 
 def samples(features: Features, config: Probe) -> Tensor:
-    """What the head sees of each view: tokens (N, V, T × S, D) for attentive, else a vector (N, V, F)."""
+    """The head's input for each view: tokens (N, V, T × S, D) for attentive, else a vector (N, V, F)."""
     x_NVTSD = features.x_NVTSD
     if config.kind == "attentive":
         return x_NVTSD.flatten(2, 3)

@@ -1,36 +1,25 @@
-"""What a pre-trained run predicts for a video, as pictures: the model's own predictions, nothing added back."""
+"""Predictions of a pre-trained run for a video: the model's own, nothing added back."""
 
 from __future__ import annotations
 
 import logging
-import random
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mam2.config import UserError, from_json, seed_of
-from mam2.data.catalog import read_catalog
-from mam2.data.clips import Data, train_clips, views_of
-from mam2.data.mixing import mix
-from mam2.data.synthetic import render
-from mam2.masks import MASKS, Mask, MaskConfig, put
+from mam2.data.clips import middle_clip
+from mam2.masks import Mask, MaskConfig, put
 from mam2.objectives.contract import Objective
 from mam2.patches import to_float, unpatchify
-from mam2.pictures.canvas import FrameRow, enlarge, frames_shown, page_of_rows, zoom_to
-from mam2.pictures.masks import mask_figure
 from mam2.pictures.prediction import Prediction, animation, contact_sheet
 from mam2.targets.maker import TargetMaker
 from mam2.targets.motion import clip_scale
 from mam2.targets.table import MOTIONS
-from mam2.targets.tokenizers.vq import load_vq
-from mam2.train.finetune import Finetune
-from mam2.train.pretrain import Pretrain, load_run
-from mam2.train.run import read_run
+from mam2.train.pretrain import load_run
 
 log = logging.getLogger("mam2")
-KINDS = {"pretrain": Pretrain, "finetune": Finetune}
 
 
 def show(
@@ -55,112 +44,11 @@ def show(
     """
     model, targets, config = load_run(run)
     size, frames = config.encoder.size, config.encoder.frames
-    clip_TCHW = middle_of(video, config.data, num_frames=frames, size=size)
+    clip_TCHW = middle_clip(video, config.data, num_frames=frames, size=size)
     prediction = predict(model, targets, config.mask, clip_TCHW, seed=seed)
     contact_sheet(prediction, Path(out), title=Path(video).name)
     for path in animations:
         animation(prediction, Path(path), title=Path(video).name)
-
-
-def show_augmented(run: str | Path, video: str | Path, out: str | Path, *, seed: int = 0) -> None:
-    """Draws four clips of a video as a run's training gets them, repeats included, as a PNG (Tables 7 and 8).
-
-    A run that mixes clips has them mixed with one of its own training videos, where those are at hand.
-
-    Raises:
-        UserError: no run, or no video.
-    """
-    record = read_run(Path(run))
-    config: Pretrain | Finetune = from_json(KINDS[record["kind"]], record["config"])
-    sizes = {"num_frames": config.encoder.frames, "size": config.encoder.size}
-    mixing = isinstance(config, Finetune) and max(config.mixup, config.cutmix) > 0
-    other, rows = _other_video(config.data, str(video), seed=seed) if mixing else "", list[FrameRow]()
-    for draw in range(4):
-        rng = random.Random(seed_of(seed, draw))
-        clips_BTCHW = to_float(torch.stack(train_clips(str(video), config.data, rng=rng, **sizes)))
-        kept = 1.0
-        if isinstance(config, Finetune) and other:
-            others_BTCHW = to_float(torch.stack(train_clips(other, config.data, rng=rng, **sizes)))
-            pair_BTCHW, whose_B = (
-                torch.cat([clips_BTCHW, others_BTCHW]),
-                torch.arange(2).repeat_interleave(len(clips_BTCHW)),
-            )
-            switches = {"mixup": config.mixup, "cutmix": config.cutmix, "smoothing": 0.0}
-            mixed_BTCHW, share_B2 = mix(pair_BTCHW, whose_B, num_classes=2, rng=rng, **switches)
-            clips_BTCHW, kept = mixed_BTCHW[: len(clips_BTCHW)], share_B2[0, 0].item()
-        for repeat, frames_TCHW in enumerate(clips_BTCHW):
-            which = f"draw {draw + 1}" + (f", repeat {repeat + 1}" if len(clips_BTCHW) > 1 else "")
-            mixed = f"{1 - kept:.0%} of it is {Path(other).name}" if other else ""
-            rows.append(
-                FrameRow(name=which, description=mixed, frames_TCHW=enlarge(frames_TCHW, zoom_to(frames_TCHW, 128)))
-            )
-    shown = frames_shown(config.encoder.frames, 8)
-    page_of_rows(rows, shown, title=f"{Path(video).name}, as training gets it", footer=[]).save(out)
-
-
-def _other_video(data: Data, video: str, *, seed: int) -> str:
-    """A video of the training data that is not this one; "", with a warning, if there is none."""
-    try:
-        items = read_catalog(data.root, labelled=False, split=data.split).items
-    except UserError as error:
-        log.warning(f"Mixup and cutmix are not drawn, for want of a second video: {error}")
-        return ""
-    others = [item.path for item in items if Path(item.path).absolute() != Path(video).absolute()]
-    return random.Random(seed).choice(others) if others else ""
-
-
-def show_masks(video: str | Path | None, out: str | Path, *, ratio: float = 0.75, seed: int = 0) -> None:
-    """Draws every kind of mask over 16 frames of a video, 14 × 14 patches, as a PNG (Fig. 3); None renders a video.
-
-    Raises:
-        UserError: no video, or an impossible ratio.
-    """
-    if video is None:
-        clip_TCHW = render("approach", seed=0, num_frames=16, size=224)
-    else:
-        clip_TCHW = middle_of(video, Data(), num_frames=16, size=224)
-    grid, masks = (14, 14), []
-    for kind in MASKS:
-        mask = MaskConfig(kind=kind, ratio=ratio)(16, grid, sample_B=torch.tensor([0]), seed=seed)
-        masks.append((kind, masked_patches(mask, 196)))
-    mask_figure(masks, to_float(clip_TCHW), grid, out)
-
-
-def show_reconstruction(file: str | Path, videos: list[str], out: str | Path, *, size: int) -> None:
-    """Draws the middle frames of at most 6 videos and what a small VQ tokenizer makes of them, as a PNG.
-
-    Raises:
-        UserError: no tokenizer, or none of the videos can be read.
-    """
-    tokenizer, frames = load_vq(file), []
-    for video in videos[:: max(1, len(videos) // 6)]:  # from all over: neighbours are of one class
-        try:
-            frames.append(middle_of(video, Data(), num_frames=1, size=size)[0])
-        except UserError:  # damaged: the training has told so
-            continue
-        if len(frames) == 6:
-            break
-    if not frames:
-        raise UserError("None of the videos can be read, so there is nothing to draw.")
-    frames_FCHW = to_float(torch.stack(frames))
-    codes_FN = tokenizer(frames_FCHW)
-    grid = (size // tokenizer.patch_size,) * 2
-    drawn_FCHW, zoom = tokenizer.decode(codes_FN, grid=grid), zoom_to(frames_FCHW, 128)
-    error = torch.nn.functional.mse_loss(drawn_FCHW, frames_FCHW).item()
-    rows = [
-        FrameRow(name="Frames", description="one of each video", frames_TCHW=enlarge(frames_FCHW, zoom)),
-        FrameRow(
-            name="From their codes",
-            description=f"{tokenizer.num_codes} codes, {grid[0]} × {grid[1]} a frame; squared error {error:.4f}",
-            frames_TCHW=enlarge(drawn_FCHW, zoom),
-        ),
-    ]
-    page_of_rows(rows, list(range(len(frames))), title=Path(file).name, footer=[]).save(out)
-
-
-def middle_of(video: str | Path, data: Data, *, num_frames: int, size: int) -> Tensor:
-    """The clip in the middle of a video, as in testing with one view: uint8 (T, 3, size, size)."""
-    return views_of(str(video), data, num_frames=num_frames, size=size, clips=1, crops=1)[0]
 
 
 def masked_patches(mask: Mask, num_patches: int) -> Tensor:

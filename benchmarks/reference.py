@@ -1,4 +1,4 @@
-"""What a step of MAM2 is compared with: the same step as one would first write it, and VideoMAE's.
+"""What a step of MAM2 is compared with: the same step as one would first write it.
 
 `PlainMAM2` is the same mathematics (tests/test_benchmarks.py holds its loss and gradients against the library's) from
 torch's own modules: `nn.MultiheadAttention`, all logits at once in float32, `torch.optim.AdamW` as it comes.
@@ -115,6 +115,9 @@ class Decoder(nn.Module):
         return self.project(self.norm(x_BTMD))
 
 
+LOADED_NAMES = {"regressor.mask_query.value_D": "mask_query_D"}
+
+
 class PlainMAM2(nn.Module):
     """The paper's objective with its defaults; all widths are the encoder's. `load(mam2)` takes over weights."""
 
@@ -154,7 +157,15 @@ class PlainMAM2(nn.Module):
 
     def load(self, model: MAM2) -> PlainMAM2:
         """Takes over the library's weights, whose attention has other names."""
-        mine, theirs = {}, model.state_dict()
+        mine = {}
+        theirs = {LOADED_NAMES.get(name, name): tensor for name, tensor in model.state_dict().items()}
+        for part in ("appearance", "motion"):
+            theirs = {
+                name.replace(f"decoders.{part}.heads.{part}.", f"{part}.").replace(
+                    f"decoders.{part}.", f"{part}."
+                ): tensor
+                for name, tensor in theirs.items()
+            }
         for name, tensor in theirs.items():
             head, _, leaf = name.rpartition(".")
             part, _, layer = head.rpartition(".")

@@ -9,7 +9,7 @@ of Hugging Face's VideoMAE, each in a fresh process (workload.py). FLOPs are cou
 multiply-add: products, convolutions and attention (whose backward pass computes the scores again: that counts too).
 The step is that of mam2/train/engine.py without loader and tokenizer; the tokenizer, with random weights, stands apart.
 
-B clips, T frames, C channels, H W pixels, N patches a frame, V visible, M masked, D width, K codes, P patch
+B clips, T frames, C channels, H W pixels, N patches per frame, V visible, M masked, D width, K codes, P patch
 side, S any sequence length.
 """
 
@@ -22,7 +22,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from workload import CONTENDERS, SIZES, Size, Workload, flops_of, in_a_process
 
 from mam2.device import keep_freed_memory, local_device
-from mam2.losses import alignment_loss, appearance_loss, motion_loss
+from mam2.losses import motion_loss
 from mam2.masks import take
 from mam2.model.blocks import can_compile, compile_blocks
+from mam2.model.regressor import Latent
 from mam2.patches import to_float
 from mam2.targets.tokenizers.vqgan import VQGAN
 
@@ -56,32 +57,31 @@ def parts_of(work: Workload) -> dict[str, Callable[[], object]]:
 
     Ask for them after a whole step: the update is that of its gradients.
     """
-    model, encoder, clip_BTCHW, mask = work.model, work.model.encoder, work.clip_BTCHW, work.mask
+    model = work.model
+    encoder = model.encoder
+    clip_BTCHW = work.clip_BTCHW
+    mask = work.mask
     gradients = [parameter.grad for parameter in model.parameters()]
     with torch.no_grad(), work.autocast():
         tokens_BTND = encoder.embed(clip_BTCHW)
         made = model.predict(clip_BTCHW, mask)
         targets = work.targets()
-        position_BTND = model.project_position(encoder.position(clip_BTCHW)).expand_as(tokens_BTND)
-        context_BSD = take(position_BTND, mask.visible_BTV).flatten(1, 2)
-        query_BTMD = take(position_BTND, mask.masked_BTM)
+        position_BTND = model.position(clip_BTCHW).clone()
         masked = targets.at(mask)
+        decoders = model.decoders
+        hidden_BTMD = decoders["motion"](made.latent)
 
     def align() -> None:
         with torch.no_grad(), work.autocast():
             model.project(encoder.encode(take(tokens_BTND, mask.masked_BTM)))
 
-    def regress(visible_BTVD: Tensor, context_BSD: Tensor, query_BTMD: Tensor) -> Tensor:
-        return model.regressor(
-            model.mask_query_D.expand_as(query_BTMD).flatten(1, 2),
-            model.project(visible_BTVD).flatten(1, 2),
-            query_position_BSD=query_BTMD.flatten(1, 2),
-            context_position_BSD=context_BSD,
-        ).view(query_BTMD.shape)
+    def regress(visible_BTVD: Tensor, position_BTND: Tensor) -> Tensor:
+        return model.regressor(model.project(visible_BTVD), position_BTND, mask).x_BTSD
 
     def lose(motion_BTMP: Tensor, regressed_BTMD: Tensor) -> Tensor:
         motion = motion_loss(motion_BTMP, masked.motion, "mean")
-        alignment = alignment_loss(regressed_BTMD, model.standardise(made.target_BTMD), "mean")
+        latent = Latent(regressed_BTMD, made.latent.position_BTSD, made.latent.num_masked)
+        alignment = model.alignment.losses(replace(made, latent=latent), mask)["alignment"]
         return motion + model.config.alignment_weight * alignment
 
     def both_ways(call: Callable[..., Tensor], like: Tensor | None, *inputs: Tensor) -> Callable[[], None]:
@@ -100,27 +100,31 @@ def parts_of(work: Workload) -> dict[str, Callable[[], object]]:
     def see() -> Tensor:
         return encoder.encode(take(encoder.embed(clip_BTCHW), mask.visible_BTV))
 
-    def appear(regressed_BTMD: Tensor, query_BTMD: Tensor) -> Tensor:
-        hidden_BTMD = model.appearance.decode(regressed_BTMD, position_BTMD=query_BTMD)
-        return appearance_loss(hidden_BTMD, model.appearance.project, masked.appearance)
+    def appear(regressed_BTMD: Tensor, position_BTMD: Tensor) -> Tensor:
+        hidden = decoders["appearance"](Latent(regressed_BTMD, position_BTMD, made.latent.num_masked))
+        return decoders["appearance"].heads["appearance"].loss(hidden, masked.appearance, "mean")
 
-    def move(regressed_BTMD: Tensor, query_BTMD: Tensor) -> Tensor:
-        return model.motion(regressed_BTMD, position_BTMD=query_BTMD)
+    def move(regressed_BTMD: Tensor, position_BTMD: Tensor) -> Tensor:
+        hidden = decoders["motion"](Latent(regressed_BTMD, position_BTMD, made.latent.num_masked))
+        return decoders["motion"].heads["motion"](hidden)
 
     def update() -> None:
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient
         work.update()
 
-    visible, regressed, query = made.visible_BTVD, made.regressed_BTMD, query_BTMD
+    visible = made.visible_BTVD
+    regressed = made.latent.x_BTSD
+    query = made.latent.position_BTSD
+    motion = decoders["motion"].heads["motion"](hidden_BTMD)
     return {
         "motion target (RGB difference)": work.targets,
         "encoder, visible patches": both_ways(see, visible),
         "alignment target, masked patches": align,
-        "regressor": both_ways(regress, regressed, visible, context_BSD, query),
+        "regressor": both_ways(regress, regressed, visible, position_BTND),
         "appearance decoder, head and loss": both_ways(appear, None, regressed, query),
-        "motion decoder": both_ways(move, made.motion, regressed, query),
-        "other losses": both_ways(lose, None, made.motion, regressed),
+        "motion decoder": both_ways(move, motion, regressed, query),
+        "other losses": both_ways(lose, None, motion, regressed),
         "update (norm, AdamW)": update,
     }
 

@@ -125,10 +125,10 @@ class Workload:
 
 def plain_step(work: Workload) -> Callable[[], None]:
     """The step of reference.py's model on the same batch."""
-    encoder, model = work.model.encoder.config, work.model
-    sizes = TargetSizes(int(work.codes_BTN.max()) + 1, 3 * encoder.patch_size**2)
-    if model.appearance is not None:
-        sizes = replace(sizes, appearance=model.appearance.project.out_features)
+    model = work.model
+    encoder = model.encoder.config
+    head = model.decoders["appearance"].heads["appearance"]
+    sizes = TargetSizes(head.project.out_features, 3 * encoder.patch_size**2)
     with work.clip_BTCHW.device:
         plain = PlainMAM2(model.config, encoder, sizes).train()
     plain.load(model)

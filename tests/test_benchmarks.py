@@ -118,7 +118,7 @@ def test_the_plain_step_is_the_same_step() -> None:
 
     work = Workload(SIZES["tiny"], batch=2, precision="fp32", device=torch.device("cpu"))
     model, targets = work.model, work.targets()
-    nn.init.normal_(model.mask_query_D)
+    nn.init.normal_(model.regressor.mask_query.value_D)
     expected = model(work.clip_BTCHW, work.mask, targets, 0).total
     expected.backward()
     norm = nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
@@ -129,8 +129,13 @@ def test_the_plain_step_is_the_same_step() -> None:
     plain_norm = nn.utils.get_total_norm([parameter.grad for parameter in plain.parameters()])
     torch.testing.assert_close(plain_norm, norm, rtol=1e-4, atol=0)
     theirs, mine = dict(model.named_parameters()), dict(plain.named_parameters())
-    for name in ("encoder.patch_embed.weight", "appearance.project.weight", "motion.project.bias", "mask_query_D"):
-        torch.testing.assert_close(mine[name].grad, theirs[name].grad, rtol=1e-3, atol=1e-6)
+    for name, name_of_ours in {
+        "encoder.patch_embed.weight": "encoder.patch_embed.weight",
+        "appearance.project.weight": "decoders.appearance.heads.appearance.project.weight",
+        "motion.project.bias": "decoders.motion.heads.motion.project.bias",
+        "mask_query_D": "regressor.mask_query.value_D",
+    }.items():
+        torch.testing.assert_close(mine[name].grad, theirs[name_of_ours].grad, rtol=1e-3, atol=1e-6)
     plain_step(work)()  # and it can be taken
 
 

@@ -155,7 +155,7 @@ def main() -> None:
         if job.variant not in SCRATCH
     ]
     scratch = {name: [results[Job(name, 0, seed)] for seed in args.seeds] for name in SCRATCH}
-    table = Table("variant", "GFLOP a clip", "epochs", "PFLOP", *(f"seed {seed}" for seed in args.seeds), "mean")
+    table = Table("variant", "GFLOP per clip", "epochs", "PFLOP", *(f"seed {seed}" for seed in args.seeds), "mean")
     for variant in args.variants:
         for steps in lengths[variant]:
             found = [results[Job(variant, steps, seed)] for seed in args.seeds]

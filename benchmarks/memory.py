@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line; returns what `--out` writes."""
     parser = argparse.ArgumentParser(description="Memory and time of the appearance loss, by three ways.")
     parser.add_argument("--clips", type=int, default=4, help="clips (default 4)")
-    parser.add_argument("--tokens", type=int, default=2352, help="masked tokens a clip (default 2352, ViT-B's)")
+    parser.add_argument("--tokens", type=int, default=2352, help="masked tokens per clip (default 2352, ViT-B's)")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--codes", type=int, default=16384)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")

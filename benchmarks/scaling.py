@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     values = {axis: getattr(options, axis) for axis in AXES}
     rows = measure(options.model, values, precision=options.precision, repeats=options.repeats, compiled=compiled)
     table = Table(title=f"{options.model}, {options.precision}; the rest is the model's own")
-    for column in ("", "patches", "TFLOP", "GFLOP a patch", "seconds", "ms a patch", "peak GiB"):
+    for column in ("", "patches", "TFLOP", "GFLOP per patch", "seconds", "ms per patch", "peak GiB"):
         table.add_column(column, justify="right")
     for row in rows:
         tokens, tflop, seconds = row["tokens"], row["flops"] / 1e12, row["seconds"]

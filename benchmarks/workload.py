@@ -7,7 +7,7 @@ clip" with `loop.accumulate` at the batch's size; "plain" is reference.py's; "vi
 `VideoMAEForPreTraining`, ViT-B as it comes, with a mask of 90 % (needs `pip install transformers`).
 benchmarks/step.py and benchmarks/scaling.py call it.
 
-B clips, T frames, C channels, H W pixels, N patches a frame.
+B clips, T frames, C channels, H W pixels, N patches per frame.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of malloc.h
 
 def keep_freed_memory() -> None:
     """For training on a CPU: what one step frees the next one takes, without fetching every page from the system again
-    (a tenth of a ViT-B step, docs/log.md)."""
+    (a tenth of a ViT-B step, docs/log/speed.md)."""
     _mallopt({_M_TRIM_THRESHOLD: -1, _M_MMAP_MAX: 0})
 
 
@@ -49,7 +49,7 @@ def autocast_dtype(precision: str, device: torch.device, *, width: int) -> torch
     """The type that matrix products are computed in; None is plain float32.
 
     "auto" takes bfloat16 on a GPU that has it, and on a CPU with bfloat16 instructions for models of width 512 up:
-    below that, conversions cost more than the faster products save (docs/log.md).
+    below that, conversions cost more than the faster products save (docs/log/speed.md).
     """
     if precision == "fp32":
         return None

@@ -122,7 +122,7 @@ def uniform_views(num_frames: int, *, clip_frames: int, clips: int) -> list[list
 
 
 def stride_at(fps: float, stride_frames: int, target_fps: float = 30.0) -> int:
-    """The stride that spans as much time in a video of `fps` frames a second as `stride_frames` do at `target_fps`.
+    """The stride that spans as much time in a video of `fps` frames per second as `stride_frames` do at `target_fps`.
 
     Returns:
         The nearest whole stride, at least 1; `stride_frames` itself where the frame rate is unknown, that is 0.

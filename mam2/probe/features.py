@@ -72,7 +72,7 @@ def extract(
         data: how they are read.
         folder: where the features are kept.
         clips, crops: views of a video.
-        squares: a frame's patches are averaged to so many squares a side; S is its square.
+        squares: a frame's patches are averaged to so many squares per side; S is its square.
         dtype: of autocast; None computes in fp32.
         clips_at_once: on the device.
 

@@ -59,7 +59,7 @@ class Probe:
         test_clips, test_crops: views of a test video, whose probabilities are averaged.
         sampling: "dense" clips, or "uniform" ones for Something-Something V2.
         stride_frames: the distance between neighbouring frames of a dense clip; pre-training's.
-        token_grid: attentive: a frame's patches are averaged to at most this many squares a side.
+        token_grid: attentive: a frame's patches are averaged to at most this many squares per side.
         held_out: share of the training videos of each class on which a setting of the sweep is judged.
         trials: how many such shares, one after the other, a setting is judged on; the mean counts.
         learning_rates: of the sweep, for a batch of 256; the rate used is × batch size / 256.
@@ -223,7 +223,7 @@ def judge(
 
 
 def squares_of(config: Probe, encoder: VideoEncoder) -> int:
-    """How many squares a side a frame's patches are averaged to."""
+    """How many squares per side a frame's patches are averaged to."""
     return min(config.token_grid, *encoder.config.grid) if config.kind == "attentive" else 1
 
 

@@ -1,6 +1,6 @@
 """Codes kept on disk, for training that draws from a fixed set of clips: a tokenizer then sees each clip once.
 
-B clips, T frames, N patches a frame.
+B clips, T frames, N patches per frame.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ class Reporter:
             if row["step"] == self._loader.num_steps and mean > LEARNED_NOTHING:
                 log.warning(
                     f"The {name} loss is {mean:.3f} times that of predicting none (mean of the last {len(ratios)} "
-                    f"lines of log.jsonl): nothing of {name} was learned. Train longer, or see docs/log.md."
+                    f"lines of log.jsonl): nothing of {name} was learned. Train longer, or see docs/log/learning.md."
                 )
 
 

@@ -55,14 +55,14 @@ def test_a_step_never_waits_for_the_gpu(compiled: bool, recomputed: bool) -> Non
             losses.total.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return StepMetrics(number + 1, [losses], norm, logged=True, numbers={})
+        return StepMetrics(number + 1, [losses], norm, logged=True, numbers={}, num_clips=2)
 
     for number in range(2):
         step(number).wait()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        figures = step(2)
+        metrics = step(2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    figures.wait()
-    assert 0 < figures.values()["loss"] < 100
+    metrics.wait()
+    assert 0 < metrics.values()["loss"] < 100

@@ -74,6 +74,8 @@ class RunLog:
     def close(self) -> None:
         """Ends the bar and the files."""
         self._live.stop()
+        if not self._live.console.is_terminal:
+            self._live.console.line()  # rich ends a line on terminals only
         self._file.close()
         self._board.close()
 

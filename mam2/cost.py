@@ -212,7 +212,7 @@ def _empty_targets(config: Pretrain) -> Targets:
 
 
 def _targets_gflop(config: Pretrain) -> tuple[float, float]:
-    """GFLOP of a clip's appearance and motion targets: the figures of 16 × 224², by the number of patches (tokenizers)
+    """GFLOP of a clip's appearance and motion targets: those of 16 × 224², scaled by the number of patches (tokenizers)
     or pixels (flow)."""
     encoder, targets, objective = config.encoder, config.targets, config.objective
     patches = encoder.tubelets * encoder.grid[0] * encoder.grid[1] / (16 * 196)

@@ -198,7 +198,7 @@ def _write_report(
     labels = settings.labelled_per_class * len(MOTIONS)
     unlabelled, tested = settings.unlabelled_per_class * len(MOTIONS), settings.test_per_class * len(MOTIONS)
     summary = (
-        f"The class of each video is how its shape moves, one of {len(MOTIONS)}; no single frame tells it. "
+        f"The class of each video is how its shape moves, one of {len(MOTIONS)}; no single frame shows it. "
         f"Pre-training on {unlabelled} videos without labels changes top-1 after fine-tuning on {labels} labelled ones "
         f"by <b>{gain:+.1f} points</b> against the same fine-tuning from random weights, tested on {tested} videos."
     )

@@ -1,3 +1,5 @@
+"""The canvas: pixels, pages of rows, masks and charts."""
+
 from pathlib import Path
 
 import numpy as np

@@ -37,6 +37,7 @@ def test_pages_and_the_files_that_they_name_are_there(page: Path) -> None:
     assert page.name in (ROOT / "mkdocs.yml").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_page_works_as_it_stands(page: str, videos: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "mam2", tmp_path / "mam2", ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,3 +1,5 @@
+"""Contact sheets and animations: predictions on masked patches only, in one scale."""
+
 from dataclasses import replace
 from pathlib import Path
 

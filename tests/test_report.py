@@ -1,3 +1,5 @@
+"""The HTML report: scores, curves and pictures in one file."""
+
 import base64
 import json
 import re

@@ -234,7 +234,7 @@ def _motion_rows(p: Prediction, zoom: int, left_out: Tensor) -> list[FrameRow]:
 
 
 def _footer(prediction: Prediction) -> list[str]:
-    """How to read the picture, then the prediction's own notes."""
+    """Instructions for reading the picture, then the prediction's own notes."""
     words = (
         "Predictions are the model's own, on masked patches; visible patches are left out, not filled in from the "
         "input."

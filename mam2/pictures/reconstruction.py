@@ -23,7 +23,7 @@ def show_reconstruction(file: str | Path, videos: list[str], out: str | Path, *,
     for video in videos[:: max(1, len(videos) // 6)]:  # from all over: neighbours are of one class
         try:
             frames.append(middle_clip(video, Data(), num_frames=1, size=size)[0])
-        except UserError:  # damaged: the training has told so
+        except UserError:  # damaged: training has reported it
             continue
         if len(frames) == 6:
             break

@@ -113,7 +113,7 @@ class Probe:
                 raise UserError(f"{name} is empty; accepted: one or more numbers.")
 
     def data(self) -> Data:
-        """How videos are read."""
+        """Settings for reading videos."""
         return Data(
             sampling=self.sampling,
             stride_frames=self.stride_frames,
@@ -223,7 +223,7 @@ def judge(
 
 
 def squares_of(config: Probe, encoder: VideoEncoder) -> int:
-    """How many squares per side a frame's patches are averaged to."""
+    """Squares per side that a frame's patches are averaged to."""
     return min(config.token_grid, *encoder.config.grid) if config.kind == "attentive" else 1
 
 
@@ -246,7 +246,7 @@ def _choose(
     parts = [hold_out(label_N, share=config.held_out, seed=config.seed, trial=i) for i in range(config.trials)]
     if not parts[0].any():
         raise UserError(
-            f"With one training video a class nothing can be held out to judge {len(settings)} settings on. Give one "
+            f"With one training video per class nothing can be held out to judge {len(settings)} settings on. Give one "
             "--learning-rates and one --weight-decays, two --shots or more, or --kind knn."
         )
     rows = []
@@ -265,7 +265,7 @@ def _choose(
 
 
 def hold_out(label_N: Tensor, *, share: float, seed: int, trial: int = 0) -> Tensor:
-    """Which videos are held out, bool (N,): `share` of each class, at least one, never all; others in each trial."""
+    """Held-out videos, bool (N,): `share` of each class, at least one, never all; others in each trial."""
     held_N = torch.zeros(len(label_N), dtype=torch.bool)
     for label in label_N.unique().tolist():
         places = (label_N == label).nonzero()[:, 0].tolist()

@@ -158,7 +158,7 @@ class StepMetrics:
 
 
 class RunLoader(Protocol):
-    """What a report needs to know of a run's loader; see `engine.Loader`."""
+    """The part of a run's loader that a report needs; see `engine.Loader`."""
 
     steps_per_epoch: int
     num_steps: int

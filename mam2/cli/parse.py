@@ -12,7 +12,7 @@ import time
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TextIO, TypeVar, cast
 
 import docstring_parser
 import tyro
@@ -210,12 +210,16 @@ def with_durations() -> tyro.constructors.ConstructorRegistry:
     return registry
 
 
-def finished(what: str, start: float, *next_commands: str) -> None:
-    """Prints what a command wrote, how long it took since `start` (of time.monotonic), and what to type next."""
+def finished(what: str, start: float, *next_commands: str, file: TextIO | None = None) -> None:
+    """Prints what a command wrote, how long it took since `start` (of time.monotonic), and what to type next.
+
+    Args:
+        file: where to print; by default stdout.
+    """
     if distributed.rank() > 0:
         return
     seconds = time.monotonic() - start
     took = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
-    print(f"Wrote {what} in {took}.")
+    print(f"Wrote {what} in {took}.", file=file)
     for number, command in enumerate(next_commands):
-        print(f"{'Next:' if number == 0 else '     '} {command}")
+        print(f"{'Next:' if number == 0 else '     '} {command}", file=file)

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ FINETUNE = ("finetune", "finetune_tiny", *TINY_ENCODER, "--loop.duration", "2 st
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs the command line in this process: (exit status, stdout, stderr)."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
@@ -45,7 +46,8 @@ def run(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def pretrained(videos, tmp_path_factory):
+def pretrained(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was pre-trained for two steps."""
     out = tmp_path_factory.mktemp("runs") / "pretrained"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["mam2", *PRETRAIN, "--data.root", str(videos), "--out", str(out)])
@@ -61,23 +63,39 @@ def refused(result: tuple[int, str, str], *parts: str) -> None:
         assert part in err, err
 
 
-def test_pretrain_finetune_evaluate_show_and_load(run, videos, pretrained, tmp_path):
+@pytest.fixture(scope="module")
+def tuned(videos: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fine-tuned run that was tested on two windows of three squares."""
+    out = tmp_path_factory.mktemp("runs") / "tuned"
+    data = ("--data.root", str(videos))
+    with pytest.MonkeyPatch.context() as patch:
+        for words in (
+            (*FINETUNE, "--init", str(pretrained), *data, "--out", str(out)),
+            ("evaluate", str(out), *data, "--clips", "2", "--crops", "3"),
+        ):
+            patch.setattr(sys, "argv", ["mam2", *words])
+            main()
+    return out
+
+
+def test_pretraining_logs_every_step(pretrained) -> None:
     rows = [json.loads(line) for line in (pretrained / "log.jsonl").read_text().splitlines()]
     names = "step epoch loss appearance motion alignment lr clips_per_second data_seconds feature_std effective_rank"
     assert set(names.split()) <= rows[0].keys()
     assert [row["step"] for row in rows] == [1, 2]
 
-    tuned = tmp_path / "tuned"
-    assert run(*FINETUNE, "--init", pretrained, "--data.root", videos, "--out", tuned)[0] == 0
-    status, out, _ = run("evaluate", tuned, "--data.root", videos, "--clips", 2, "--crops", 3)
-    assert status == 0
-    assert "top-1" in out
+
+def test_evaluate_reports_accuracy(tuned) -> None:
     report = json.loads((tuned / "evaluate.json").read_text())
     assert (report["num_videos"], report["clips"], report["crops"]) == (8, 2, 3)
     assert 0 <= report["top1"] <= report["top5"] == 1
     assert set(report["per_class"]) == {"approach", "left"}
-    assert (tuned / "confusion.png").stat().st_size > 1000
     assert 0 <= report["single_view"][0] <= report["single_view"][1] <= 1
+    assert (tuned / "confusion.png").stat().st_size > 1000
+
+
+def test_evaluate_saves_predictions(tuned, videos) -> None:
+    report = json.loads((tuned / "evaluate.json").read_text())
     with np.load(tuned / "predictions.npz") as saved:
         assert saved["classes"].tolist() == ["approach", "left"]
         assert sorted(saved["path"].tolist()) == sorted(map(str, videos.glob("*/*.mp4")))
@@ -86,9 +104,19 @@ def test_pretrain_finetune_evaluate_show_and_load(run, videos, pretrained, tmp_p
         assert right.mean() == pytest.approx(report["top1"])
         np.testing.assert_allclose(saved["probability"].sum(axis=1), 1, rtol=1e-5)
 
+
+def test_evaluate_prints_accuracy(run, tuned, videos, tmp_path) -> None:
+    status, out, _ = run("evaluate", tuned, "--data.root", videos, "--out", tmp_path)
+    assert status == 0
+    assert "top-1" in out
+
+
+def test_show_draws_a_prediction(run, videos, pretrained, tmp_path) -> None:
     assert run("show", pretrained, videos / "left" / "0.mp4", "--out", tmp_path / "sheet.png")[0] == 0
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
+
+def test_a_pretrained_encoder_loads_with_its_weights(pretrained) -> None:
     encoder = mam2.load_encoder(pretrained)
     features = encoder(torch.zeros(1, 3, 3, 16, 16, dtype=torch.uint8))
     assert features.shape == (1, 3, 16, 16)  # (B, T, N, D)
@@ -103,7 +131,7 @@ def in_a_new_process(code: str) -> set[str]:
     return set(done.stdout.splitlines())
 
 
-def test_help_and_the_package_load_nothing_heavy():
+def test_help_and_the_package_load_nothing_heavy() -> None:
     loaded = in_a_new_process("import sys, mam2.__main__ as m; sys.argv = ['mam2', '--help']; m.main()")
     assert "mam2.cli.verbs" in loaded
     assert not loaded & {"torch", "numpy", "tyro", "rich", "av", "matplotlib"}
@@ -115,7 +143,7 @@ def test_help_and_the_package_load_nothing_heavy():
     assert not loaded & heavy
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_is_there() -> None:
     assert {"pretrain", "load_encoder", "Steps", "build"} <= set(mam2.__all__)
     for name in mam2.__all__:
         assert getattr(mam2, name) is not None
@@ -123,7 +151,7 @@ def test_every_public_name_is_there():
         mam2.absent  # noqa: B018
 
 
-def test_version_and_usage(run):
+def test_version_and_usage(run) -> None:
     assert run("--version")[:2] == (0, f"mam2 {mam2.__version__}\n")
     status, out, _ = run("--help")
     assert status == 0
@@ -131,15 +159,28 @@ def test_version_and_usage(run):
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "finetune", "cost", "probe"])
-def test_help_without_a_recipe_shows_how_to_begin(run, verb):
+def test_help_without_a_recipe_shows_how_to_begin(run, verb) -> None:
     status, out, _ = run(verb, "--help")
     assert status == 0
     assert out.startswith(f"usage: mam2 {verb} ")
     assert ("mam2_tiny --help" in out) == (verb in ("pretrain", "cost"))
-    assert len(out.splitlines()) < 25
+    examples = [line for line in out.splitlines() if line.startswith(f"  mam2 {verb} ")]
+    assert len(examples) == 2
+    assert ("--out PATH" in out) == (verb in ("pretrain", "finetune"))
+    assert "..." not in out  # wrapped, not cut
+    assert len(out.splitlines()) < 35
 
 
-def test_help_of_a_recipe_shows_the_options_of_everyone_first(run):
+@pytest.mark.parametrize("width", [60, 100])
+def test_help_is_as_wide_as_the_terminal(run, monkeypatch, width) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, out, _ = run("pretrain", "mam2_tiny", "--help")
+    options = out.splitlines()[1:]
+    assert max(len(line) for line in options if len(line.split()) > 2) <= width
+    assert "or a .csv with path,label" in " ".join(out.split())
+
+
+def test_help_of_a_recipe_shows_the_options_of_everyone_first(run) -> None:
     status, out, _ = run("pretrain", "mam2_tiny", "--help")
     assert status == 0
     lines = out.splitlines()
@@ -153,7 +194,7 @@ def test_help_of_a_recipe_shows_the_options_of_everyone_first(run):
             assert f"--{section}.{name}".replace("_", "-") in out or f"--{section}.no-{name}" in out, name
 
 
-def test_training_ends_with_what_to_do_next(run, videos, tmp_path):
+def test_training_ends_with_what_to_do_next(run, videos, tmp_path) -> None:
     out = tmp_path / "run"
     _, printed, _ = run(*PRETRAIN, "--data.root", videos, "--out", out)
     assert f"Wrote {out}/encoder.safetensors" in printed
@@ -162,23 +203,44 @@ def test_training_ends_with_what_to_do_next(run, videos, tmp_path):
     assert f"Next: mam2 evaluate {tmp_path / 'tuned'} --data.root TEST" in printed
 
 
-def test_tubelets_are_pretrained_finetuned_probed_and_shown(run, videos, tmp_path):
-    pre, tuned = tmp_path / "pre", tmp_path / "tuned"
-    tubelets = ("--encoder.frames", 6, "--encoder.tubelet", 2)
+TUBELETS = ("--encoder.frames", "6", "--encoder.tubelet", "2")
+
+
+@pytest.fixture(scope="module")
+def tubelet_run(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was pre-trained on tubelets."""
+    out = tmp_path_factory.mktemp("runs") / "tubelets"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["mam2", *PRETRAIN, *TUBELETS, "--data.root", str(videos), "--out", str(out)])
+        main()
+    return out
+
+
+def test_tubelets_are_shown_and_probed(run, videos, tubelet_run, tmp_path) -> None:
+    assert run("show", tubelet_run, videos / "left" / "0.mp4", "--out", tmp_path / "sheet.png")[0] == 0
+    status, printed, _ = run("probe", tubelet_run, "--train", videos, "--test", videos, "--kind", "knn")
+    assert status == 0
+    assert f"Next: mam2 finetune RECIPE --init {tubelet_run} --data.root LABELLED" in printed
+    assert mam2.load_encoder(tubelet_run)(torch.zeros(1, 8, 3, 16, 16, dtype=torch.uint8)).shape == (1, 4, 16, 16)
+
+
+def test_tubelets_are_finetuned_and_evaluated(run, videos, tubelet_run, tmp_path) -> None:
     data = ("--data.root", videos)
-    assert run(*PRETRAIN, *tubelets, *data, "--out", pre)[0] == 0
-    assert run("show", pre, videos / "left" / "0.mp4", "--out", tmp_path / "sheet.png")[0] == 0
-    refused(run(*FINETUNE, *data, "--init", pre, "--out", tuned), "tubelet 2 (here 1)", "--encoder.tubelet 2")
-    assert run(*FINETUNE, *tubelets, *data, "--init", pre, "--out", tuned)[0] == 0
-    assert run("evaluate", tuned, *data)[0] == 0
-    assert run("probe", pre, "--train", videos, "--test", videos, "--kind", "knn")[0] == 0
-    assert mam2.load_encoder(pre)(torch.zeros(1, 8, 3, 16, 16, dtype=torch.uint8)).shape == (1, 4, 16, 16)
-    assert run(*FINETUNE, *tubelets, "--encoder.frames", 8, *data, "--init", pre, "--out", tmp_path / "longer")[0] == 0
-    too_short = run(*PRETRAIN, *tubelets, "--encoder.frames", 2, *data, "--out", tmp_path / "short")
+    tune = (*FINETUNE, *TUBELETS, *data, "--init", tubelet_run)
+    assert run(*tune, "--out", tmp_path / "tuned")[0] == 0
+    assert run("evaluate", tmp_path / "tuned", *data)[0] == 0
+    assert run(*tune, "--encoder.frames", 8, "--out", tmp_path / "longer")[0] == 0
+
+
+def test_tubelets_of_another_size_are_refused(run, videos, tubelet_run, tmp_path) -> None:
+    data = ("--data.root", videos)
+    other = run(*FINETUNE, *data, "--init", tubelet_run, "--out", tmp_path / "tuned")
+    refused(other, "tubelet 2 (here 1)", "--encoder.tubelet 2")
+    too_short = run(*PRETRAIN, *TUBELETS, "--encoder.frames", 2, *data, "--out", tmp_path / "short")
     refused(too_short, "at least 2 tubelets")
 
 
-def test_table_8_trains_resumes_and_is_shown(run, videos, tmp_path):
+def test_table_8_trains_resumes_and_is_shown(run, videos, tmp_path) -> None:
     table_8 = (
         "--mixup",
         0.8,
@@ -204,7 +266,7 @@ def test_table_8_trains_resumes_and_is_shown(run, videos, tmp_path):
     assert picture.stat().st_size > 1000
 
 
-def test_recipes_are_listed_and_printed(run):
+def test_recipes_are_listed_and_printed(run) -> None:
     status, out, _ = run("recipes")
     assert status == 0
     assert "mam2_b_k400" in out
@@ -213,7 +275,7 @@ def test_recipes_are_listed_and_printed(run):
     assert json.loads(out)["encoder"]["width"] == 768
 
 
-def test_tables_of_the_paper_are_listed_with_commands_and_costs(run):
+def test_tables_of_the_paper_are_listed_with_commands_and_costs(run) -> None:
     status, out, _ = run("recipes", "--table", "5")
     assert status == 0
     for part in ("UCF101, 1200 epochs", "91.5", "62.5", "GPU-hours", "mam2 pretrain mam2_b_hmdb51 --data.root"):
@@ -224,14 +286,14 @@ def test_tables_of_the_paper_are_listed_with_commands_and_costs(run):
     refused(run("recipes", "--table", "9"), "no table '9'", "1a, 1b")
 
 
-def test_targets_are_listed(run):
+def test_targets_are_listed(run) -> None:
     status, out, _ = run("targets")
     assert status == 0
     for part in ("vqgan_8192", "112²", "8192", "dalle", "optical_flow", "clip_order", "1,192"):
         assert part in out
 
 
-def test_masks_are_drawn(run, videos, tmp_path):
+def test_masks_are_drawn(run, videos, tmp_path) -> None:
     video = tmp_path / "long.mp4"
     write_video(video, render("left", seed=0, num_frames=64, size=64))
     for words in ((video, "--ratio", 0.6), ()):
@@ -260,7 +322,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_variants_train_resume_and_are_shown(run, videos, tmp_path, name):
+def test_variants_train_resume_and_are_shown(run, videos, tmp_path, name) -> None:
     torch.manual_seed(0)
     files = {"RAFT": tmp_path / "raft.pth", "VQGAN": tmp_path / "f4.safetensors", "GUMBEL": tmp_path / "f2.safetensors"}
     if name == "flow":
@@ -294,11 +356,12 @@ def test_variants_train_resume_and_are_shown(run, videos, tmp_path, name):
     assert all(picture.stat().st_size > 1000 for picture in pictures.values())
 
 
-def test_tokenizer_train_draws_what_its_codes_keep(run, videos, tmp_path):
+def test_tokenizer_train_draws_what_its_codes_keep(run, videos, tmp_path) -> None:
     file = tmp_path / "vq.safetensors"
     sizes = ("--patch-size", 8, "--size", 16, "--num-codes", 8, "--num-steps", 3)
-    status, out, _ = run("tokenizer", "train", videos, "--out", file, *sizes)
+    status, out, err = run("tokenizer", "train", videos, "--out", file, *sizes)
     assert status == 0
+    assert f"Next: mam2 pretrain RECIPE --data.root {videos} --targets.appearance vq --targets.file {file}" in err
     report = json.loads(out)
     assert report.keys() == {"mse", "mse_of_mean", "usage", "perplexity", "picture"}
     assert (tmp_path / "vq.png").stat().st_size > 1000
@@ -329,11 +392,11 @@ def test_tokenizer_train_draws_what_its_codes_keep(run, videos, tmp_path):
         ),
     ],
 )
-def test_wrong_words(run, arguments, parts):
+def test_wrong_words(run, arguments, parts) -> None:
     refused(run(*arguments), *parts)
 
 
-def test_wrong_videos(run, videos, tmp_path):
+def test_wrong_videos(run, videos, tmp_path) -> None:
     out = tmp_path / "out"
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -359,7 +422,7 @@ def test_wrong_videos(run, videos, tmp_path):
     )
 
 
-def test_a_damaged_video_among_good_ones_is_left_out(run, videos, tmp_path, caplog):
+def test_a_damaged_video_among_good_ones_is_left_out(run, videos, tmp_path, caplog) -> None:
     mixed = tmp_path / "mixed"
     shutil.copytree(videos, mixed)
     (mixed / "left" / "bad.mp4").write_text("not a video")
@@ -372,7 +435,7 @@ def test_a_damaged_video_among_good_ones_is_left_out(run, videos, tmp_path, capl
     refused(run(*strict, "--loop.duration", "4 steps"), "1 of 9 videos can't be used", "bad.mp4")
 
 
-def test_wrong_csv(run, videos, tmp_path):
+def test_wrong_csv(run, videos, tmp_path) -> None:
     table = tmp_path / "list.csv"
     out = tmp_path / "out"
     good = videos / "left" / "0.mp4"
@@ -382,7 +445,7 @@ def test_wrong_csv(run, videos, tmp_path):
     refused(run(*PRETRAIN, "--data.root", table, "--out", out), "/absent/b.mp4", "line 3")
 
 
-def test_wrong_checkpoints(run, videos, pretrained, tmp_path):
+def test_wrong_checkpoints(run, videos, pretrained, tmp_path) -> None:
     wide = ("--encoder.width", "32")
     out = tmp_path / "out"
     other = run(*FINETUNE, *wide, "--init", pretrained, "--data.root", videos, "--out", out)
@@ -405,7 +468,7 @@ def test_wrong_checkpoints(run, videos, pretrained, tmp_path):
     refused(run("evaluate", pretrained, "--data.root", videos), "holds no classifier")
 
 
-def test_the_folder_of_another_run_is_not_touched(run, videos, pretrained, tmp_path):
+def test_the_folder_of_another_run_is_not_touched(run, videos, pretrained, tmp_path) -> None:
     before = {p: p.read_bytes() for p in pretrained.rglob("*") if p.is_file()}
     again = (*PRETRAIN, "--data.root", videos, "--out", pretrained)
     refused(run(*again, "--optim.base-lr", "0.5"), "holds another run, which differs in optim.base_lr")
@@ -417,7 +480,7 @@ def test_the_folder_of_another_run_is_not_touched(run, videos, pretrained, tmp_p
     assert (tmp_path / "letter.txt").read_text() == "mine"
 
 
-def test_a_loss_that_is_not_finite_is_never_saved(run, videos, tmp_path):
+def test_a_loss_that_is_not_finite_is_never_saved(run, videos, tmp_path) -> None:
     out = tmp_path / "hot"
     hot = ("--optim.base-lr", "1e30", "--optim.warmup", "0 steps", "--optim.max-grad-norm", "0")
     result = run(*PRETRAIN, "--data.root", videos, "--out", out, *hot, "--loop.duration", "20 steps")
@@ -426,21 +489,21 @@ def test_a_loss_that_is_not_finite_is_never_saved(run, videos, tmp_path):
         assert all(tensor.isfinite().all() for tensor in load_file(file).values())
 
 
-def test_a_start_that_failed_does_not_bind_the_folder(run, videos, tmp_path):
+def test_a_start_that_failed_does_not_bind_the_folder(run, videos, tmp_path) -> None:
     out = tmp_path / "out"
     wrong = ("--targets.appearance", "vq", "--targets.file", tmp_path / "absent.safetensors")
     refused(run(*PRETRAIN, "--data.root", videos, "--out", out, *wrong), "absent.safetensors")
     assert run(*PRETRAIN, "--data.root", videos, "--out", out)[0] == 0
 
 
-def test_a_run_is_not_continued_on_other_videos(run, videos, tmp_path):
+def test_a_run_is_not_continued_on_other_videos(run, videos, tmp_path) -> None:
     out, fewer = tmp_path / "out", tmp_path / "fewer"
     assert run(*PRETRAIN, "--data.root", videos, "--out", out)[0] == 0
     shutil.copytree(videos / "left", fewer)
     refused(run(*PRETRAIN, "--data.root", fewer, "--out", out), "differs in num_videos")
 
 
-def test_as_many_other_videos_are_other_videos(run, videos, tmp_path):
+def test_as_many_other_videos_are_other_videos(run, videos, tmp_path) -> None:
     out, left, approach = tmp_path / "out", tmp_path / "a", tmp_path / "b"
     shutil.copytree(videos / "left", left)
     assert run(*PRETRAIN, "--data.root", left, "--out", out)[0] == 0
@@ -451,7 +514,7 @@ def test_as_many_other_videos_are_other_videos(run, videos, tmp_path):
     refused(run(*PRETRAIN, "--data.root", approach, "--out", out), "differs in videos")
 
 
-def test_options_without_effect_are_reported(run, videos, tmp_path, caplog):
+def test_options_without_effect_are_reported(run, videos, tmp_path, caplog) -> None:
     idle = ("--objective.alignment-weight", 0, "--mask.aligned", 0.5, "--targets.file", "some.safetensors")
     assert run(*PRETRAIN, "--data.root", videos, "--out", tmp_path / "out", *idle)[0] == 0
     assert "Without effect beside the other settings: mask.aligned, targets.file." in caplog.text
@@ -462,8 +525,8 @@ def test_options_without_effect_are_reported(run, videos, tmp_path, caplog):
     assert "come down" not in caplog.text
 
 
-def test_a_full_gpu_is_reported_with_what_helps(run, videos, tmp_path, monkeypatch):
-    def full(*_):
+def test_a_full_gpu_is_reported_with_what_helps(run, videos, tmp_path, monkeypatch) -> None:
+    def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
 
     monkeypatch.setattr(mam2.objectives.mam2.MAM2, "forward", full)
@@ -471,7 +534,7 @@ def test_a_full_gpu_is_reported_with_what_helps(run, videos, tmp_path, monkeypat
     refused(run(*PRETRAIN, "--data.root", videos, "--out", tmp_path / "out"), *parts)
 
 
-def test_an_unwritable_place_is_an_error_not_a_traceback(run, videos, pretrained, tmp_path, monkeypatch):
+def test_an_unwritable_place_is_an_error_not_a_traceback(run, videos, pretrained, tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
     refused(run("show", pretrained, videos / "left" / "0.mp4", "--out", tmp_path / "file" / "a.png"), "file")
     assert run(*FINETUNE, "--init", "scratch", "--data.root", videos, "--out", tmp_path / "tuned")[0] == 0

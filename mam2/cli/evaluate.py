@@ -85,4 +85,5 @@ def probe(command: ProbeCommand) -> None:
     report = probe_encoder(command.config, command.out)
     if distributed.rank() == 0:
         tables.print_probe(cast(str, command.config.kind), report)
-    finished(f"{command.out}/probe_{command.config.kind}.json", start)
+    tune = f"mam2 finetune RECIPE --init {command.config.encoder} --data.root LABELLED --out TUNED"
+    finished(f"{command.out}/probe_{command.config.kind}.json", start, tune)

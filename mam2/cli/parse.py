@@ -12,7 +12,7 @@ import time
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TextIO, TypeVar, cast
 
 import docstring_parser
 import tyro
@@ -37,6 +37,7 @@ NEEDED_BY_ALL = (
     *("optim.base_lr", "data.num_workers", "loop.precision"),
 )
 """Options that stand first in a help page."""
+OUT_HELP = "the run's folder: a new one, or that of the same run, which resumes"
 
 
 def start_logging() -> None:
@@ -80,7 +81,8 @@ def first_word(verb: str, arguments: list[str], *, names: str) -> tuple[str, lis
 
 def help_without_recipe(verb: str) -> str:
     """Usage, the recipes to start with, and the options that everyone needs."""
-    lines = [f"usage: mam2 {verb} {VERBS[verb].usage}", "", f"{VERBS[verb].summary}.", ""]
+    examples = [f"  mam2 {verb} {words}" for words in VERBS[verb].examples]
+    lines = [f"usage: mam2 {verb} {VERBS[verb].usage}", "", f"{VERBS[verb].summary}.", "", *examples, ""]
     kind = Finetune if verb == "finetune" else Pretrain
     if verb != "probe":
         own = ("finetune_tiny",) if kind is Finetune else OWN_VIDEOS
@@ -94,7 +96,11 @@ def help_without_recipe(verb: str) -> str:
 
         lines += ["Options:"]
         config = Probe()
-    return "\n".join([*lines, *option_lines(option for option in options_of(config) if option.name in NEEDED_BY_ALL)])
+    options = [option for option in options_of(config) if option.name in NEEDED_BY_ALL]
+    if "--out" in VERBS[verb].usage:  # the command's own, not the configuration's
+        options.append(Option("out", "--out PATH", OUT_HELP, ""))
+    options.sort(key=lambda option: NEEDED_BY_ALL.index(option.name))
+    return "\n".join([*lines, *option_lines(options)])
 
 
 def help_page(verb: str, command: Any) -> str:
@@ -165,7 +171,7 @@ def as_text(value: Any) -> str:
 
 
 def option_lines(options: Iterable[Option]) -> list[str]:
-    """One line per option: how it is typed, what it is, its default; cut at the terminal's width."""
+    """Each option: how it is typed, what it is, its default; wrapped at the terminal's width."""
     width = shutil.get_terminal_size((100, 24)).columns
     lines = []
     for option in options:
@@ -173,9 +179,9 @@ def option_lines(options: Iterable[Option]) -> list[str]:
         if len(option.words) > 34:
             lines.append(left.rstrip())
             left = " " * 37
-        room = max(20, width - len(left) - len(option.default) - 1)
-        text = textwrap.shorten(first_clause(option.description), room, placeholder=" ...")
-        lines.append(f"{left}{text} {option.default}".rstrip())
+        text = f"{first_clause(option.description)} {option.default}"
+        first, *others = textwrap.wrap(text, max(20, width - 37), break_on_hyphens=False) or [""]
+        lines += [f"{left}{first}".rstrip(), *(" " * 37 + other for other in others)]
     return lines
 
 
@@ -210,12 +216,16 @@ def with_durations() -> tyro.constructors.ConstructorRegistry:
     return registry
 
 
-def finished(what: str, start: float, *next_commands: str) -> None:
-    """Prints what a command wrote, how long it took since `start` (of time.monotonic), and what to type next."""
+def finished(what: str, start: float, *next_commands: str, file: TextIO | None = None) -> None:
+    """Prints what a command wrote, how long it took since `start` (of time.monotonic), and what to type next.
+
+    Args:
+        file: where to print; by default stdout.
+    """
     if distributed.rank() > 0:
         return
     seconds = time.monotonic() - start
     took = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
-    print(f"Wrote {what} in {took}.")
+    print(f"Wrote {what} in {took}.", file=file)
     for number, command in enumerate(next_commands):
-        print(f"{'Next:' if number == 0 else '     '} {command}")
+        print(f"{'Next:' if number == 0 else '     '} {command}", file=file)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from mam2.cli import tables
-from mam2.cli.parse import parse
+from mam2.cli.parse import finished, parse
 from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data
 from mam2.data.prepare.extract import write_all_frames
@@ -134,6 +135,7 @@ def prepare_data_set(command: PrepareCommand) -> None:
 
 def train(command: TrainTokenizerCommand) -> None:
     """Trains a tokenizer and draws what it keeps."""
+    start = time.monotonic()
     catalog = read_catalog(command.root, labelled=False, split=command.split)
     config = VQConfig(patch_size=command.patch_size, num_codes=command.num_codes)
     report = train_tokenizer(
@@ -149,4 +151,5 @@ def train(command: TrainTokenizerCommand) -> None:
     show_reconstruction(command.out, [item.path for item in catalog.items], picture, size=command.size)
     print(json.dumps(report | {"picture": str(picture)}, indent=2))
     use = f"--targets.appearance vq --targets.file {command.out}"
-    print(f"Next: mam2 pretrain RECIPE --data.root {command.root} {use} --out RUN", file=sys.stderr)  # stdout is JSON
+    pretrain = f"mam2 pretrain RECIPE --data.root {command.root} {use} --out RUN"
+    finished(f"{command.out}, {picture}", start, pretrain, file=sys.stderr)  # stdout is JSON

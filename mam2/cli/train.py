@@ -10,12 +10,12 @@ from typing import Annotated, cast
 import tyro
 from tyro.conf import arg
 
-from mam2.cli.parse import Flat, finished, first_word, parse
+from mam2.cli.parse import OUT_HELP, Flat, finished, first_word, parse
 from mam2.recipes import RECIPES, get_recipe
 from mam2.train.finetune import Finetune, finetune
 from mam2.train.pretrain import Pretrain, pretrain
 
-Out = Annotated[Path, arg(help="the run's folder: a new one, or that of the same run, which resumes")]
+Out = Annotated[Path, arg(help=OUT_HELP)]
 Resume = Annotated[bool, arg(help="refuse a run that is there already, instead of resuming it")]
 
 

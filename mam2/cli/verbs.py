@@ -13,24 +13,43 @@ class Verb:
         module: the file in `mam2.cli` whose `main(verb, arguments)` runs it.
         usage: its arguments.
         summary: one line about it.
+        examples: arguments to begin with, for a command that takes a recipe or an encoder.
     """
 
     module: str
     usage: str
     summary: str
+    examples: tuple[str, ...] = ()
 
 
+PRETRAIN = (
+    "mam2_tiny --data.root VIDEOS --out runs/mine",
+    "mam2_lite_b_k400 --data.root VIDEOS.csv --out runs/lite --loop.batch-size 32",
+)
+FINETUNE = (
+    "finetune_tiny --init runs/mine --data.root LABELLED --out runs/tuned",
+    "finetune_tiny --init scratch --data.root LABELLED --out runs/scratch",
+)
+PROBE = (
+    "runs/mine --train LABELLED --test TEST",
+    "runs/mine --train LABELLED --test TEST --kind knn",
+)
+COST = ("mam2_tiny --videos 1000 --device cpu", "mam2_b_k400_rp --videos 240000 --loop.duration '100 epochs'")
 VERBS = {
     "quickstart": Verb("quickstart", "", "Render videos, pre-train, fine-tune, report: ten minutes on two cores"),
-    "pretrain": Verb("train", "RECIPE --data.root DIR --out RUN", "Pre-train on a folder of videos, or a CSV"),
-    "finetune": Verb("train", "RECIPE --init RUN --data.root DIR --out RUN", "Fine-tune on class folders, or a CSV"),
+    "pretrain": Verb(
+        "train", "RECIPE --data.root DIR --out RUN", "Pre-train on a folder of videos, or a CSV", PRETRAIN
+    ),
+    "finetune": Verb(
+        "train", "RECIPE --init RUN --data.root DIR --out RUN", "Fine-tune on class folders, or a CSV", FINETUNE
+    ),
     "evaluate": Verb("evaluate", "RUN --data.root DIR", "Test a fine-tuned run on labelled videos"),
-    "probe": Verb("evaluate", "RUN --train DIR --test DIR", "Probe a frozen encoder: linear, attentive, knn"),
+    "probe": Verb("evaluate", "RUN --train DIR --test DIR", "Probe a frozen encoder: linear, attentive, knn", PROBE),
     "show": Verb("show", "RUN VIDEO", "Draw what a pre-trained run predicts for a video"),
     "masks": Verb("show", "[VIDEO]", "Draw every kind of mask over a video (Fig. 3)"),
     "recipes": Verb("lists", "[RECIPE]", "List the recipes, print one, or a table of the paper"),
     "targets": Verb("lists", "", "List the appearance and motion targets"),
-    "cost": Verb("lists", "RECIPE", "Estimate what pre-training takes: hours, memory, disk"),
+    "cost": Verb("lists", "RECIPE", "Estimate what pre-training takes: hours, memory, disk", COST),
     "prepare": Verb("prepare", "NAME --root DIR", "Check a data set and write its manifest"),
     "tokenizer convert": Verb("prepare", "FILE --out FILE", "Convert an official VQGAN or DALL-E checkpoint"),
     "tokenizer train": Verb("prepare", "DIR --out FILE", "Train a small VQ tokenizer on your own videos"),

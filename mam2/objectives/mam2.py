@@ -38,7 +38,7 @@ class MAM2Config:
             visible features and mask queries, as in MAE, and nothing is left to align.
         appearance_depth: blocks of the appearance decoder.
         motion_depth: blocks of the motion decoder.
-        decoders: "disentangled"; "coupled", one decoder with two heads, Table 2's MAM²-c, as deep as the appearance
+        decoders: two "disentangled"; "coupled", one decoder with two heads, Table 2's MAM²-c, as deep as the appearance
             decoder; "appearance" or "motion", that one alone, Table 2's "w/o motion" and "w/o appearance".
         context: what the regressor's queries attend to: "visible" tokens, or "concat", those and the queries (CAE).
         alignment_weight: α in Eq. 4; 0 is Table 2's "w/o alignment".

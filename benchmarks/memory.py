@@ -1,10 +1,10 @@
-"""What the appearance loss takes: peak memory and seconds of forward and backward, with all logits at once or not.
+"""Peak memory and seconds of the appearance loss, forward and backward, with all logits at once or in portions.
 
     python benchmarks/memory.py --clips 4 --precision bf16 --out memory.json
 
 Three ways to the same number, each in a process of its own so that its peak is its own: "plain", the linear layer and
 `F.cross_entropy`; "portions", what training uses; "torch", `F.linear_cross_entropy` with its chunks, where this torch
-has it. The memory counted is what comes on top of the tokens, the head's weights and the program.
+has it. Memory is counted on top of the tokens, the head's weights and the program.
 
 S tokens, D width, K codes.
 """
@@ -83,11 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line; returns what `--out` writes."""
     parser = argparse.ArgumentParser(description="Memory and time of the appearance loss, by three ways.")
     parser.add_argument("--clips", type=int, default=4, help="clips (default 4)")
-    parser.add_argument("--tokens", type=int, default=2352, help="masked tokens a clip (default 2352, ViT-B's)")
+    parser.add_argument("--tokens", type=int, default=2352, help="masked tokens per clip (default 2352, ViT-B's)")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--codes", type=int, default=16384)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--repeats", type=int, default=5, help="after a warm-up; medians are told (default 5)")
+    parser.add_argument("--repeats", type=int, default=5, help="after a warm-up; medians are reported (default 5)")
     parser.add_argument("--way", choices=WAYS, help="measure one way in this process, and print JSON")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)

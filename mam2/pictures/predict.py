@@ -62,7 +62,8 @@ def predict(model: Objective, targets: TargetMaker, masking: MaskConfig, clip_TC
     """
     device = next(model.encoder.parameters()).device
     whole = to_float(clip_TCHW[None].to(device))
-    patch_size, sample_B = model.encoder.config.patch_size, torch.zeros(1, dtype=torch.long)
+    patch_size = model.encoder.config.patch_size
+    sample_B = torch.zeros(1, dtype=torch.long)
     clip = whole[:, :: model.encoder.config.tubelet]  # the targets are those of each tubelet's first frame
     grid = (clip.shape[3] // patch_size, clip.shape[4] // patch_size)
     num_patches = grid[0] * grid[1]
@@ -114,7 +115,7 @@ def predict(model: Objective, targets: TargetMaker, masking: MaskConfig, clip_TC
 
 
 def draw_codes(targets: TargetMaker, codes_TN: Tensor, grid: tuple[int, int], *, size: torch.Size) -> Tensor | None:
-    """The codes as pictures (T, 3, H, W) in [0, 1], by the tokenizer's decoder; None where it has none."""
+    """Codes decoded to pictures (T, 3, H, W) in [0, 1]; None if the tokenizer has no decoder."""
     if not (decode := getattr(targets.tokenizer, "decode", None)) or getattr(targets.tokenizer, "decoder", 0) is None:
         return None
     frames_TCHW = decode(codes_TN, grid=grid)

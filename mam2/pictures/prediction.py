@@ -50,7 +50,7 @@ class Prediction:
         motion_TCHW: float, the predicted motion, valid on masked patches only: (T-1, 3, H, W) is the RGB
             difference of pixels in [0, 1], (T-1, 2, H, W) optical flow in pixels, x and y; None: no motion row.
         true_motion_TCHW: the same of the clip itself, everywhere; None: no motion row.
-        appearance_name: what the appearance is called.
+        appearance_name: title of its row.
         tubelet: frames that a token spans; of each tubelet, the first frame is above, and motion leads to the next's.
         attention_TN: float, attention that each patch gets, sums to 1 over each frame; None: no such row.
         notes: more lines for the footer.
@@ -231,7 +231,7 @@ def _footer(prediction: Prediction) -> list[str]:
     words = "Predictions are the model's own, on masked patches; visible patches are left out, not filled in from the "
     words += "input."
     if prediction.agreement_TN is not None:
-        words += " Codes right: the share of masked patches whose code is predicted rightly."
+        words += " Codes right: the share of masked patches whose code is predicted correctly."
     return [words, *prediction.notes]
 
 

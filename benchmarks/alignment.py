@@ -33,6 +33,7 @@ from mam2.config import Steps
 from mam2.data.catalog import read_catalog
 from mam2.data.loader import TrainLoader
 from mam2.data.synthetic import write_dataset
+from mam2.model.regressor import Regressor
 from mam2.objectives.mam2 import MAM2
 from mam2.quickstart import VIDEO_FRAMES, VIDEO_SIZE, Quickstart, pretrain_config
 from mam2.targets.maker import TargetMaker
@@ -82,6 +83,7 @@ def train(variant: str, seed: int, *, steps: int, videos: Path, tokenizer: Path)
             if isinstance(part, nn.Linear | nn.Conv2d):
                 part.reset_parameters()
     if variant == "no key positions":
+        assert isinstance(model.regressor, Regressor)
         for block in model.regressor.blocks:
             block.forward = _without_context_position(block.forward)
 

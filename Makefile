@@ -2,14 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test lint slow
+.PHONY: install quickstart test test-all lint docs
 
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt --compile-bytecode -e '.[dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt --compile-bytecode -e '.[all,dev,docs]'
 	touch $@
 
 quickstart: install
@@ -23,5 +23,8 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p mam2
 
-slow: install
+test-all: test
 	$(BIN)/python -m pytest -m slow
+
+docs: install
+	$(BIN)/mkdocs build --strict --quiet --site-dir site

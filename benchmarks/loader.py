@@ -1,4 +1,4 @@
-"""How many clips a core makes in a second: of H.264 videos, of folders of JPEG frames, and with other loaders.
+"""Clips that one core makes per second: of H.264 videos, of folders of JPEG frames, and with other loaders.
 
     python benchmarks/loader.py --out loader.json
 

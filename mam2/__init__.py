@@ -63,7 +63,7 @@ MODULE_OF = {
     "Optim": "train.optim",
     **dict.fromkeys(("Pretrain", "build", "pretrain"), "train.pretrain"),
 }
-"""Where each public name lives."""
+"""The module of each public name."""
 __all__ = ["__version__", *MODULE_OF]
 
 

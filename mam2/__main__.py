@@ -49,7 +49,10 @@ def run(verb: str, arguments: list[str]) -> None:
     """Imports a command's file, which takes seconds, and runs it."""
     if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         print(f"mam2 {mam2.__version__} {verb}: loading PyTorch ...", file=sys.stderr, flush=True)
-    command = importlib.import_module(f"mam2.cli.{VERBS[verb].module}")
+    try:
+        command = importlib.import_module(f"mam2.cli.{VERBS[verb].module}")
+    except ModuleNotFoundError as error:
+        raise UserError(f"The command needs the package {error.name}. Install it: pip install 'mam2[all]'.") from error
 
     import torch
 

@@ -1,4 +1,4 @@
-"""What every other file may lean on: configurations as strict JSON, durations, seeds, errors. Knows no torch.
+"""Configurations as strict JSON, bounds, durations, seeds, errors. It knows no torch.
 
 A configuration is a keyword-only frozen dataclass that lives beside the code it configures. It is written to JSON
 with `to_json` and read back equal with `from_json`, which refuses a name it does not know.
@@ -105,7 +105,7 @@ def check(config: Any, prefix: str) -> None:
 
 
 def _accepted(hint: Any, value: Any) -> str:
-    """What a type accepts, in words, where the value is none of it; empty where it is."""
+    """Values that a type accepts, in words, if this value is none of them; else empty."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return "" if value in args else ", ".join(map(str, args))

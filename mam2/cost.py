@@ -217,8 +217,8 @@ def _empty_targets(config: Pretrain) -> Targets:
 
 
 def _targets_gflop(config: Pretrain) -> tuple[float, float]:
-    """GFLOP per clip of the appearance and the motion target: the table's for 16 × 224², scaled by number of patches
-    (tokenizers) or pixels (flow)."""
+    """GFLOP of a clip's appearance and motion targets: those of 16 × 224², scaled by the number of patches (tokenizers)
+    or pixels (flow)."""
     encoder, targets, objective = config.encoder, config.targets, config.objective
     patches = encoder.tubelets * encoder.grid[0] * encoder.grid[1] / (16 * 196)
     pixels = encoder.tubelets * encoder.size**2 / (16 * 224**2)

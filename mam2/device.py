@@ -1,4 +1,4 @@
-"""What glibc does with memory that is freed; elsewhere these do nothing."""
+"""Device of this process, its autocast dtype, copies to it, and memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of malloc.h
 
 
 def keep_freed_memory() -> None:
-    """For training on a CPU: what one step frees the next one takes, without fetching every page from the system again
-    (a tenth of a ViT-B step, docs/log.md)."""
+    """Keeps freed memory in the process, so that the next step of training on a CPU reuses it instead of faulting its
+    pages in again (a tenth of a ViT-B step, docs/log/speed.md). It works with glibc only."""
     _mallopt({_M_TRIM_THRESHOLD: -1, _M_MMAP_MAX: 0})
 
 
 def return_freed_memory() -> None:
-    """For processes that decode: large blocks go back to the system at once. Once glibc has freed a batch it takes the
-    next from the heap, where holes between small blocks had it grow from 0.5 to 1.2 GiB."""
+    """Gives large freed blocks back to the system at once, for processes that decode: their heap grew from 0.5 to
+    1.2 GiB of holes. It works with glibc only."""
     _mallopt({_M_TRIM_THRESHOLD: 128 * 2**10, _M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 8 * 2**20})
 
 
@@ -41,7 +41,7 @@ def local_device() -> torch.device:
 
 
 def send(tensor: Tensor, to: torch.device) -> Tensor:
-    """A host's tensor on another device; on a GPU through pinned memory, so that neither waits for the other."""
+    """A copy of a host's tensor on a device; on a GPU through pinned memory, so that neither waits for the other."""
     return tensor.contiguous().pin_memory().to(to, non_blocking=True) if to.type == "cuda" else tensor.to(to)
 
 
@@ -49,7 +49,7 @@ def autocast_dtype(precision: str, device: torch.device, *, width: int) -> torch
     """The type that matrix products are computed in; None is plain float32.
 
     "auto" takes bfloat16 on a GPU that has it, and on a CPU with bfloat16 instructions for models of width 512 up:
-    below that, conversions cost more than the faster products save (docs/log.md).
+    below that, conversions cost more than the faster products save (docs/log/speed.md).
     """
     if precision == "fp32":
         return None

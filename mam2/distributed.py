@@ -1,4 +1,4 @@
-"""One process or many: the only file that names torch.distributed.
+"""Distributed training: the only file that names torch.distributed.
 
 `torchrun` starts the processes; they talk through gloo on CPUs and nccl on GPUs.
 """
@@ -35,8 +35,8 @@ def session() -> Iterator[None]:
                 f"Process {here.index} of this machine has no GPU: there are {gpus}. Start {gpus} processes."
             )
         torch.cuda.set_device(here)
-    # Rank 0 may train a tokenizer first, which takes longer than the default patience. What is said between hosts alone
-    # goes through gloo also beside GPUs, which then need not stop for it.
+    # Rank 0 may train a tokenizer first, which takes longer than the default timeout. CPU tensors use gloo even on GPU
+    # runs, so that exchanging a stop flag does not synchronise the GPU.
     backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(hours=2))
     yield
@@ -49,7 +49,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 

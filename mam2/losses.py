@@ -1,4 +1,4 @@
-"""Equations 1, 2 and 3 as plain functions, in float32."""
+"""Equations 1, 2 and 3, in float32."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Reduction = Literal["mean", "sum"]
 
 @dataclass(frozen=True)
 class Losses:
-    """What an objective returns.
+    """Losses of a batch, as an objective returns them.
 
     Attributes:
         total: the scalar to minimise.
-        parts: its parts by name, before weighting, detached; and figures to judge them by.
-        features_BTD: the encoder's features averaged over the patches of a frame, detached: for health figures; None
-            where these say nothing.
+        parts: its parts by name, before weighting, detached; and metrics to judge them by.
+        features_BTD: the encoder's features averaged over the patches of a frame, detached: for health metrics; None
+            where these mean nothing.
     """
 
     total: Tensor

@@ -1,4 +1,4 @@
-"""Which patches the encoder sees: tube, cube and random masks (Sec. 2.1, App. E, Table 1d).
+"""Masks: tube, cube and random ones (Sec. 2.1, App. E, Table 1d).
 
 A mask depends on its sample's own number, so that neither the number of GPUs nor an interruption changes it.
 To add a kind: one function and one line in MASKS (docs/add_a_mask.md).

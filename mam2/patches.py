@@ -1,4 +1,7 @@
-"""Frames to patches and back. Patches are numbered row by row; a patch's numbers run over channel, row, column."""
+"""Frames to patches and back, and ImageNet's statistics.
+
+Patches are numbered row by row; a patch's numbers run over channel, row, column.
+"""
 
 from __future__ import annotations
 

@@ -99,6 +99,7 @@ def test_refuses_nonsense(bench: types.ModuleType, capsys: pytest.CaptureFixture
     assert "--batch is 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_memory_benchmark_compares_ways_to_the_same_loss(tmp_path: Path) -> None:
     import memory
 
@@ -152,6 +153,7 @@ def test_clip_by_clip_is_the_same_step() -> None:
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_the_scaling_benchmark_changes_one_thing_at_a_time(tmp_path: Path) -> None:
     import scaling
 

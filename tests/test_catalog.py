@@ -1,3 +1,5 @@
+"""Catalogs from folders and CSV files: labels, splits, and what is refused."""
+
 from pathlib import Path
 
 import pytest

@@ -1,3 +1,5 @@
+"""Frames of video files: every codec and container against a plain decoding from the start."""
+
 import gc
 import importlib
 import os

@@ -12,6 +12,7 @@ def test_two_processes_equal_one_and_so_does_accumulation(videos, tmp_path):
     compare_processes(videos, tmp_path, {"one": 1, "two": 2, "parts": 1}, PARTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [

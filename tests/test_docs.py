@@ -29,6 +29,15 @@ def test_there_are_three_pages() -> None:
     assert PAGES == ["add_a_mask.md", "add_a_target.md", "add_an_objective.md"]
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
+def test_pages_and_the_files_that_they_name_are_there(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for name in re.findall(r"(?:mam2|docs|benchmarks|tests)/[\w/]+\.(?:py|md|json)", text):
+        assert (ROOT / name).exists() or "add_" in page.name, f"{page.name} names {name}"
+    assert page.name in (ROOT / "mkdocs.yml").read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_page_works_as_it_stands(page: str, videos: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "mam2", tmp_path / "mam2", ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,3 +1,5 @@
+"""Folders of JPEG frames: written whole, read as videos are."""
+
 import errno
 import json
 import logging

@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),  # torch's own, while it compiles
     pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated"),  # torch's own, while it compiles
 ]
 CONFIG = Pretrain(
     data=Data(),
@@ -55,14 +56,14 @@ def test_a_step_never_waits_for_the_gpu(compiled: bool, recomputed: bool) -> Non
             losses.total.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return StepMetrics(number + 1, [losses], norm, logged=True, numbers={})
+        return StepMetrics(number + 1, [losses], norm, logged=True, numbers={}, num_clips=2)
 
     for number in range(2):
         step(number).wait()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        figures = step(2)
+        metrics = step(2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    figures.wait()
-    assert 0 < figures.values()["loss"] < 100
+    metrics.wait()
+    assert 0 < metrics.values()["loss"] < 100

@@ -1,3 +1,5 @@
+"""Training batches and test views: the same for any number of processes, and past faulty videos."""
+
 import logging
 import os
 import random
@@ -302,7 +304,7 @@ def test_real_clips_in_two_workers(real_data):
     assert not loader.bad.reasons
 
 
-@pytest.mark.parametrize("fault", ["dies", "hangs"])
+@pytest.mark.parametrize("fault", ["dies", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_a_video_that_ends_or_stalls_its_process_is_left_out(catalog, monkeypatch, caplog, fault):
     """What no exception tells: a crash in the decoder, or a read that never ends."""
     guilty = catalog.items[4].path
@@ -337,6 +339,7 @@ def test_a_process_that_dies_does_not_raise_in_the_midst_of_a_step(catalog):
     assert len(list(loader)) == 39
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_once_costs_nothing(catalog, monkeypatch, tmp_path):
     expected = list(train_loader(catalog, SMALL, batch_size=3, seed=0, num_steps=4))
     honest, died = clips.open_video, tmp_path / "died"

@@ -1,3 +1,5 @@
+"""Mixup and cutmix against computations by hand."""
+
 import math
 import random
 import statistics

@@ -1,4 +1,4 @@
-"""Predictions drawn: colours, rows, contact sheets and animations, pixel for pixel."""
+"""Contact sheets and animations: predictions on masked patches only, in one scale."""
 
 from dataclasses import replace
 from pathlib import Path

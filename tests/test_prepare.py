@@ -1,3 +1,5 @@
+"""Manifests of the official data sets, journals, and faulty videos."""
+
 import csv
 import dataclasses
 import errno
@@ -456,7 +458,7 @@ def test_names_that_a_csv_can_not_hold(tree):
     assert sum("Rename it" in text for text in lost) == 2
 
 
-@pytest.mark.parametrize("fault", ["dies", "hangs"])
+@pytest.mark.parametrize("fault", ["dies", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_a_video_that_ends_or_stalls_its_reader_is_unreadable(tree, monkeypatch, fault):
     root = tree({f"{i}.mp4": None for i in range(3)})
     honest = journals.open_video

@@ -41,7 +41,7 @@ def made_up(num_videos: int, *, seed: int, signal: float, views: int = 2) -> Fea
 
 def extract(encoder: VideoEncoder, catalog: Catalog, config: Probe, folder: Path, **views: int) -> Features:
     squares = squares_of(config, encoder)
-    data = config.data()
+    data = replace(config.data(), timeout_seconds=5)  # a dead process is noticed after that
     return mam2.probe.features.extract(encoder, catalog, data=data, folder=folder, squares=squares, dtype=None, **views)
 
 
@@ -238,7 +238,7 @@ def test_features_are_computed_once_for_an_encoder_its_videos_and_views(videos, 
     assert sum(forwards) == 56
 
 
-def test_an_interrupted_extraction_goes_on(videos, encoder, forwards, tmp_path, monkeypatch) -> None:
+def test_an_interrupted_extraction_resumes(videos, encoder, forwards, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(mam2.probe.features, "VIDEOS_PER_FILE", 3)
     catalog = read_catalog(videos, labelled=True)
     whole = extract(encoder, catalog, QUICK, tmp_path, clips=1, crops=1)

@@ -19,7 +19,8 @@ SMALL = Quickstart(
 )
 
 
-def test_quickstart_writes_what_it_promises_and_resumes_where_it_stopped(tmp_path) -> None:
+@pytest.mark.slow
+def test_quickstart_writes_what_it_promises_and_resumes(tmp_path) -> None:
     out = tmp_path / "quick"
     result = quickstart(out, SMALL)
     assert json.loads((out / "quickstart.json").read_text()) == result

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers import TINY, mam2
 
-WRITTEN_OUT_UP_TO_KEYS = ("--loop.duration", "2 steps")
+SHORT = ("--loop.duration", "2 steps")
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -20,7 +20,7 @@ def test_the_python_example_runs(videos, tmp_path, monkeypatch):
         "--out",
         tmp_path / "runs" / "mine",
         *TINY,
-        *WRITTEN_OUT_UP_TO_KEYS,
+        *SHORT,
     )
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir(tmp_path)

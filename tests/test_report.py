@@ -1,4 +1,4 @@
-"""The HTML report: log files, scores, and a page that stands alone."""
+"""The HTML report: scores, curves and pictures in one file."""
 
 import base64
 import json

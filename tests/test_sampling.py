@@ -1,3 +1,5 @@
+"""Frames of dense and uniform clips, in training and in testing."""
+
 import random
 
 import pytest

@@ -1,3 +1,5 @@
+"""Crops, RandAugment and erasing against computations by hand and Pillow."""
+
 import collections
 import math
 import random

@@ -115,7 +115,7 @@ def print_targets() -> None:
 
 
 def print_cost(recipe: str, config: Pretrain, *, device: str, utilisation: float, num_videos: int) -> None:
-    """What a pre-training takes: operations by part, hours, memory, disk."""
+    """Cost of a pre-training: operations by part, hours, memory, disk."""
     on = cost.this_cpu(width=config.encoder.width) if device == "cpu" else cost.DEVICES[device]
     estimate = cost.estimate(config)
     table = Table("part of a step", "TFLOP per clip", "share", title=recipe)

@@ -27,7 +27,7 @@ class BadVideos:
 
     @property
     def num_forgiven(self) -> int:
-        """How many are forgiven."""
+        """Number of videos that are forgiven."""
         return max(1, int(self.max_share * self.num_videos)) if self.max_share > 0 else 0
 
     def add(self, found: dict[str, str]) -> None:

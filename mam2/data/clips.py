@@ -143,5 +143,5 @@ def middle_clip(video: str | Path, data: Data, *, num_frames: int, size: int) ->
 
 
 def stride_of(fps: float | None, data: Data) -> int:
-    """The distance between frames of a dense clip, in a video of `fps` frames a second (None: unknown)."""
+    """The distance between frames of a dense clip, in a video of `fps` frames per second (None: unknown)."""
     return sampling.stride_at(fps or 0, data.stride_frames, data.target_fps) if data.target_fps else data.stride_frames

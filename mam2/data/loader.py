@@ -36,7 +36,7 @@ class Batch:
         sample_B: int64 (B,), the clip's number in the whole run: (step * batch_size + position in the batch) *
             repeats + which of the repeats.
         fixed_B: int64 (B,), the clip's number among the fixed ones: (the video's place * fixed_clips + which of them)
-            * repeats + which of the repeats; None where each clip is drawn anew.
+            * repeats + which of the repeats; None where each clip is drawn again.
     """
 
     clip_BTCHW: torch.Tensor

@@ -1,4 +1,4 @@
-"""Which frames make a clip: integers in, integers out.
+"""Sampling of frames for a clip: integers in, integers out.
 
 A dense clip of `clip_frames` frames `stride_frames` apart fills a window of `clip_frames * stride_frames` frames; a
 uniform clip has one frame from each of `clip_frames` equal segments of the whole video.
@@ -13,7 +13,7 @@ from typing import Literal
 from mam2.config import UserError
 
 Short = Literal["shrink", "repeat", "skip"]
-"""What to do with a video shorter than the window: bring the clip's frames closer together, repeat the last
+"""Handling of a video shorter than the window: bring the clip's frames closer together, repeat the last
 frame (between equal frames there is no motion), or do without the video."""
 
 
@@ -122,7 +122,7 @@ def uniform_views(num_frames: int, *, clip_frames: int, clips: int) -> list[list
 
 
 def stride_at(fps: float, stride_frames: int, target_fps: float = 30.0) -> int:
-    """The stride that spans as much time in a video of `fps` frames a second as `stride_frames` do at `target_fps`.
+    """The stride that spans as much time in a video of `fps` frames per second as `stride_frames` do at `target_fps`.
 
     Returns:
         The nearest whole stride, at least 1; `stride_frames` itself where the frame rate is unknown, that is 0.

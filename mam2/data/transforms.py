@@ -191,7 +191,7 @@ def _signed(value: float, rng: random.Random) -> float:
 
 
 def _factor(share: float, rng: random.Random) -> float:
-    """How much of colour, contrast, brightness or sharpness is kept: 1 changes nothing."""
+    """Factor of colour, contrast, brightness or sharpness: 1 changes nothing."""
     return 1 + _signed(0.9 * share, rng)
 
 
@@ -237,7 +237,7 @@ def _translate(clip_TCHW: torch.Tensor, x: float, y: float) -> torch.Tensor:
     return moved_TCHW
 
 
-# What RandAugment may do, and how strongly: `share` is the magnitude / 10. All grow with the magnitude ("inc1").
+# Operations of RandAugment: `share` is the magnitude / 10. All grow with the magnitude ("inc1").
 RAND_AUGMENT: dict[str, Callable[[torch.Tensor, float, random.Random], torch.Tensor]] = {
     "auto_contrast": lambda clip, share, rng: F.autocontrast(clip),
     "equalize": lambda clip, share, rng: F.equalize(clip),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WRITTEN_OUT_UP_TO_KEYS = 256
-"""Keys up to which a CPU is two to five times faster in bf16 with attention written out (docs/log.md)."""
+"""Keys up to which a CPU is two to five times faster in bf16 with attention written out (docs/log/speed.md)."""
 
 AttentionKind = Literal["factorised", "joint"]
 """Self-attention over time and then over space, or over all tokens of a clip at once."""

@@ -173,7 +173,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs on a GPU. On CPUs it works but is not faster (docs/log.md)."""
+    """Whether torch.compile has what it needs on a GPU. On CPUs it works but is not faster (docs/log/speed.md)."""
     return device.type == "cuda" and has_triton() and any(map(shutil.which, ("cc", "gcc", "clang")))
 
 

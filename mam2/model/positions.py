@@ -16,7 +16,7 @@ class Positions(nn.Module):
     """Separable learnable positions: one embedding per frame plus one per patch (Sec. 2.1), shared by every part.
 
     Initialised with sines and cosines: from small random values, training stayed on a plateau for hundreds of steps
-    (docs/log.md).
+    (docs/log/learning.md).
     """
 
     def __init__(self, num_frames: int, grid: tuple[int, int], width: int) -> None:

@@ -15,7 +15,7 @@ from mam2.masks import Mask, take
 from mam2.model.blocks import CrossBlock, LearnedToken, layer_norm
 
 Context = Literal["visible", "concat"]
-"""What mask queries attend to: visible tokens, or visible tokens and the queries themselves, as in CAE."""
+"""Keys of the mask queries: visible tokens, or visible tokens and the queries themselves, as in CAE."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Regressor(nn.Module):
     def __init__(self, *, width: int, depth: int, num_heads: int, context: Context) -> None:
         super().__init__()
         self.context = context
-        # Paper: "mask queries learnable"; here: one vector, told apart by its position (docs/decisions.md).
+        # Paper: "mask queries learnable"; here: one vector, distinguished by its position (docs/decisions.md).
         self.mask_query = LearnedToken(width)
         self.blocks = nn.ModuleList(CrossBlock(width, num_heads) for _ in range(depth))
         self.norm = layer_norm(width)

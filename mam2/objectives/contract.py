@@ -46,7 +46,7 @@ class Objective(Protocol):
         """Called after each step of the optimiser."""
 
     def reconstruct(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets) -> Reconstruction:
-        """What the method predicts for masked patches."""
+        """Predictions for masked patches, for pictures."""
 
     # What is used of nn.Module.
     def train(self, mode: bool = True) -> Self: ...

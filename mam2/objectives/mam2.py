@@ -43,7 +43,7 @@ class MAM2Config:
         context: what the regressor's queries attend to: "visible" tokens, or "concat", those and the queries (CAE).
         alignment_weight: α in Eq. 4; 0 is Table 2's "w/o alignment".
         alignment_ramp: duration over which α rises linearly from 0. The paper's α is constant, `0 steps`; a ramp keeps
-            small models from collapsing (docs/log.md).
+            small models from collapsing (docs/log/learning.md).
         alignment_target: "plain" aligns with the encoder's output, as the paper does; "batch" standardises each
             channel of that target over the batch first, "layer_norm" each token over its channels.
         teacher_momentum: 0 aligns with the encoder itself, as the paper does; above 0, with a moving average of its

@@ -91,7 +91,7 @@ def predict(model: Objective, targets: TargetMaker, masking: MaskConfig, clip_TC
     motion_TCHW = true_motion_TCHW = None
     if masked.clip_order and predicted.motion is not None and masked.motion is not None:
         share = torch.eq(predicted.motion.argmax(dim=-1), masked.motion).float().mean().item()
-        notes.append(f"Clip order: right for {share:.0%} of the masked tubes (swapped or not).")
+        notes.append(f"Clip order: predicted rightly for {share:.0%} of the masked tubes.")
     elif predicted.motion is not None and target.motion is not None and targets.motion is not None:
         motion_BTND = put(predicted.motion[:, :-1].float(), mask.masked_BTM[:, :-1], num_patches)
         unit, note = motion_unit(targets, clip)
@@ -123,7 +123,7 @@ def draw_codes(targets: TargetMaker, codes_TN: Tensor, grid: tuple[int, int], *,
 
 
 def motion_unit(targets: TargetMaker, clip_BTCHW: Tensor) -> tuple[float, str]:
-    """The factor from motion targets to pixels (flow) or RGB in [0, 1], and a note for the footer."""
+    """The factor from motion targets to pixels (flow) or RGB in [0, 1], and a note about it."""
     kind = MOTIONS[targets.config.motion]
     unit = float(targets.patch_size) if kind.channels == 2 else 1.0  # flow is in patch sides
     match targets.config.motion_scale:

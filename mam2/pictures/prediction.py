@@ -227,11 +227,13 @@ def _motion_rows(p: Prediction, zoom: int, left_out: Tensor) -> list[FrameRow]:
 
 
 def _footer(prediction: Prediction) -> list[str]:
-    """How to read the picture, then the prediction's own notes."""
-    words = "Predictions are the model's own, on masked patches; visible patches are left out, not filled in from the "
-    words += "input."
+    """Instructions for reading the picture, then the prediction's own notes."""
+    words = (
+        "Predictions are the model's own, on masked patches; visible patches are left out, not filled in from the "
+        "input."
+    )
     if prediction.agreement_TN is not None:
-        words += " Codes right: the share of masked patches whose code is predicted correctly."
+        words += " Codes right: the share of masked patches whose code is predicted rightly."
     return [words, *prediction.notes]
 
 

@@ -60,7 +60,7 @@ def read_log(path: Path | str) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
         elif number < len(lines):
-            raise UserError(f"{path}, line {number}, is no JSON object: {line[:60]!r}. Mend or delete that line.")
+            raise UserError(f"{path}, line {number}, is no JSON object: {line[:60]!r}. Fix or delete that line.")
     return rows
 
 

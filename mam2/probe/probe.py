@@ -114,7 +114,7 @@ class Probe:
                 raise UserError(f"{name} is empty; accepted: one or more numbers.")
 
     def data(self) -> Data:
-        """How videos are read."""
+        """Settings for reading videos."""
         return Data(
             sampling=self.sampling,
             stride_frames=self.stride_frames,
@@ -269,7 +269,7 @@ def _choose(
 
 
 def hold_out(label_N: Tensor, *, share: float, seed: int, trial: int = 0) -> Tensor:
-    """Held-out videos, bool (N,): `share` of each class, at least one, never all; other ones in each trial."""
+    """Held-out videos, bool (N,): `share` of each class, at least one, never all; others in each trial."""
     held_N = torch.zeros(len(label_N), dtype=torch.bool)
     for label in label_N.unique().tolist():
         places = (label_N == label).nonzero()[:, 0].tolist()

@@ -84,7 +84,7 @@ def mam2_tiny() -> Pretrain:
 
     1.1 M parameters in the encoder, 8 frames of 48², some ten minutes on two cores. The tokenizer is a small VQ model
     trained on the videos first. Many small steps and a ramped-up alignment: at this size large batches sit on a plateau
-    for as many steps, and a constant α can collapse the features (docs/log.md).
+    for as many steps, and a constant α can collapse the features (docs/log/learning.md).
     """
     return Pretrain(
         data=Data(stride_frames=4),

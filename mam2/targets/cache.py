@@ -1,6 +1,6 @@
 """Codes kept on disk, for training that draws from a fixed set of clips: a tokenizer then sees each clip once.
 
-B clips, T frames, N patches a frame.
+B clips, T frames, N patches per frame.
 """
 
 from __future__ import annotations
@@ -92,11 +92,11 @@ class TokenCache:
                     os.pwrite(self._descriptor, whole, clip * self._num_bytes)
             except OSError as error:
                 self._writes = False
-                log.warning(f"The token cache {self.file} can't be written any more: {error}. Training goes on.")
+                log.warning(f"The token cache {self.file} can't be written any more: {error}. Training continues.")
 
 
 def row_bytes(shape: tuple[int, int]) -> int:
-    """What a clip of (T, N) codes takes on the disk."""
+    """Bytes of a clip's (T, N) codes on the disk."""
     return 4 + 2 * math.prod(shape)
 
 

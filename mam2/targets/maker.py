@@ -146,7 +146,7 @@ class TargetMaker:
         if self.tokenizer is None:
             return normalise_patches(patchify(clip_BTCHW, self.patch_size))
         frames_FCHW = clip_BTCHW.flatten(0, 1)
-        if self.tokenizer.patch_size != self.patch_size:  # the same picture, at the size that gives a code a patch
+        if self.tokenizer.patch_size != self.patch_size:  # the same picture, at the size that gives a code per patch
             scale = self.tokenizer.patch_size / self.patch_size
             size = [round(side * scale) for side in frames_FCHW.shape[2:]]
             frames_FCHW = F.interpolate(frames_FCHW, size, mode="bilinear", antialias=True)

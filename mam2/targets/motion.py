@@ -1,4 +1,4 @@
-"""Motion targets: RGB difference, optical flow and clip order (Sec. 2.2, Eq. 3, Table 1f)."""
+"""Motion targets: RGB difference and clip order (Sec. 2.2, Eq. 3, Table 1f); raft.py has optical flow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def clip_scale(motion_BTCHW: Tensor, *, least: float) -> Tensor:
 
 
 def clip_order(num_patches: int, *, sample_B: Tensor, seed: int) -> Tensor:
-    """Which tubes of a clip are to be shown with their halves in time swapped: int64 (B, N), 0 or 1, half of them.
+    """Clip order targets: the tubes whose halves in time are swapped, int64 (B, N), 0 or 1, half of them.
 
     Args:
         num_patches: N.

@@ -74,6 +74,8 @@ class RunLog:
     def close(self) -> None:
         """Ends the bar and the files."""
         self._live.stop()
+        if not self._live.console.is_terminal:
+            self._live.console.line()  # rich ends a line on terminals only
         self._file.close()
         self._board.close()
 
@@ -156,7 +158,7 @@ class StepMetrics:
 
 
 class RunLoader(Protocol):
-    """What a report needs to know of a run's loader; see `engine.Loader`."""
+    """The part of a run's loader that a report needs; see `engine.Loader`."""
 
     steps_per_epoch: int
     num_steps: int
@@ -245,7 +247,7 @@ class Reporter:
             if row["step"] == self._loader.num_steps and mean > LEARNED_NOTHING:
                 log.warning(
                     f"The {name} loss is {mean:.3f} times that of predicting none (mean of the last {len(ratios)} "
-                    f"lines of log.jsonl): nothing of {name} was learned. Train longer, or see docs/log.md."
+                    f"lines of log.jsonl): nothing of {name} was learned. Train longer, or see docs/log/learning.md."
                 )
 
 

@@ -29,7 +29,7 @@ _FAR_FROM_TABLE_6 = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """How many videos have it, and the first of them in words."""
+    """Number of videos that have it, and the first of them in words."""
 
     count: int
     first: tuple[str, ...]

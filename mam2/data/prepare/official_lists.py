@@ -66,7 +66,7 @@ class Listed:
 
 @dataclass(frozen=True, kw_only=True)
 class Lists:
-    """What a benchmark's official lists say: the names of its classes, in their order, and its videos."""
+    """The contents of a benchmark's official lists: its classes, in their order, and its videos."""
 
     classes: tuple[str, ...]
     videos: tuple[Listed, ...]

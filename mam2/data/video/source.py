@@ -8,7 +8,7 @@ from typing import Literal, Protocol, Self
 from torch import Tensor
 
 Backend = Literal["pyav", "torchcodec"]
-"""What decodes video files."""
+"""Decoders of video files."""
 
 
 class VideoSource(Protocol):

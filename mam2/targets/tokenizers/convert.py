@@ -92,7 +92,7 @@ def read_tensors_of(source: Path) -> dict[str, Tensor]:
 
 
 def find_kind(found: Mapping[str, Tensor], source: Path) -> Literal["vqgan_16384", "vqgan_8192", "dalle"]:
-    """Which tokenizer the names are of, whatever their sizes."""
+    """The tokenizer that the names belong to, whatever its sizes."""
     if "blocks.input.w" in found:
         return "dalle"
     if "quantize.embed.weight" in found or "quantize.proj.weight" in found:

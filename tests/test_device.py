@@ -1,4 +1,4 @@
-"""What is freed stays with the process or goes back to the system, as it was told."""
+"""Freed memory stays with the process, or goes back to the system."""
 
 import platform
 import subprocess
@@ -8,9 +8,9 @@ import pytest
 
 PROGRAM = """
 import os, psutil, torch
-from mam2 import memory
+from mam2 import device
 for name in {names}:
-    getattr(memory, name)()
+    getattr(device, name)()
 before = psutil.Process().memory_info().rss
 blocks = [torch.ones(2**24) for _ in range(8)]
 held = psutil.Process().memory_info().rss - before

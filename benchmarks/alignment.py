@@ -1,7 +1,7 @@
-"""What keeps a small MAM² from learning: the alignment's weight and target, how positions start, the initial weights.
+"""Causes that keep a small MAM² from learning: weight and target of the alignment, initial positions and weights.
 
 Trains the quickstart's model on rendered videos in several variants, each differing from `ramp` in one thing, side by
-side in one run, and prints where each ends. `motion` is relative to predicting no motion (1.0); `lowest std` is the
+side in one run, and prints their last losses. `motion` is relative to predicting no motion (1.0); `lowest std` is the
 smallest standard deviation of the features between clips during the run: near 0 they have collapsed.
 
     python benchmarks/alignment.py --steps 800 --seeds 0 1 --out benchmarks/results/alignment.json
@@ -18,19 +18,23 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from mam2.config import Steps
 from mam2.data.catalog import read_catalog
 from mam2.data.loader import TrainLoader
 from mam2.data.synthetic import write_dataset
+from mam2.model.regressor import Regressor
+from mam2.objectives.mam2 import MAM2
 from mam2.quickstart import VIDEO_FRAMES, VIDEO_SIZE, Quickstart, pretrain_config
 from mam2.targets.maker import TargetMaker
 from mam2.targets.tokenizers.vq import VQConfig
@@ -70,7 +74,7 @@ def train(variant: str, seed: int, *, steps: int, videos: Path, tokenizer: Path)
         loop=replace(config.loop, seed=seed),
     )
     maker = TargetMaker(tokens, patch_size=config.encoder.patch_size, device=torch.device("cpu"))
-    model = build(config, maker.sizes, steps_per_epoch=steps)
+    model = cast(MAM2, build(config, maker.sizes, steps_per_epoch=steps))
     if variant == "small positions":
         for table in model.encoder.positions.parameters():
             nn.init.trunc_normal_(table, std=0.02)
@@ -79,6 +83,7 @@ def train(variant: str, seed: int, *, steps: int, videos: Path, tokenizer: Path)
             if isinstance(part, nn.Linear | nn.Conv2d):
                 part.reset_parameters()
     if variant == "no key positions":
+        assert isinstance(model.regressor, Regressor)
         for block in model.regressor.blocks:
             block.forward = _without_context_position(block.forward)
 
@@ -105,14 +110,15 @@ def train(variant: str, seed: int, *, steps: int, videos: Path, tokenizer: Path)
         nn.utils.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
         optimizer.step()
         parts = {name: part.item() for name, part in losses.parts.items()}
+        assert losses.features_BTD is not None  # MAM2 always gives them
         rows.append(parts | health(losses.features_BTD))
     end = rows[-max(1, steps // 10) :]
     result = {name: statistics.mean(row[name] for row in end) for name in end[0]}
     return result | {"lowest_std": min(row["feature_std"] for row in rows)}
 
 
-def _without_context_position(forward):
-    def call(query, context, *, query_position, context_position):
+def _without_context_position(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def call(query: Tensor, context: Tensor, *, query_position: Tensor, context_position: Tensor) -> Tensor:
         nothing = torch.zeros_like(context_position)
         return forward(query, context, query_position=query_position, context_position=nothing)
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine that a measurement belongs to, a clock, a memory gauge."""
+"""Helpers of the benchmarks: a description of the machine, a clock, a memory gauge."""
 
 from __future__ import annotations
 

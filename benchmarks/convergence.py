@@ -1,13 +1,13 @@
-"""What cheaper steps are worth: top-1 after fine-tuning, against operations and against epochs.
+"""Top-1 after fine-tuning of cheaper pre-training steps, against operations and against epochs.
 
 Variants of the quickstart's pre-training on clips of 8 frames, with random-projection tokens. Each is pre-trained once
 for as many epochs as the paper's step, and once for as many operations; the paper's, also for half of either. Every
-point is a run of its own, whose learning rate has come down; it is fine-tuned and tested as in the quickstart (8
+point is a run of its own, with a complete learning-rate schedule; it is fine-tuned and tested as in the quickstart (8
 motions, 320 labelled and 400 held-out videos; chance is 12.5 %). Several seeds, of pre-training and fine-tuning alike.
 
     python benchmarks/convergence.py --out convergence.json --plot convergence.png
 
-On two cores this takes about 50 minutes a seed.
+On two cores this takes about 50 minutes per seed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ VARIANTS: dict[str, Callable[[Pretrain], Pretrain]] = {
     "half predicted, half aligned": partial(change, part="mask", predicted=0.5, aligned=0.5),
 }
 SCRATCH = {"from scratch": "paper", "from scratch, tubelets": "tubelets"}
-"""What is not pre-trained, and the variant whose encoder it has."""
+"""Runs without pre-training, and the variant whose encoder they have."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def pretraining(variant: str, steps: int, *, folder: Path, seed: int = 0, compil
 
 
 def tflop_of(variant: str) -> float:
-    """Operations of a clip's step."""
+    """TFLOP per clip of a step."""
     return estimate(pretraining(variant, 1, folder=Path())).tflop
 
 
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument(
         "--videos-per-class", type=int, nargs=3, default=[300, 40, 50], metavar=("PRE", "TRAIN", "TEST")
     )
-    parser.add_argument("--folder", type=Path, default=Path("runs/convergence"), help="of the runs; they go on there")
+    parser.add_argument("--folder", type=Path, default=Path("runs/convergence"), help="of the runs; they resume there")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
@@ -133,7 +133,7 @@ def main() -> None:
     folder: Path = args.folder
     write_videos(folder, args.videos_per_class)
     whole, tflop = tflop_of("paper"), {variant: tflop_of(variant) for variant in args.variants}
-    lengths = {v: (args.steps, round(args.steps * whole / tflop[v])) for v in args.variants}
+    lengths: dict[str, tuple[int, ...]] = {v: (args.steps, round(args.steps * whole / tflop[v])) for v in args.variants}
     lengths |= {"paper": (args.steps // 2, args.steps)} if "paper" in args.variants else {}
     lengths |= dict.fromkeys(SCRATCH, (0,))
     jobs = [Job(variant, steps, seed) for seed in args.seeds for variant in lengths for steps in lengths[variant]]

@@ -1,4 +1,4 @@
-"""What a pre-training task is worth: top-1 after fine-tuning, for variants of the quickstart's pre-training.
+"""Top-1 after fine-tuning, for variants of the quickstart's pre-training task.
 
 Every variant differs from the quickstart's in one thing, has as many steps, and is fine-tuned and tested as the
 quickstart does it (8 motions, 320 labelled and 400 held-out videos; chance is 12.5 %). Several pre-training seeds, each
@@ -83,7 +83,7 @@ def top1(name: str, run: Pretrain | None, tunings: dict[str, Finetune], *, folde
     with (folder / f"{name}.txt").open("w") as output:
         sys.stderr = output  # progress bars of several processes at once
         if run and not pretrain(run, folder / name):
-            raise SystemExit  # SIGTERM: what is half trained is not to be fine-tuned
+            raise SystemExit  # SIGTERM: a half-trained encoder must not be fine-tuned
         for which, tuning in tunings.items():
             tuned = folder / f"{name}_{which}"
             if not finetune(tuning, tuned):
@@ -93,7 +93,7 @@ def top1(name: str, run: Pretrain | None, tunings: dict[str, Finetune], *, folde
 
 
 def write_videos(folder: Path, per_class: Sequence[int]) -> None:
-    """Rendered videos to pre-train on, to fine-tune on and to test with; what is there already is kept."""
+    """Rendered videos to pre-train on, to fine-tune on and to test with; existing ones are kept."""
     for seed, (name, count) in enumerate(zip(("unlabelled", "train", "test"), per_class, strict=True)):
         write_dataset(folder / name, videos_per_class=count, seed=seed, num_frames=VIDEO_FRAMES, size=VIDEO_SIZE)
 
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument(
         "--videos-per-class", type=int, nargs=3, default=[300, 40, 50], metavar=("PRE", "TRAIN", "TEST")
     )
-    parser.add_argument("--folder", type=Path, default=Path("runs/downstream"), help="of the runs; they go on there")
+    parser.add_argument("--folder", type=Path, default=Path("runs/downstream"), help="of the runs; they resume there")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 

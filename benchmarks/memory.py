@@ -1,10 +1,10 @@
-"""What the appearance loss takes: peak memory and seconds of forward and backward, with all logits at once or not.
+"""Peak memory and seconds of the appearance loss, forward and backward, with all logits at once or in portions.
 
     python benchmarks/memory.py --clips 4 --precision bf16 --out memory.json
 
 Three ways to the same number, each in a process of its own so that its peak is its own: "plain", the linear layer and
 `F.cross_entropy`; "portions", what training uses; "torch", `F.linear_cross_entropy` with its chunks, where this torch
-has it. The memory counted is what comes on top of the tokens, the head's weights and the program.
+has it. Memory is counted on top of the tokens, the head's weights and the program.
 
 S tokens, D width, K codes.
 """
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--codes", type=int, default=16384)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--repeats", type=int, default=5, help="after a warm-up; medians are told (default 5)")
+    parser.add_argument("--repeats", type=int, default=5, help="after a warm-up; medians are reported (default 5)")
     parser.add_argument("--way", choices=WAYS, help="measure one way in this process, and print JSON")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)

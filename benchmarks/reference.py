@@ -1,7 +1,7 @@
-"""What a step of MAM2 is compared with: the same step as one would first write it.
+"""`PlainMAM2`: MAM2's step as one would first write it, to compare with.
 
-`PlainMAM2` is the same mathematics (tests/test_benchmarks.py holds its loss and gradients against the library's) from
-torch's own modules: `nn.MultiheadAttention`, all logits at once in float32, `torch.optim.AdamW` as it comes.
+It computes the same loss and gradients (tests/test_benchmarks.py compares them with the library's) from torch's own
+modules: `nn.MultiheadAttention`, all logits at once in float32, `torch.optim.AdamW` as it comes.
 
 B clips, T frames, V visible and M masked patches, D width, K codes.
 """

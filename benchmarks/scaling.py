@@ -1,4 +1,4 @@
-"""How a step grows: operations, seconds and memory against frames, resolution and batch, one at a time.
+"""Growth of a step: operations, seconds and memory against frames, resolution and batch, one at a time.
 
     python benchmarks/scaling.py --model vit_b --out scaling.json --plot scaling.png
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--size", type=int, nargs="+", default=[112, 160, 224, 320])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--repeats", type=int, default=1, help="after a warm-up; the median is told (default 1)")
+    parser.add_argument("--repeats", type=int, default=1, help="after a warm-up; the median is reported (default 1)")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="blocks (default: as loop.compile auto)"
     )
@@ -92,7 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         cells += [f"{1e3 * seconds / tokens:.2f}", f"{row['peak_gib']:.2f}"]
         table.add_row(f"{row['axis']} {row[row['axis']]}", *cells)
     Console(width=110).print(table)
-    result = {"benchmark": "scaling", "command": shlex.join(["python", "benchmarks/scaling.py", *words])}
+    result: dict[str, Any] = {
+        "benchmark": "scaling",
+        "command": shlex.join(["python", "benchmarks/scaling.py", *words]),
+    }
     result |= {"machine": machine(device), "model": options.model, "precision": options.precision, "rows": rows}
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What one pre-training step costs: FLOPs and seconds of every part, peak memory, and all beside the machine.
+"""Cost of one pre-training step: FLOPs and seconds of every part, and peak memory, compared with the machine's peak.
 
     python benchmarks/step.py --model vit_b --batch 1 --precision bf16 --steps 3 --out step.json
 
@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from common import machine, times_of
@@ -39,6 +39,7 @@ from mam2.device import keep_freed_memory, local_device
 from mam2.losses import motion_loss
 from mam2.masks import take
 from mam2.model.blocks import can_compile, compile_blocks
+from mam2.model.decoders import AppearanceHead, Decoder, MotionHead
 from mam2.model.regressor import Latent
 from mam2.patches import to_float
 from mam2.targets.tokenizers.vqgan import VQGAN
@@ -48,7 +49,7 @@ PEAK_SHAPES_MKN = {  # two of ViT-B's own, and one that is large in every direct
     "cuda": ((50176, 768, 3072), (37632, 768, 768), (8192, 8192, 8192)),
 }
 AT_ONCE = {"cpu": 1, "cuda": 20}
-"""Products between two looks at the clock: a GPU takes less for one than for answering."""
+"""Products per timing: a single one takes a GPU less time than reading the clock."""
 aten = torch.ops.aten
 
 
@@ -68,8 +69,13 @@ def parts_of(work: Workload) -> dict[str, Callable[[], object]]:
         targets = work.targets()
         position_BTND = model.position(clip_BTCHW).clone()
         masked = targets.at(mask)
-        decoders = model.decoders
-        hidden_BTMD = decoders["motion"](made.latent)
+        motion_target_BTMP = masked.of("motion")
+        codes_BTM = masked.of("appearance")
+        appearance_decoder = cast(Decoder, model.decoders["appearance"])
+        motion_decoder = cast(Decoder, model.decoders["motion"])
+        appearance_head = cast(AppearanceHead, appearance_decoder.heads["appearance"])
+        motion_head = cast(MotionHead, motion_decoder.heads["motion"])
+        hidden_BTMD = motion_decoder(made.latent)
 
     def align() -> None:
         with torch.no_grad(), work.autocast():
@@ -79,7 +85,7 @@ def parts_of(work: Workload) -> dict[str, Callable[[], object]]:
         return model.regressor(model.project(visible_BTVD), position_BTND, mask).x_BTSD
 
     def lose(motion_BTMP: Tensor, regressed_BTMD: Tensor) -> Tensor:
-        motion = motion_loss(motion_BTMP, masked.motion, "mean")
+        motion = motion_loss(motion_BTMP, motion_target_BTMP, "mean")
         latent = Latent(regressed_BTMD, made.latent.position_BTSD, made.latent.num_masked)
         alignment = model.alignment.losses(replace(made, latent=latent), mask)["alignment"]
         return motion + model.config.alignment_weight * alignment
@@ -101,12 +107,12 @@ def parts_of(work: Workload) -> dict[str, Callable[[], object]]:
         return encoder.encode(take(encoder.embed(clip_BTCHW), mask.visible_BTV))
 
     def appear(regressed_BTMD: Tensor, position_BTMD: Tensor) -> Tensor:
-        hidden = decoders["appearance"](Latent(regressed_BTMD, position_BTMD, made.latent.num_masked))
-        return decoders["appearance"].heads["appearance"].loss(hidden, masked.appearance, "mean")
+        hidden_BTMD = appearance_decoder(Latent(regressed_BTMD, position_BTMD, made.latent.num_masked))
+        return appearance_head.loss(hidden_BTMD, codes_BTM, "mean")
 
     def move(regressed_BTMD: Tensor, position_BTMD: Tensor) -> Tensor:
-        hidden = decoders["motion"](Latent(regressed_BTMD, position_BTMD, made.latent.num_masked))
-        return decoders["motion"].heads["motion"](hidden)
+        hidden_BTMD = motion_decoder(Latent(regressed_BTMD, position_BTMD, made.latent.num_masked))
+        return cast(Tensor, motion_head(hidden_BTMD))
 
     def update() -> None:
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
@@ -116,7 +122,7 @@ def parts_of(work: Workload) -> dict[str, Callable[[], object]]:
     visible = made.visible_BTVD
     regressed = made.latent.x_BTSD
     query = made.latent.position_BTSD
-    motion = decoders["motion"].heads["motion"](hidden_BTMD)
+    motion = motion_head(hidden_BTMD)
     return {
         "motion target (RGB difference)": work.targets,
         "encoder, visible patches": both_ways(see, visible),
@@ -133,7 +139,7 @@ class Products(TorchDispatchMode):
     """Counts the matrix products inside it by dtype, and shape and transposition of both matrices."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: Counter[tuple[Any, ...]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -154,7 +160,7 @@ def cost_of(call: Callable[[], object], device: torch.device, repeats: int, *, a
 
 
 def products_alone(products: Counter[tuple[Any, ...]], device: torch.device, repeats: int) -> dict[str, float]:
-    """What products cost with nothing around them: each distinct one is timed and weighed by its count."""
+    """Cost of the matrix products alone: each distinct one is timed and weighted by its count."""
 
     def noise(dtype: torch.dtype, shape: torch.Size, transposed: bool) -> Tensor:
         stored = torch.randn(shape, device=device).to(dtype)
@@ -201,7 +207,7 @@ def measure(
     flops = {name: flops_of(call) for name, call in calls.items()}
     with Products() as products:
         work.step()
-    if compiled:  # no counter can look into what is compiled
+    if compiled:  # no counter can see inside compiled blocks
         compile_blocks(work.model)
         for call in (work.step, *calls.values()):
             call()
@@ -236,7 +242,7 @@ def measure(
         },
     }
     if tokenizer:
-        frozen = VQGAN(size.tokenizer, with_decoder=False).to(device, memory_format=torch.channels_last)
+        frozen = VQGAN(size.tokenizer, with_decoder=False).to(device).to(memory_format=torch.channels_last)
         frames_FCHW = to_float(work.clip_BTCHW).flatten(0, 1)
         result["tokenizer"] = cost_of(partial(frozen, frames_FCHW), device, repeats)
         if device.type == "cpu":  # a GPU's convolutions are in TF32, its products are not
@@ -290,11 +296,11 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line; returns what `--out` writes."""
-    parser = argparse.ArgumentParser(description="What one pre-training step costs, and how near the best it is.")
+    parser = argparse.ArgumentParser(description="Cost of one pre-training step, compared with the machine's peak.")
     parser.add_argument("--model", choices=sorted(SIZES), default="vit_b")
     parser.add_argument("--batch", type=int, default=1, help="clips (default 1)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--steps", type=int, default=3, help="times to repeat; medians are told (default 3)")
+    parser.add_argument("--steps", type=int, default=3, help="times to repeat; medians are reported (default 3)")
     parser.add_argument("--tokenizer", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="blocks (default: as loop.compile auto)"
@@ -309,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     flags = ["--model", options.model, "--batch", str(options.batch), "--precision", options.precision]
     flags += ["--repeats", str(options.steps), *(["--compile"] if compiled else [])]
     found = {name: in_a_process(name, *flags) for name in (("mam2", *options.against) if options.against else ())}
-    result = {"benchmark": "step", "command": shlex.join(["python", "benchmarks/step.py", *words])}
+    result: dict[str, Any] = {"benchmark": "step", "command": shlex.join(["python", "benchmarks/step.py", *words])}
     result |= {"model": options.model, "batch": options.batch, "precision": options.precision, "compiled": compiled}
     result |= {"repeats": options.steps} | measure(
         SIZES[options.model],

@@ -87,8 +87,9 @@ class Workload:
     def __init__(self, size: Size, *, batch: int, precision: str, device: torch.device, accumulate: int = 1) -> None:
         encoder, num_codes = size.encoder, size.tokenizer.num_codes
         torch.manual_seed(0)
+        self.sizes = TargetSizes(num_codes, 3 * encoder.patch_size**2)
         with device:
-            self.model = MAM2(size.objective, encoder, TargetSizes(num_codes, 3 * encoder.patch_size**2)).train()
+            self.model = MAM2(size.objective, encoder, self.sizes).train()
         self.optimizer = make_optimizer(self.model, Optim())
         frames, num_patches = encoder.frames, encoder.grid[0] * encoder.grid[1]
         shape_BTCHW = (batch, frames, 3, encoder.size, encoder.size)
@@ -127,10 +128,8 @@ def plain_step(work: Workload) -> Callable[[], None]:
     """The step of reference.py's model on the same batch."""
     model = work.model
     encoder = model.encoder.config
-    head = model.decoders["appearance"].heads["appearance"]
-    sizes = TargetSizes(head.project.out_features, 3 * encoder.patch_size**2)
     with work.clip_BTCHW.device:
-        plain = PlainMAM2(model.config, encoder, sizes).train()
+        plain = PlainMAM2(model.config, encoder, work.sizes).train()
     plain.load(model)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, betas=(0.9, 0.95))
     del work.model, work.optimizer
@@ -243,10 +242,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--contender", choices=CONTENDERS, default="mam2")
     parser.add_argument("--model", choices=sorted(SIZES), default="vit_b")
     parser.add_argument("--batch", type=int, default=1, help="clips (default 1)")
-    parser.add_argument("--frames", type=int, help="of a clip; the model's own if left out")
+    parser.add_argument("--frames", type=int, help="per clip; by default the model's own")
     parser.add_argument("--size", type=int, help="pixels; the model's own if left out")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--repeats", type=int, default=3, help="after a warm-up; the median is told (default 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="after a warm-up; the median is reported (default 3)")
     parser.add_argument("--compile", action="store_true", help="the blocks, as loop.compile does")
     options = parser.parse_args(arguments)
     size = SIZES[options.model]

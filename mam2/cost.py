@@ -51,16 +51,21 @@ DEVICES = {
 
 
 def this_cpu(*, width: int) -> Device:
-    """This machine's processor, its peak measured: the best of a few products of 2048² matrices, in the type that an
+    """This machine's processor. Its peak is measured: the best of 5 products of 2048² matrices, in the dtype that an
     encoder of this width is trained in."""
     dtype = autocast_dtype("auto", torch.device("cpu"), width=width) or torch.float32
-    a, b, seconds = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype), []
+    a = torch.randn(2048, 2048).to(dtype)
+    b = torch.randn(2048, 2048).to(dtype)
+    seconds = []
     for _ in range(5):
         start = time.perf_counter()
         a @ b
         seconds.append(time.perf_counter() - start)
-    tflops, memory_gib = 2 * 2048**3 / min(seconds) / 1e12, psutil.virtual_memory().total / 2**30
-    return Device(title=f"this CPU, {torch.get_num_threads()} threads", peak_tflops=tflops, memory_gib=memory_gib)
+    return Device(
+        title=f"this CPU, {torch.get_num_threads()} threads",
+        peak_tflops=2 * 2048**3 / min(seconds) / 1e12,
+        memory_gib=psutil.virtual_memory().total / 2**30,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +86,7 @@ class Cost:
 
     @property
     def tflop(self) -> float:
-        """Per clip, of a whole step."""
+        """Of a whole step, per clip."""
         return self.train_tflop + self.targets_tflop
 
 
@@ -103,15 +108,15 @@ def estimate(config: Pretrain) -> Cost:
         model = model.to_empty(device=torch.device("cpu"))
         if config.loop.recompute:
             recompute_blocks(model)
-        visible, masked = (torch.zeros(of.shape, dtype=torch.int64) for of in (real.visible_BTV, real.masked_BTM))
-        aligned = None if real.aligned_BA is None else torch.zeros(real.aligned_BA.shape, dtype=torch.int64)
-        mask = Mask(visible, masked, aligned)
-        clip = torch.empty(1, encoder.frames, 3, encoder.size, encoder.size, dtype=torch.uint8)
+        visible_BTV = torch.zeros(real.visible_BTV.shape, dtype=torch.int64)
+        masked_BTM = torch.zeros(real.masked_BTM.shape, dtype=torch.int64)
+        aligned_BA = None if real.aligned_BA is None else torch.zeros(real.aligned_BA.shape, dtype=torch.int64)
+        clip_BTCHW = torch.empty(1, encoder.frames, 3, encoder.size, encoder.size, dtype=torch.uint8)
         targets = _empty_targets(config)
         counter = FlopCounterMode(display=False)
         with counter:
             with torch.autocast("cpu", COUNTING_DTYPE), saved_tensors_hooks(keep, lambda tensor: tensor):
-                total = model(clip, mask, targets, 0).total
+                total = model(clip_BTCHW, Mask(visible_BTV, masked_BTM, aligned_BA), targets, 0).total
             total.backward()
         learned = [p for p in model.parameters() if p.requires_grad]
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -128,9 +133,8 @@ def estimate(config: Pretrain) -> Cost:
 def parts_of(config: Pretrain) -> dict[str, float]:
     """TFLOP per clip of a step, by part; their sum is `estimate(config).tflop`.
 
-    A part is counted by what the step costs less without it; the encoder, by itself.
+    A part is what the step costs less without it; the encoder is counted by itself.
     """
-
     whole = estimate(config)
     parts = {"encoder, visible patches": _encoder_tflop(config)}
     for name, objective in config.objective.without_parts().items():
@@ -145,30 +149,31 @@ def parts_of(config: Pretrain) -> dict[str, float]:
 
 
 def run_folder_gib(config: Pretrain, cost: Cost) -> float:
-    """The most that a run's folder takes of the disk: checkpoints of weights and both moments, one more while it is
-    written than are kept, and the encoder."""
+    """Largest size of a run's folder, in GiB: checkpoints of weights and both moments, one more than are kept while it
+    is written, and the encoder."""
     return cost.state_gib * 12 / 16 * (config.loop.keep + 1) + cost.state_gib * 4 / 16
 
 
 def _encoder_tflop(config: Pretrain) -> float:
-    encoder = config.encoder
+    """TFLOP per clip of the encoder on visible patches, forward and backward."""
+    sizes = config.encoder
     with torch.device("meta"):
-        model = VideoEncoder(encoder)
-    mask = config.mask(encoder.tubelets, encoder.grid, sample_B=torch.tensor([0]), seed=0)
+        encoder = VideoEncoder(sizes)
+    mask = config.mask(sizes.tubelets, sizes.grid, sample_B=torch.tensor([0]), seed=0)
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
-        model = model.to_empty(device=torch.device("cpu"))
+        encoder = encoder.to_empty(device=torch.device("cpu"))
         if config.loop.recompute:
-            recompute_blocks(model)
-        clip = torch.empty(1, encoder.frames, 3, encoder.size, encoder.size, dtype=torch.uint8)
-        visible = torch.zeros(mask.visible_BTV.shape, dtype=torch.int64)
+            recompute_blocks(encoder)
+        clip_BTCHW = torch.empty(1, sizes.frames, 3, sizes.size, sizes.size, dtype=torch.uint8)
+        visible_BTV = torch.zeros(mask.visible_BTV.shape, dtype=torch.int64)
         with torch.autocast("cpu", COUNTING_DTYPE):
-            features = model.encode(take(model.embed(clip), visible))
-        features.sum().backward()
+            features_BTVD = encoder.encode(take(encoder.embed(clip_BTCHW), visible_BTV))
+        features_BTVD.sum().backward()
     return counter.get_total_flops() / 1e12
 
 
 def gpu_hours(config: Pretrain, cost: Cost, *, num_videos: int, tflops: float) -> float:
-    """Hours of one GPU for the whole run, at `tflops` achieved; at most, where a token cache saves work.
+    """Hours of one GPU for the whole run, at `tflops` achieved; an upper bound if a token cache saves work.
 
     Raises:
         UserError: `tflops` is not above 0.
@@ -183,12 +188,12 @@ def gpu_hours(config: Pretrain, cost: Cost, *, num_videos: int, tflops: float) -
 
 
 def num_cached(config: Pretrain, num_videos: int) -> int:
-    """The fixed clips of all videos, whose codes a token cache keeps."""
+    """Number of fixed clips of all videos, whose codes a token cache keeps."""
     return num_videos * config.data.fixed_clips * config.data.repeats
 
 
 def cache_gib(config: Pretrain, num_videos: int) -> float:
-    """The disk that a full token cache takes."""
+    """Size of a full token cache, in GiB."""
     encoder = config.encoder
     shape = (encoder.tubelets, encoder.grid[0] * encoder.grid[1])
     return num_cached(config, num_videos) * row_bytes(shape) / 2**30

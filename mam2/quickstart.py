@@ -46,12 +46,12 @@ class Quickstart:
     """Sizes of the quickstart; the defaults take about nine minutes on two cores.
 
     Attributes:
-        unlabelled_per_class: videos of each motion for pre-training, which does not see the label.
+        unlabelled_per_class: videos of each motion for pre-training, which does not use the label.
         labelled_per_class: videos of each motion for fine-tuning.
         test_per_class: held-out videos of each motion.
         encoder: the model.
         pretrain_duration: of pre-training.
-        finetune_duration: of fine-tuning, with and without pre-training alike.
+        finetune_duration: of fine-tuning, the same with and without pre-training.
         seeds: one fine-tuning of each kind per seed.
     """
 
@@ -68,13 +68,12 @@ class Quickstart:
 
 def pretrain_config(settings: Quickstart, root: Path) -> Pretrain:
     """The pre-training run. Mirroring would turn left into right, so there is no flip."""
-    width, heads = settings.encoder.width, settings.encoder.num_heads
     return Pretrain(
         data=Data(root=str(root), stride_frames=4, flip=False, num_workers=1),
         encoder=settings.encoder,
         objective=MAM2Config(
-            width=width, num_heads=heads, regressor_depth=1, appearance_depth=1, motion_depth=1,
-            alignment_ramp=Steps(1500),
+            width=settings.encoder.width, num_heads=settings.encoder.num_heads,
+            regressor_depth=1, appearance_depth=1, motion_depth=1, alignment_ramp=Steps(1500),
         ),
         targets=TargetsConfig(appearance="vq", num_codes=64, vq_steps=100, motion_scale="clip"),
         optim=Optim(base_lr=3.2e-2, min_lr=0.0, warmup=Steps(50), max_grad_norm=3.0),
@@ -100,7 +99,7 @@ def finetune_config(settings: Quickstart, root: Path, *, init: str, seed: int) -
 
 
 def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, object] | None:
-    """Runs the whole comparison.
+    """Runs the whole comparison: renders, pre-trains, fine-tunes, tests, draws and reports.
 
     Args:
         out: a new folder, or that of an interrupted quickstart.
@@ -161,13 +160,13 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
 
     scratch = [top1["scratch", seed] for seed in settings.seeds]
     pretrained = [top1["pretrained", seed] for seed in settings.seeds]
-    result = {
-        "scratch": scratch,
-        "pretrained": pretrained,
-        "chance": 1 / len(MOTIONS),
-        "seconds": sum(seconds.values()),
-    }
-    _write_report(out, settings, result, scratch, pretrained, sheets, seconds)
+    chance = 1 / len(MOTIONS)
+    result = {"scratch": scratch, "pretrained": pretrained, "chance": chance, "seconds": sum(seconds.values())}
+    _write_report(out, settings, scratch, pretrained, sheets, seconds)
+    Console().print(
+        f"top-1 from scratch {statistics.mean(scratch):.3f}, pre-trained {statistics.mean(pretrained):.3f} "
+        f"(chance {chance:.3f}; {len(scratch)} seeds). Report: {out / 'report.html'}"
+    )
     write_text(out / "quickstart.json", json.dumps(result, indent=2))
     return result
 
@@ -188,7 +187,6 @@ def _finetune_and_test(out: Path, settings: Quickstart, job: tuple[str, int]) ->
 def _write_report(
     out: Path,
     settings: Quickstart,
-    result: dict[str, object],
     scratch: list[float],
     pretrained: list[float],
     sheets: list[tuple[str, Path]],
@@ -196,7 +194,8 @@ def _write_report(
 ) -> None:
     gain = 100 * (statistics.mean(pretrained) - statistics.mean(scratch))
     labels = settings.labelled_per_class * len(MOTIONS)
-    unlabelled, tested = settings.unlabelled_per_class * len(MOTIONS), settings.test_per_class * len(MOTIONS)
+    unlabelled = settings.unlabelled_per_class * len(MOTIONS)
+    tested = settings.test_per_class * len(MOTIONS)
     summary = (
         f"The class of each video is how its shape moves, one of {len(MOTIONS)}; no single frame shows it. "
         f"Pre-training on {unlabelled} videos without labels changes top-1 after fine-tuning on {labels} labelled ones "
@@ -224,8 +223,4 @@ def _write_report(
         sheets=sheets,
         facts=facts,
         chance=1 / len(MOTIONS),
-    )
-    Console().print(
-        f"top-1 from scratch {statistics.mean(scratch):.3f}, pre-trained {statistics.mean(pretrained):.3f} "
-        f"(chance {result['chance']:.3f}; {len(scratch)} seeds). Report: {out / 'report.html'}"
     )

@@ -42,7 +42,7 @@ def made_up(num_videos: int, *, seed: int, signal: float, views: int = 2) -> Fea
 def extract(encoder: VideoEncoder, catalog: Catalog, config: Probe, folder: Path, **views: int) -> Features:
     squares = squares_of(config, encoder)
     data = replace(config.data(), timeout_seconds=5)  # a dead process is noticed after that
-    return mam2.probe.features.extract(encoder, catalog, data=data, folder=folder, squares=squares, **views)
+    return mam2.probe.features.extract(encoder, catalog, data=data, folder=folder, squares=squares, dtype=None, **views)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def forwards(monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("pooling", ["space", "all"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_separable_is_found_and_what_is_not_is_chance(kind, pooling):
+def test_what_is_separable_is_found_and_what_is_not_is_chance(kind, pooling) -> None:
     config = replace(QUICK, kind=kind, pooling=pooling)
     train, test = (made_up(n, seed=n, signal=10) for n in (80, 100))
     assert judge(config, train, test, **SIZES)[0]["top1"] == 1.0
@@ -75,7 +75,7 @@ def test_what_is_separable_is_found_and_what_is_not_is_chance(kind, pooling):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_test_videos_have_no_say(kind):
+def test_the_test_videos_have_no_say(kind) -> None:
     config = replace(QUICK, kind=kind, learning_rates=(0.001, 0.01, 0.1), epochs=10)
     train, test = made_up(60, seed=0, signal=0.7), made_up(100, seed=1, signal=0.7)
     report, result = judge(config, train, test, **SIZES)
@@ -92,7 +92,7 @@ def test_the_test_videos_have_no_say(kind):
         assert report["chosen"].items() <= best.items()
 
 
-def test_a_choice_is_made_among_all_settings_on_training_videos_only(monkeypatch):
+def test_a_choice_is_made_among_all_settings_on_training_videos_only(monkeypatch) -> None:
     """Held-out videos are in no fit that judges them; the final fit is on all."""
     train, test = made_up(40, seed=0, signal=3), made_up(20, seed=1, signal=3)
     fitted, judged = [], []
@@ -110,7 +110,7 @@ def test_a_choice_is_made_among_all_settings_on_training_videos_only(monkeypatch
 
 
 @pytest.mark.parametrize("kind", ["linear", "attentive"])
-def test_features_are_standardised_by_the_training_videos(kind):
+def test_features_are_standardised_by_the_training_videos(kind) -> None:
     config = replace(QUICK, kind=kind, epochs=1)
     x_NV = samples(made_up(300, seed=0, signal=0), config) * 3 + 5
     head = fit(config, x_NV, torch.arange(300) % 4, {"learning_rate": 0.01, "weight_decay": 0.0}, **SIZES)
@@ -125,26 +125,27 @@ def test_features_are_standardised_by_the_training_videos(kind):
     assert torch.equal(standardise.mean_F, before)
 
 
-def test_a_constant_feature_is_not_blown_up():
+def test_a_constant_feature_is_not_blown_up() -> None:
     x_NF = torch.full((10, 1, 2), 3.0, dtype=torch.float16)
     assert Standardise(x_NF)(torch.full((1, 2), 3.5)).tolist() == [[0.5, 0.5]]
 
 
-def test_probabilities_are_averaged_over_views_whatever_the_batch():
+def test_probabilities_are_averaged_over_views_whatever_the_batch(monkeypatch) -> None:
+    monkeypatch.setattr(mam2.probe.probe, "VIDEOS_AT_ONCE", 4)
     config = replace(QUICK, epochs=2)
     train, test = made_up(40, seed=0, signal=2), made_up(10, seed=1, signal=2, views=3)
     x_NV = samples(test, config)
     setting = {"learning_rate": 0.1, "weight_decay": 0.0}
     head = fit(config, samples(train, config), train.label_N, setting, **SIZES)
-    found = probabilities(head, x_NV, videos_at_once=4)
+    found = probabilities(head, x_NV)
     with torch.no_grad():
         wanted = torch.stack([head(x_NV[:, i]).softmax(dim=1) for i in range(3)]).mean(dim=0)
     torch.testing.assert_close(found, wanted)
     again = fit(config, samples(train, config), train.label_N, setting, **SIZES)
-    assert torch.equal(probabilities(again, x_NV, videos_at_once=4), found)
+    assert torch.equal(probabilities(again, x_NV), found)
 
 
-def test_neighbours_are_counted_as_one_would_by_hand():
+def test_neighbours_are_counted_as_one_would_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
     bank, query = torch.randn(30, 5, generator=generator), torch.randn(7, 5, generator=generator)
     label_N = torch.randint(3, (30,), generator=generator)
@@ -158,7 +159,7 @@ def test_neighbours_are_counted_as_one_would_by_hand():
             torch.testing.assert_close(found[i], votes / votes.sum(), atol=1e-5, rtol=1e-4)
 
 
-def test_one_query_attends_as_cross_attention_does():
+def test_one_query_attends_as_cross_attention_does() -> None:
     torch.manual_seed(0)
     head, attention = AttentiveHead(12, 3, 5), CrossAttention(12, 3)
     with torch.no_grad():
@@ -177,7 +178,7 @@ def test_one_query_attends_as_cross_attention_does():
     torch.testing.assert_close(head.pool(x_BSD[:, torch.randperm(7)]), head.pool(x_BSD))
 
 
-def test_features_are_the_encoders(videos, encoder, tmp_path):
+def test_features_are_the_encoders(videos, encoder, tmp_path) -> None:
     catalog = read_catalog(videos, labelled=True)
     loader = ViewLoader(catalog, QUICK.data(), num_frames=3, size=16, clips=2, crops=1)
     with torch.no_grad():
@@ -199,17 +200,17 @@ def test_features_are_the_encoders(videos, encoder, tmp_path):
     assert samples(every, attentive).shape == (8, 2, 3 * 16, 16)
 
 
-def test_features_do_not_depend_on_the_batch(videos, encoder, tmp_path):
+def test_features_do_not_depend_on_the_batch(videos, encoder, tmp_path, monkeypatch) -> None:
     catalog = read_catalog(videos, labelled=True)
-    found = [
-        extract(encoder, catalog, QUICK, tmp_path / str(n), clips=3, crops=1, clips_at_once=n).x_NVTSD
-        for n in (1, 2, 7, 100)
-    ]
+    found = []
+    for n in (1, 2, 7, 100):
+        monkeypatch.setattr(mam2.probe.features, "CLIPS_AT_ONCE", n)
+        found.append(extract(encoder, catalog, QUICK, tmp_path / str(n), clips=3, crops=1).x_NVTSD)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], atol=1e-5, rtol=1e-5)
 
 
-def test_features_are_computed_once_for_an_encoder_its_videos_and_views(videos, encoder, forwards, tmp_path):
+def test_features_are_computed_once_for_an_encoder_its_videos_and_views(videos, encoder, forwards, tmp_path) -> None:
     root = shutil.copytree(videos, tmp_path / "videos")
     views = {"clips": 1, "crops": 1}
 
@@ -237,7 +238,7 @@ def test_features_are_computed_once_for_an_encoder_its_videos_and_views(videos, 
     assert sum(forwards) == 56
 
 
-def test_an_interrupted_extraction_resumes(videos, encoder, forwards, tmp_path, monkeypatch):
+def test_an_interrupted_extraction_resumes(videos, encoder, forwards, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(mam2.probe.features, "VIDEOS_PER_FILE", 3)
     catalog = read_catalog(videos, labelled=True)
     whole = extract(encoder, catalog, QUICK, tmp_path, clips=1, crops=1)
@@ -251,7 +252,7 @@ def test_an_interrupted_extraction_resumes(videos, encoder, forwards, tmp_path, 
     assert again.index_N.tolist() == list(range(8))
 
 
-def test_damaged_videos_are_left_out_up_to_a_share(videos, encoder, tmp_path, monkeypatch):
+def test_damaged_videos_are_left_out_up_to_a_share(videos, encoder, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(mam2.probe.features, "VIDEOS_PER_FILE", 4)
     root = shutil.copytree(videos, tmp_path / "videos")
     sound = extract(encoder, read_catalog(root, labelled=True), QUICK, tmp_path, clips=1, crops=1)
@@ -265,7 +266,7 @@ def test_damaged_videos_are_left_out_up_to_a_share(videos, encoder, tmp_path, mo
         extract(encoder, read_catalog(root, labelled=True), QUICK, tmp_path, clips=1, crops=1)
 
 
-def test_a_portion_in_which_a_process_died_is_made_again(videos, encoder, tmp_path, monkeypatch):
+def test_a_portion_in_which_a_process_died_is_made_again(videos, encoder, tmp_path, monkeypatch) -> None:
     catalog = read_catalog(videos, labelled=True)
     guilty, honest = catalog.items[2].path, clips.open_video
 
@@ -282,7 +283,7 @@ def test_a_portion_in_which_a_process_died_is_made_again(videos, encoder, tmp_pa
     assert extract(encoder, catalog, one, tmp_path, clips=1, crops=1).index_N.tolist() == list(range(8))
 
 
-def test_a_share_of_each_class_is_held_out_in_turn():
+def test_a_share_of_each_class_is_held_out_in_turn() -> None:
     label_N = torch.tensor([0] * 10 + [1] * 5 + [2] * 2 + [3])
     parts = torch.stack([hold_out(label_N, share=0.2, seed=0, trial=trial) for trial in range(5)])
     assert parts[:, :10].sum(dim=1).tolist() == [2] * 5
@@ -294,7 +295,7 @@ def test_a_share_of_each_class_is_held_out_in_turn():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_probe_from_videos_to_json(kind, videos, encoder, tmp_path):
+def test_a_probe_from_videos_to_json(kind, videos, encoder, tmp_path) -> None:
     save_encoder(tmp_path / "encoder.safetensors", encoder)
     config = replace(QUICK, kind=kind, encoder=str(tmp_path), train=str(videos), test=str(videos), shots=3, epochs=5)
     report = probe_encoder(config, tmp_path / "out")
@@ -311,14 +312,14 @@ def test_a_probe_from_videos_to_json(kind, videos, encoder, tmp_path):
     assert probe_encoder(replace(config, baseline=False), tmp_path / "out")["baseline"] is None
 
 
-def test_train_and_test_should_differ(videos, encoder, tmp_path, caplog):
+def test_train_and_test_should_differ(videos, encoder, tmp_path, caplog) -> None:
     save_encoder(tmp_path / "e.safetensors", encoder)
     roots = {"encoder": str(tmp_path / "e.safetensors"), "train": str(videos), "test": str(videos)}
     probe_encoder(replace(QUICK, kind="knn", baseline=False, **roots), tmp_path)
-    assert "8 videos are trained and tested on" in caplog.text
+    assert "8 videos are in both train and test" in caplog.text
 
 
-def test_wrong_settings_are_refused(videos, encoder, tmp_path):
+def test_wrong_settings_are_refused(videos, encoder, tmp_path) -> None:
     save_encoder(tmp_path / "encoder.safetensors", encoder)
     for name, value in (
         *(("kind", "svm"), ("pooling", "time"), ("shots", -1), ("test_clips", 0), ("held_out", 1.0)),
@@ -339,7 +340,7 @@ def test_wrong_settings_are_refused(videos, encoder, tmp_path):
     assert report["chosen"] == {"learning_rate": 0.01, "weight_decay": 0.01}
 
 
-def test_real_clips_go_through(real_data: Path, encoder, tmp_path):
+def test_real_clips_go_through(real_data: Path, encoder, tmp_path) -> None:
     root = real_data / "arid6" / "val"
     catalog = read_catalog(root, labelled=True)
     some = replace(catalog, items=catalog.items[::12])

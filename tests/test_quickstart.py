@@ -1,4 +1,4 @@
-"""The quickstart from end to end, at a size that shows nothing but that it works."""
+"""The quickstart from end to end, at a size that only shows that it works."""
 
 import json
 
@@ -20,7 +20,7 @@ SMALL = Quickstart(
 
 
 @pytest.mark.slow
-def test_quickstart_writes_what_it_promises_and_resumes(tmp_path):
+def test_quickstart_writes_what_it_promises_and_resumes(tmp_path) -> None:
     out = tmp_path / "quick"
     result = quickstart(out, SMALL)
     assert json.loads((out / "quickstart.json").read_text()) == result
@@ -35,7 +35,7 @@ def test_quickstart_writes_what_it_promises_and_resumes(tmp_path):
     assert {**again, "seconds": 0} == {**result, "seconds": 0}
 
 
-def test_quickstart_keeps_away_from_other_folders(tmp_path):
+def test_quickstart_keeps_away_from_other_folders(tmp_path) -> None:
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(UserError, match="no quickstart's folder"):
         quickstart(tmp_path, SMALL)

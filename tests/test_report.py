@@ -14,7 +14,7 @@ from mam2.pictures.charts import confusion_picture
 from mam2.pictures.report import ScoreRow, mean_and_spread, read_log, write_report
 
 
-def test_a_cut_last_line_is_dropped_and_no_other(tmp_path):
+def test_a_cut_last_line_is_dropped_and_no_other(tmp_path) -> None:
     path = tmp_path / "log.jsonl"
     whole = [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.25}]
     text = "".join(json.dumps(row) + "\n" for row in whole)
@@ -30,13 +30,13 @@ def test_a_cut_last_line_is_dropped_and_no_other(tmp_path):
         read_log(path)
 
 
-def test_mean_and_sample_standard_deviation():
+def test_mean_and_sample_standard_deviation() -> None:
     assert mean_and_spread((0.5, 0.6, 0.7)) == "60.0 ± 10.0"
     assert mean_and_spread((0.5,)) == "50.0"
 
 
 @pytest.mark.parametrize("values", [(), (61.2,), (float("nan"),), (-0.1, 0.5)])
-def test_scores_are_shares(values):
+def test_scores_are_shares(values) -> None:
     with pytest.raises(UserError, match="top-1 in"):
         ScoreRow(name="run", values=values, note="")
 
@@ -78,7 +78,7 @@ class Outline(HTMLParser):
         self.words.append(data.strip())
 
 
-def test_the_report_is_whole_and_stands_alone(tmp_path):
+def test_the_report_is_whole_and_stands_alone(tmp_path) -> None:
     sheet = tmp_path / "sheet.png"
     confusion_picture(torch.eye(2), ["a", "b"], sheet, title="any picture")
     page = write_example(tmp_path / "run" / "report.html", sheets=[("clip <0>", sheet)])
@@ -99,16 +99,16 @@ def test_the_report_is_whole_and_stands_alone(tmp_path):
     assert all(image.startswith(b"\x89PNG") for image in images)
 
 
-def test_a_report_of_nothing_is_a_page(tmp_path):
+def test_a_report_of_nothing_is_a_page(tmp_path) -> None:
     path = tmp_path / "report.html"
-    write_report(path, title="Empty", summary_html="", scores=[], curves=[], sheets=[], facts={})
+    write_report(path, title="Empty", summary_html="", scores=[], curves=[], sheets=[], facts={}, chance=0.1)
     page = path.read_text(encoding="utf-8")
     assert "<h1>Empty</h1>" in page
     assert "<h2>" not in page
 
 
 @pytest.mark.parametrize("name", ["absent.png", "notes.txt"])
-def test_a_picture_that_cannot_be_shown_is_named(tmp_path, name):
+def test_a_picture_that_cannot_be_shown_is_named(tmp_path, name) -> None:
     (tmp_path / "notes.txt").write_text("text")
     with pytest.raises(UserError, match=rf"{name} is no picture"):
         write_example(tmp_path / "report.html", sheets=[("a", tmp_path / name)])

@@ -1,4 +1,4 @@
-"""Clips as a run's training gets them, drawn (Tables 7 and 8)."""
+"""Augmented clips of a run's training, drawn (Tables 7 and 8)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ log = logging.getLogger("mam2")
 KINDS = {"pretrain": Pretrain, "finetune": Finetune}
 
 
-def show_augmented(run: str | Path, video: str | Path, out: str | Path, *, seed: int = 0) -> None:
-    """Draws four clips of a video as a run's training gets them, repeats included, as a PNG (Tables 7 and 8).
+def show_augmented(run: str | Path, video: str | Path, out: str | Path, *, seed: int) -> None:
+    """Draws four clips of a video as a run's training augments them, repeats included, as a PNG (Tables 7 and 8).
 
-    A run that mixes clips has them mixed with one of its own training videos, where those are at hand.
+    If the run mixes clips, they are mixed with one of its own training videos, provided those can be found.
 
     Raises:
         UserError: no run, or no video.
@@ -34,36 +34,35 @@ def show_augmented(run: str | Path, video: str | Path, out: str | Path, *, seed:
     config: Pretrain | Finetune = from_json(KINDS[record["kind"]], record["config"])
     sizes = {"num_frames": config.encoder.frames, "size": config.encoder.size}
     mixing = isinstance(config, Finetune) and max(config.mixup, config.cutmix) > 0
-    other, rows = other_video(config.data, str(video), seed=seed) if mixing else "", list[FrameRow]()
+    other = _other_video(config.data, str(video), seed=seed) if mixing else ""
+    rows = []
     for draw in range(4):
         rng = random.Random(seed_of(seed, draw))
         clips_BTCHW = to_float(torch.stack(train_clips(str(video), config.data, rng=rng, **sizes)))
         kept = 1.0
         if isinstance(config, Finetune) and other:
             others_BTCHW = to_float(torch.stack(train_clips(other, config.data, rng=rng, **sizes)))
-            pair_BTCHW, whose_B = (
-                torch.cat([clips_BTCHW, others_BTCHW]),
-                torch.arange(2).repeat_interleave(len(clips_BTCHW)),
-            )
+            pair_BTCHW = torch.cat([clips_BTCHW, others_BTCHW])
+            whose_B = torch.arange(2).repeat_interleave(len(clips_BTCHW))
             switches = {"mixup": config.mixup, "cutmix": config.cutmix, "smoothing": 0.0}
             mixed_BTCHW, share_B2 = mix(pair_BTCHW, whose_B, num_classes=2, rng=rng, **switches)
-            clips_BTCHW, kept = mixed_BTCHW[: len(clips_BTCHW)], share_B2[0, 0].item()
+            clips_BTCHW = mixed_BTCHW[: len(clips_BTCHW)]
+            kept = share_B2[0, 0].item()
         for repeat, frames_TCHW in enumerate(clips_BTCHW):
             which = f"draw {draw + 1}" + (f", repeat {repeat + 1}" if len(clips_BTCHW) > 1 else "")
             mixed = f"{1 - kept:.0%} of it is {Path(other).name}" if other else ""
-            rows.append(
-                FrameRow(name=which, description=mixed, frames_TCHW=enlarge(frames_TCHW, zoom_to(frames_TCHW, 128)))
-            )
+            enlarged_TCHW = enlarge(frames_TCHW, zoom_to(frames_TCHW, 128))
+            rows.append(FrameRow(name=which, description=mixed, frames_TCHW=enlarged_TCHW))
     shown = frames_shown(config.encoder.frames, 8)
     page_of_rows(rows, shown, title=f"{Path(video).name}, as training gets it", footer=[]).save(out)
 
 
-def other_video(data: Data, video: str, *, seed: int) -> str:
+def _other_video(data: Data, video: str, *, seed: int) -> str:
     """A video of the training data that is not this one; "", with a warning, if there is none."""
     try:
         items = read_catalog(data.root, labelled=False, split=data.split).items
     except UserError as error:
-        log.warning(f"Mixup and cutmix are not drawn, for want of a second video: {error}")
+        log.warning(f"Mixup and cutmix are not drawn, because no second video was found: {error}")
         return ""
     others = [item.path for item in items if Path(item.path).absolute() != Path(video).absolute()]
     return random.Random(seed).choice(others) if others else ""

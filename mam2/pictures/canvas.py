@@ -1,4 +1,4 @@
-"""A canvas for pictures of frames, and pages of rows of them.
+"""A canvas for pictures of frames (`Page`), rows of frames (`FrameRow`), and pages of such rows.
 
 Every picture is a matplotlib `Figure` of its own (no pyplot state); frames are laid on it pixel for pixel.
 Letters: T frames, n frames shown, C channels, H W, N patches per frame, K classes.
@@ -17,8 +17,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-
-from mam2.config import UserError
 
 BLUE, ORANGE, RED, INK, MUTED = "#1f6fb4", "#d9822b", "#e0241b", "#1c2733", "#66727f"
 
@@ -50,13 +48,7 @@ def zoom_to(clip_TCHW: Tensor, side: int) -> int:
 
 
 def frames_shown(num_frames: int, max_frames: int) -> list[int]:
-    """At most `max_frames`, evenly spaced; where some are dropped, so is the last, which has no motion.
-
-    Raises:
-        UserError: `max_frames` below 1.
-    """
-    if max_frames < 1:
-        raise UserError(f"max_frames is {max_frames}; a picture of a clip needs at least one frame. Give 1 or more.")
+    """At most `max_frames`, evenly spaced; where some are dropped, so is the last, which has no motion."""
     if num_frames <= max_frames:
         return list(range(num_frames))
     return torch.linspace(0, max(num_frames - 2, 0), max_frames).round().int().tolist()
@@ -70,7 +62,7 @@ class FrameRow:
     """One row of a page of frames.
 
     Attributes:
-        name: what is seen.
+        name: the row's title.
         description: a line or two on how to read it.
         frames_TCHW: (T, 3, H, W) in [0, 1]; T-1 frames where the last has none, as for motion.
         captions: one for each frame, or none.
@@ -119,6 +111,14 @@ class Page:
             parse_math=False,
         )
 
+    def place(self, x: int, y: int, row: FrameRow, t: int) -> None:
+        """Lays frame `t` of a row with its top left corner at (x, y); where there is none, says so."""
+        if t < len(row.frames_TCHW):
+            self.paste(x, y, row.frames_TCHW[t])
+            return
+        height, width = row.frames_TCHW.shape[-2:]
+        self.write(x + width / 2, y + height / 2, "last frame:\nno next one", ha="center", va="center")
+
     def pixels(self) -> Tensor:
         """The page as uint8 (3, height, width)."""
         self.figure.figimage((self.canvas_CHW * 255).round().byte().permute(1, 2, 0).numpy())
@@ -166,16 +166,10 @@ def page_of_rows(rows: list[FrameRow], shown: list[int], *, title: str, footer: 
         page.write(8, y + height / 2 + 4, wrap(row.description, room / text))
         for column, t in enumerate(shown):
             x = label_width + column * (width + gap)
-            if t < len(row.frames_TCHW):
-                page.paste(x, y, row.frames_TCHW[t])
-            else:
-                page.write(x + width / 2, y + height / 2, "last frame:\nno next one", ha="center", va="center")
+            page.place(x, y, row, t)
             if row.captions:
                 page.write(x + width / 2, y + height + line / 2 + 1, row.captions[t], ha="center", va="center")
     for column, t in enumerate(shown):
         centre = label_width + column * (width + gap) + width / 2
         page.write(centre, tops[0] - line / 2, f"frame {t * tubelet + 1}", ha="center", va="center")
     return page
-
-
-# --- charts -------------------------------------------------------------------------------------------------

@@ -35,15 +35,14 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
-def loss_curves(rows: list[dict[str, Any]], path_or_figure: Path | str | Figure) -> None:
-    """Draws the losses by part, the features' health and the speed against the step, one small picture each.
+def loss_curves(rows: list[dict[str, Any]]) -> Figure:
+    """Losses by part, the features' health and the speed against the step, one small chart each.
 
     Args:
-        rows: the lines of log.jsonl. A key may be absent. Of two rows of one step, as a resume leaves
-            them, the later counts.
-        path_or_figure: a file to write, or a figure to draw into.
+        rows: the lines of log.jsonl. A key may be absent. Of two rows of one step, as a resume leaves them, the later
+            counts.
     """
-    figure = path_or_figure if isinstance(path_or_figure, Figure) else Figure(dpi=150)
+    figure = Figure(dpi=150)
     found = []
     for key, label, smoothed in CURVES:
         by_step = {row["step"]: row[key] for row in rows if "step" in row and row.get(key) is not None}
@@ -68,15 +67,14 @@ def loss_curves(rows: list[dict[str, Any]], path_or_figure: Path | str | Figure)
         axes.set_xlabel("step", fontsize=9, color=MUTED)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         plain_axes(axes)
-    if not isinstance(path_or_figure, Figure):
-        _save(figure, path_or_figure)
+    return figure
 
 
 def confusion_picture(confusion: Tensor, classes: list[str], path: Path | str, *, title: str) -> None:
-    """Draws a confusion matrix as a PNG; each row is divided by its sum, an empty row stays zero.
+    """Draws a confusion matrix as a PNG; each row is divided by its sum, an empty row stays zero. K classes.
 
     Args:
-        confusion: counts (K, K), row = true class, column = predicted class; written in for K <= 20.
+        confusion: counts (K, K), row = true class, column = predicted class; their numbers are printed for K <= 20.
         classes: the K names.
 
     Raises:
@@ -104,22 +102,18 @@ def confusion_picture(confusion: Tensor, classes: list[str], path: Path | str, *
     axes.set_ylabel("true", color=MUTED)
     axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.6)
-    _save(figure, path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=figure.dpi, facecolor="white")
 
 
 def shorten(name: str, length: int) -> str:
-    """The name, its end cut off and marked where it is longer than `length`."""
+    """The name, cut to `length` characters, the last of them an ellipsis, if it is longer."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def plain_axes(axes: Any) -> None:
-    """Axes without a box, in muted grey, behind what is drawn."""
+    """Removes the axes' box and draws them in muted grey, behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#b8c0c8")
     axes.tick_params(labelsize=9, colors=MUTED)
     axes.set_axisbelow(True)
-
-
-def _save(figure: Figure, path: Path | str) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=figure.dpi, facecolor="white")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,16 +9,15 @@ import torch
 from torch import Tensor
 
 from mam2.data.clips import middle_clip
-from mam2.masks import Mask, MaskConfig, put
+from mam2.masks import MaskConfig, put
 from mam2.objectives.contract import Objective
 from mam2.patches import to_float, unpatchify
+from mam2.pictures.masks import masked_patches
 from mam2.pictures.prediction import Prediction, animation, contact_sheet
 from mam2.targets.maker import TargetMaker
 from mam2.targets.motion import clip_scale
 from mam2.targets.table import MOTIONS
 from mam2.train.pretrain import load_run
-
-log = logging.getLogger("mam2")
 
 
 def show(
@@ -30,7 +28,7 @@ def show(
     animations: tuple[str | Path, ...] = (),
     seed: int = 0,
 ) -> None:
-    """Writes a contact sheet (PNG) of what a run predicts for the middle of a video.
+    """Writes a contact sheet (PNG) of a run's predictions for the middle of a video.
 
     Args:
         run: the folder of a pre-training run.
@@ -51,17 +49,9 @@ def show(
         animation(prediction, Path(path), title=Path(video).name)
 
 
-def masked_patches(mask: Mask, num_patches: int) -> Tensor:
-    """The mask of one clip as bool (T, N), True where masked."""
-    ones_BTM1 = torch.ones_like(mask.masked_BTM, dtype=torch.bool)[..., None]
-    return put(ones_BTM1, mask.masked_BTM, num_patches)[0, ..., 0].cpu()
-
-
 @torch.no_grad()
-def predict(
-    model: Objective, targets: TargetMaker, masking: MaskConfig, clip_TCHW: Tensor, *, seed: int = 0
-) -> Prediction:
-    """Masks one clip and predicts what is hidden.
+def predict(model: Objective, targets: TargetMaker, masking: MaskConfig, clip_TCHW: Tensor, *, seed: int) -> Prediction:
+    """Masks one clip, has the model reconstruct the masked patches, and turns them into pictures.
 
     Args:
         model: in eval mode.
@@ -72,8 +62,9 @@ def predict(
     """
     device = next(model.encoder.parameters()).device
     whole = to_float(clip_TCHW[None].to(device))
-    patch_size, sample_B = model.encoder.config.patch_size, torch.zeros(1, dtype=torch.long)
-    clip = whole[:, :: model.encoder.config.tubelet]  # what is predicted is the first frame of a tubelet
+    patch_size = model.encoder.config.patch_size
+    sample_B = torch.zeros(1, dtype=torch.long)
+    clip = whole[:, :: model.encoder.config.tubelet]  # the targets are those of each tubelet's first frame
     grid = (clip.shape[3] // patch_size, clip.shape[4] // patch_size)
     num_patches = grid[0] * grid[1]
     everything = replace(masking, predicted=1.0, aligned=1.0)  # whatever share training predicts
@@ -124,7 +115,7 @@ def predict(
 
 
 def draw_codes(targets: TargetMaker, codes_TN: Tensor, grid: tuple[int, int], *, size: torch.Size) -> Tensor | None:
-    """The codes as pictures (T, 3, H, W) in [0, 1], by the tokenizer's decoder; None where it has none."""
+    """Codes decoded to pictures (T, 3, H, W) in [0, 1]; None if the tokenizer has no decoder."""
     if not (decode := getattr(targets.tokenizer, "decode", None)) or getattr(targets.tokenizer, "decoder", 0) is None:
         return None
     frames_TCHW = decode(codes_TN, grid=grid)

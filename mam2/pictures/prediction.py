@@ -33,6 +33,8 @@ from mam2.pictures.canvas import (
     zoom_to,
 )
 
+FPS = 4  # of animations
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
@@ -46,9 +48,9 @@ class Prediction:
             the target is codes without a decoder, or no appearance is predicted.
         agreement_TN: bool, predicted code = true code; meaningful on masked patches only; None without codes.
         motion_TCHW: float, the predicted motion, valid on masked patches only: (T-1, 3, H, W) is the RGB
-            difference of pixels in [0, 1], (T-1, 2, H, W) optical flow in pixels, x and y; None: no such row.
-        true_motion_TCHW: the same of the clip itself, everywhere.
-        appearance_name: what the appearance is called.
+            difference of pixels in [0, 1], (T-1, 2, H, W) optical flow in pixels, x and y; None: no motion row.
+        true_motion_TCHW: the same of the clip itself, everywhere; None: no motion row.
+        appearance_name: title of its row.
         tubelet: frames that a token spans; of each tubelet, the first frame is above, and motion leads to the next's.
         attention_TN: float, attention that each patch gets, sums to 1 over each frame; None: no such row.
         notes: more lines for the footer.
@@ -94,8 +96,7 @@ class Prediction:
 
     def is_flow(self) -> bool:
         """Whether the motion is optical flow, not RGB difference."""
-        motion_TCHW = self.motion_TCHW if self.true_motion_TCHW is None else self.true_motion_TCHW
-        return motion_TCHW is not None and motion_TCHW.shape[1] == 2
+        return self.true_motion_TCHW is not None and self.true_motion_TCHW.shape[1] == 2
 
 
 # --- colours ------------------------------------------------------------------------------------------------
@@ -171,66 +172,58 @@ def attention_to_rgb(attention_TN: Tensor, clip_TCHW: Tensor, grid: tuple[int, i
 
 def prediction_rows(prediction: Prediction, zoom: int) -> list[FrameRow]:
     """The rows of a picture, as far as the prediction holds them; frames enlarged `zoom` times."""
-    p, masked_TN, grid = prediction, prediction.masked_TN, prediction.grid
+    p = prediction
     clip_TCHW = enlarge(p.clip_TCHW, zoom)
     size = (clip_TCHW.shape[-2], clip_TCHW.shape[-1])
     left_out = hatching(size)
     captions: tuple[str, ...] = ()
     if p.agreement_TN is not None:
-        pairs = zip(p.agreement_TN, masked_TN, strict=True)
+        pairs = zip(p.agreement_TN, p.masked_TN, strict=True)
         captions = tuple(f"{hit_N[m_N].float().mean():.0%} of codes right" if m_N.any() else "" for hit_N, m_N in pairs)
-    share = f"masked patches grey ({masked_TN.float().mean():.0%})"
-    what = f"a clip of {len(clip_TCHW) * p.tubelet} frames"
-    what += f", the first of each tubelet of {p.tubelet}" if p.tubelet > 1 else ""
-    seen_TCHW = keep_patches(clip_TCHW, ~masked_TN, grid, fill=0.5)
+    length = f"a clip of {len(clip_TCHW) * p.tubelet} frames"
+    length += f", the first of each tubelet of {p.tubelet}" if p.tubelet > 1 else ""
+    share = f"masked patches grey ({p.masked_TN.float().mean():.0%})"
+    seen_TCHW = keep_patches(clip_TCHW, ~p.masked_TN, p.grid, fill=0.5)
     rows = [
-        FrameRow(name="Input", description=what, frames_TCHW=clip_TCHW),
+        FrameRow(name="Input", description=length, frames_TCHW=clip_TCHW),
         FrameRow(name="Input with mask", description=share, frames_TCHW=seen_TCHW),
     ]
     if p.appearance_TCHW is not None:
-        name, description = p.appearance_name, "masked patches only; visible patches hatched"
-        frames_TCHW = keep_patches(enlarge(p.appearance_TCHW, zoom), masked_TN, grid, fill=left_out)
-        rows.append(FrameRow(name=name, description=description, frames_TCHW=frames_TCHW, captions=captions))
+        words = "masked patches only; visible patches hatched"
+        kept_TCHW = keep_patches(enlarge(p.appearance_TCHW, zoom), p.masked_TN, p.grid, fill=left_out)
+        rows.append(FrameRow(name=p.appearance_name, description=words, frames_TCHW=kept_TCHW, captions=captions))
     elif p.agreement_TN is not None:
-        name, description = "Predicted codes", "blue right, orange wrong; visible patches hatched"
-        frames_TCHW = agreement_to_rgb(p.agreement_TN, masked_TN, grid, size)
-        rows.append(FrameRow(name=name, description=description, frames_TCHW=frames_TCHW, captions=captions))
+        words = "blue right, orange wrong; visible patches hatched"
+        codes_TCHW = agreement_to_rgb(p.agreement_TN, p.masked_TN, p.grid, size)
+        rows.append(FrameRow(name="Predicted codes", description=words, frames_TCHW=codes_TCHW, captions=captions))
     rows += _motion_rows(p, zoom, left_out)
     if p.attention_TN is not None:
         times = p.attention_TN.max().item() * p.attention_TN.shape[1]
-        description = f"grey: none; brightest: {times:.1f} times an even share"
-        frames_TCHW = attention_to_rgb(p.attention_TN, clip_TCHW, grid)
-        rows.append(FrameRow(name="Attention", description=description, frames_TCHW=frames_TCHW))
+        words = f"grey: none; brightest: {times:.1f} times an even share"
+        heat_TCHW = attention_to_rgb(p.attention_TN, clip_TCHW, p.grid)
+        rows.append(FrameRow(name="Attention", description=words, frames_TCHW=heat_TCHW))
     return rows
 
 
 def _motion_rows(p: Prediction, zoom: int, left_out: Tensor) -> list[FrameRow]:
-    """True and predicted motion in one scale, which is the true one's where there is one."""
-    known = p.motion_TCHW if p.true_motion_TCHW is None else p.true_motion_TCHW
-    if known is None:
+    """True and predicted motion in one scale, that of the true motion."""
+    if p.motion_TCHW is None or p.true_motion_TCHW is None:
         return []
-    scale, legend = motion_scale(known), None
+    scale = motion_scale(p.true_motion_TCHW)
+    later = "next frame" if p.tubelet == 1 else "first of the next tubelet"
+    span = f"{later} minus this one; grey: 0, full colour: ±{scale:.2f}"
+    same = f"same scale, ±{scale:.2f}; visible patches hatched"
     if p.is_flow():
-        legend = colour_wheel(max(40, len(left_out) // 4))
         span = f"optical flow; full colour: {scale:.1f} pixels"
         same = f"same scale, {scale:.1f} pixels; visible patches hatched"
-    else:
-        later = "next frame" if p.tubelet == 1 else "first of the next tubelet"
-        span = f"{later} minus this one; grey: 0, full colour: ±{scale:.2f}"
-        same = f"same scale, ±{scale:.2f}; visible patches hatched"
-    rows = []
-    if p.true_motion_TCHW is not None:
-        colours_TCHW = enlarge(motion_to_rgb(p.true_motion_TCHW, scale), zoom)
-        rows.append(FrameRow(name="True motion", description=span, frames_TCHW=colours_TCHW, legend_CHW=legend))
-    if p.motion_TCHW is not None:
-        colours_TCHW = enlarge(motion_to_rgb(p.motion_TCHW, scale), zoom)
-        kept_TCHW = keep_patches(colours_TCHW, p.masked_TN[:-1], p.grid, fill=left_out)
-        rows.append(
-            FrameRow(
-                name="Predicted motion", description=same, frames_TCHW=kept_TCHW, legend_CHW=None if rows else legend
-            )
-        )
-    return rows
+    true_TCHW = enlarge(motion_to_rgb(p.true_motion_TCHW, scale), zoom)
+    predicted_TCHW = enlarge(motion_to_rgb(p.motion_TCHW, scale), zoom)
+    kept_TCHW = keep_patches(predicted_TCHW, p.masked_TN[:-1], p.grid, fill=left_out)
+    legend_CHW = colour_wheel(max(40, len(left_out) // 4)) if p.is_flow() else None
+    return [
+        FrameRow(name="True motion", description=span, frames_TCHW=true_TCHW, legend_CHW=legend_CHW),
+        FrameRow(name="Predicted motion", description=same, frames_TCHW=kept_TCHW),
+    ]
 
 
 def _footer(prediction: Prediction) -> list[str]:
@@ -244,38 +237,27 @@ def _footer(prediction: Prediction) -> list[str]:
     return [words, *prediction.notes]
 
 
-def contact_sheet(prediction: Prediction, path: Path | str, *, title: str = "", max_frames: int = 8) -> None:
-    """Draws a clip as a PNG: input, mask, appearance, true and predicted motion, attention; a column per frame.
+def contact_sheet(prediction: Prediction, path: Path | str, *, title: str) -> None:
+    """Draws at most 8 frames of a clip as a PNG, a column each: input, mask, appearance, both motions, attention.
 
     Predictions stand on masked patches only. Visible patches are hatched, never filled in from the input. Where
-    there is no appearance, its row shows which codes were predicted rightly. True and predicted motion share one
-    scale, taken from the true motion. What the prediction lacks has no row.
-
-    Raises:
-        UserError: `max_frames` below 1.
+    there is no appearance, its row shows which codes are right. True and predicted motion share one scale, taken from
+    the true motion. Whatever the prediction lacks has no row.
     """
-    shown = frames_shown(len(prediction.clip_TCHW), max_frames)
+    shown = frames_shown(len(prediction.clip_TCHW), 8)
     rows = prediction_rows(prediction, zoom_to(prediction.clip_TCHW, 128))
     page_of_rows(rows, shown, title=title, footer=_footer(prediction), tubelet=prediction.tubelet).save(path)
 
 
-def animation(prediction: Prediction, path: Path | str, *, title: str = "", fps: int = 4) -> None:
-    """Draws a clip as a .gif or an .mp4 (H.264): the rows of its contact sheet side by side, frame after frame.
-
-    Args:
-        prediction: what is drawn.
-        path: the file to write.
-        title: stands above.
-        fps: frames per second.
+def animation(prediction: Prediction, path: Path | str, *, title: str) -> None:
+    """Draws a clip as a .gif or an .mp4 (H.264), 4 frames per second: the rows of its contact sheet side by side.
 
     Raises:
-        UserError: another suffix, or `fps` not in 1 to 50.
+        UserError: another suffix.
     """
     path = Path(path)
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise UserError(f"{path} ends with {path.suffix!r}; an animation is a .gif or an .mp4. Rename it.")
-    if not 1 <= fps <= 50:
-        raise UserError(f"fps is {fps}; give 1 to 50 frames per second.")
     rows = prediction_rows(prediction, zoom_to(prediction.clip_TCHW, 192))
     times = range(len(prediction.clip_TCHW))
     video_TCHW = torch.stack(
@@ -283,14 +265,14 @@ def animation(prediction: Prediction, path: Path | str, *, title: str = "", fps:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".mp4":
-        write_video(path, video_TCHW, fps=fps)
+        write_video(path, video_TCHW, fps=FPS)
         return
     images = [Image.fromarray(page_HWC) for page_HWC in video_TCHW.permute(0, 2, 3, 1).contiguous().numpy()]
     # One palette for all frames, else still parts flicker; dithered, else flow turns into blots.
     sample_HWC = video_TCHW[:, :, ::3, ::3].permute(0, 2, 3, 1).flatten(0, 1).contiguous().numpy()
     palette = Image.fromarray(sample_HWC).quantize(256, method=Image.Quantize.FASTOCTREE)
     images = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in images]
-    images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=1000 / fps, loop=0)
+    images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=1000 / FPS, loop=0)
 
 
 def _moment(rows: list[FrameRow], t: int, *, title: str, footer: list[str], tubelet: int) -> Tensor:
@@ -318,10 +300,7 @@ def _moment(rows: list[FrameRow], t: int, *, title: str, footer: list[str], tube
         page.write(x, under, description)
         if row.legend_CHW is not None:
             page.paste(x + width - legends[column][1], top - 4 - legends[column][0], row.legend_CHW)
-        if t < len(row.frames_TCHW):
-            page.paste(x, top, row.frames_TCHW[t])
-        else:
-            page.write(x + width / 2, top + height / 2, "last frame:\nno next one", ha="center", va="center")
+        page.place(x, top, row, t)
         if row.captions:
             page.write(x, captions_y, row.captions[t])
     return page.pixels()

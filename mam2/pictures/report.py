@@ -21,8 +21,6 @@ from mam2.config import UserError
 from mam2.pictures.canvas import BLUE, INK, MUTED, ORANGE
 from mam2.pictures.charts import loss_curves, plain_axes, shorten
 
-IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRow:
@@ -72,18 +70,17 @@ def mean_and_spread(values: tuple[float, ...]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
-def _score_dots(scores: list[ScoreRow], chance: float | None) -> Figure:
-    """A row for each score: a dot for each seed, a bar at the mean; chance as a dashed line."""
+def _score_dots(scores: list[ScoreRow], chance: float) -> Figure:
+    """Dot plot of the scores: a row each, a dot per seed, a bar at the mean; chance as a dashed line."""
     figure = Figure(figsize=(7.5, 0.42 * len(scores) + 1.0), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for row, score in enumerate(scores):
         percent = [100 * value for value in score.values]
         axes.plot(percent, [row] * len(percent), "o", color=BLUE, alpha=0.55, markersize=8, markeredgewidth=0)
         axes.plot([statistics.mean(percent)] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=2)
-    if chance is not None:
-        axes.axvline(100 * chance, color=ORANGE, linestyle="--", linewidth=1.5)
-        above = (100 * chance, 1.0)
-        axes.annotate(" chance", above, xycoords=axes.get_xaxis_transform(), color=ORANGE, fontsize=9, va="bottom")
+    axes.axvline(100 * chance, color=ORANGE, linestyle="--", linewidth=1.5)
+    above = (100 * chance, 1.0)
+    axes.annotate(" chance", above, xycoords=axes.get_xaxis_transform(), color=ORANGE, fontsize=9, va="bottom")
     names = [shorten(score.name, 44) for score in scores]
     axes.set_yticks(range(len(scores)), names, parse_math=False)
     axes.set_ylim(len(scores) - 0.5, -0.5)
@@ -102,22 +99,22 @@ def write_report(
     curves: list[tuple[str, list[dict[str, Any]]]],
     sheets: list[tuple[str, Path]],
     facts: dict[str, str],
-    chance: float | None = None,
+    chance: float,
 ) -> None:
-    """Writes one HTML file that holds all it shows, without links or scripts: it opens from a disk.
+    """Writes one HTML file that contains its pictures and has no links or scripts: it opens without a server.
 
     Args:
         path: the file to write.
         title: plain text, as are all texts but the next.
-        summary_html: HTML, put in as it is: escape what comes from users.
+        summary_html: HTML, inserted as it is: escape whatever comes from users.
         scores: top-1 by run and seed; a table (mean ± sample standard deviation, every seed) and a dot plot.
         curves: a name and the rows of a log.jsonl for each run.
-        sheets: a caption and a picture (.png, .jpg, .svg) for each contact sheet or confusion matrix.
+        sheets: a caption and a PNG for each contact sheet or confusion matrix.
         facts: settings, machine, seconds; a table of two columns.
         chance: top-1 of guessing, in [0, 1], drawn into the dot plot.
 
     Raises:
-        UserError: a picture that is absent or of another type.
+        UserError: a picture that is absent or no PNG.
     """
     table = [
         {
@@ -129,20 +126,15 @@ def write_report(
         }
         for score in scores
     ]
-    curve_images = []
-    for name, rows in curves:
-        figure = Figure(dpi=150)
-        loss_curves(rows, figure)
-        curve_images.append((name, _embedded(figure)))
     template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(template).render(
         title=title,
         summary=Markup(summary_html),
         scores=table,
-        chance=None if chance is None else f"{100 * chance:.1f}",
+        chance=f"{100 * chance:.1f}",
         dots=_embedded(_score_dots(scores, chance)) if scores else None,
-        curves=curve_images,
+        curves=[(name, _embedded(loss_curves(rows))) for name, rows in curves],
         sheets=[(caption, _embedded(picture)) for caption, picture in sheets],
         facts=facts,
     )
@@ -151,14 +143,13 @@ def write_report(
 
 
 def _embedded(picture: Figure | Path) -> str:
-    """A figure, or a picture's file, as a data: address."""
+    """A figure, or a PNG file, as a data: address."""
     if isinstance(picture, Figure):
         buffer = io.BytesIO()
         picture.savefig(buffer, format="png", dpi=picture.dpi, facecolor="white")
-        kind, content = IMAGE_TYPES[".png"], buffer.getvalue()
+        content = buffer.getvalue()
     else:
-        picture = Path(picture)
-        if picture.suffix.lower() not in IMAGE_TYPES or not picture.is_file():
-            raise UserError(f"{picture} is no picture that can be shown: give a file of {', '.join(IMAGE_TYPES)}.")
-        kind, content = IMAGE_TYPES[picture.suffix.lower()], picture.read_bytes()
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+        if picture.suffix.lower() != ".png" or not picture.is_file():
+            raise UserError(f"{picture} is no picture that a report can show. Give an existing .png file.")
+        content = picture.read_bytes()
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""The features of a frozen encoder, of every view of every video, computed once and kept on disk.
+"""Features of a frozen encoder, of every view of every video, computed once and kept on disk.
 
 N videos, V views of a video, T frames, S squares that a frame's patches are averaged over, D width.
 """
@@ -29,7 +29,8 @@ from mam2.device import local_device
 from mam2.files import digest, fingerprint, read_tensors, write_tensors
 from mam2.model.encoder import VideoEncoder
 
-VIDEOS_PER_FILE = 256  # features are saved, and an interrupted extraction resumes, in such portions
+VIDEOS_PER_FILE = 256  # an interrupted extraction resumes after the last whole file
+CLIPS_AT_ONCE = 16  # on the device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,24 +58,22 @@ def extract(
     folder: Path,
     clips: int,
     crops: int,
-    squares: int = 1,
-    dtype: torch.dtype | None = None,
-    clips_at_once: int = 16,
+    squares: int,
+    dtype: torch.dtype | None,
 ) -> Features:
-    """The features of a data set, computed once: those in `folder` already are read.
+    """Features of a data set, computed once: those that `folder` already holds are read.
 
-    They are kept by the encoder's weights, the videos (path, size, time of change) and the views; labels may change.
-    A portion in which a decoding process died or hung, which may have been a passing fault, is made again next time.
+    Their key is a digest of the encoder's weights, the videos (path, size, time of change) and the views; labels can
+    change. A file in whose making a decoding process died or hung is made again next time: the fault can be passing.
 
     Args:
         encoder: frozen; used on the device of this process.
         catalog: the videos.
         data: how they are read.
         folder: where the features are kept.
-        clips, crops: views of a video.
-        squares: a frame's patches are averaged to so many squares per side; S is its square.
+        clips, crops: views per video.
+        squares: per side of a frame; each is the mean of its patches, and S is their number.
         dtype: of autocast; None computes in fp32.
-        clips_at_once: on the device.
 
     Raises:
         UserError: too many unusable videos.
@@ -89,7 +88,8 @@ def extract(
     num_parts = -(-num_videos // VIDEOS_PER_FILE)
     missing = [part for part in range(num_parts) if not (place / f"{part:05d}.safetensors").exists()]
     distributed.barrier()  # all have looked before any writes
-    encoder, doubtful = encoder.to(local_device()).eval(), list[Path]()
+    encoder = encoder.to(local_device()).eval()
+    doubtful = []
     for part in missing[distributed.rank() :: distributed.world_size()]:
         loader = ViewLoader(
             catalog,
@@ -108,14 +108,7 @@ def extract(
             console=Console(stderr=True),
             disable=distributed.rank() != 0,
         )
-        tensors = _encode(
-            encoder,
-            iter(shown),
-            squares=squares,
-            num_views=clips * crops,
-            dtype=dtype,
-            clips_at_once=clips_at_once,
-        )
+        tensors = _encode(encoder, iter(shown), squares=squares, num_views=clips * crops, dtype=dtype)
         file = place / f"{part:05d}.safetensors"
         write_tensors(file, tensors, {"bad": json.dumps(loader.bad.reasons)})
         doubtful += [file] if loader.quarantined else []
@@ -129,20 +122,16 @@ def extract(
 
 @torch.no_grad()
 def _encode(
-    encoder: VideoEncoder,
-    videos: Iterator[Views],
-    *,
-    squares: int,
-    num_views: int,
-    dtype: torch.dtype | None,
-    clips_at_once: int,
+    encoder: VideoEncoder, videos: Iterator[Views], *, squares: int, num_views: int, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
     """The tensors of one file: features (N, V, T, S, D) and the videos' places in the catalog."""
-    config, device = encoder.config, next(encoder.parameters()).device
+    config = encoder.config
+    device = next(encoder.parameters()).device
     kept = torch.float32 if squares == 1 else torch.float16
-    rows, places = [torch.empty(0, num_views, config.tubelets, squares**2, config.width, dtype=kept)], []
-    while some := list(islice(videos, max(1, clips_at_once // num_views))):
-        for part_BTCHW in torch.cat([video.views_VTCHW for video in some]).split(clips_at_once):
+    rows = [torch.empty(0, num_views, config.tubelets, squares**2, config.width, dtype=kept)]
+    places = []
+    while some := list(islice(videos, max(1, CLIPS_AT_ONCE // num_views))):
+        for part_BTCHW in torch.cat([video.views_VTCHW for video in some]).split(CLIPS_AT_ONCE):
             with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
                 features_BTND = encoder(part_BTCHW.to(device))
             image_BTDhw = features_BTND.float().transpose(2, 3).unflatten(3, config.grid)
@@ -155,12 +144,15 @@ def _encode(
 
 def _read(place: Path, num_parts: int, catalog: Catalog, data: Data) -> Features:
     label_N = torch.tensor([-1 if item.label is None else item.label for item in catalog.items])
-    found_N, bad, x_NVTSD = torch.zeros(len(label_N), dtype=torch.bool), dict[str, str](), torch.empty(0)
+    found_N = torch.zeros(len(label_N), dtype=torch.bool)
+    bad: dict[str, str] = {}
+    x_NVTSD = torch.empty(0)
     for part in range(num_parts):
         tensors, metadata = read_tensors(place / f"{part:05d}.safetensors")
         if part == 0:
             x_NVTSD = tensors["x_NVTSD"].new_empty(len(label_N), *tensors["x_NVTSD"].shape[1:])
-        x_NVTSD[tensors["index_N"]], found_N[tensors["index_N"]] = tensors["x_NVTSD"], True
+        x_NVTSD[tensors["index_N"]] = tensors["x_NVTSD"]
+        found_N[tensors["index_N"]] = True
         bad |= json.loads(metadata["bad"])
     BadVideos(num_videos=len(label_N), max_share=data.max_bad_share, reasons=bad).check()
     x_NVTSD = x_NVTSD if found_N.all() else x_NVTSD[found_N]

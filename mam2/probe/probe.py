@@ -1,10 +1,10 @@
 """Probes of a frozen encoder: a linear layer, an attentive pooler or nearest neighbours on its features.
 
-Every video goes through the encoder once; its features are kept on disk. All choices are made on a held-out share of
-the training videos; the test videos are looked at once, at the end. docs/probes.md describes the protocol.
+Every video goes through the encoder once; its features are kept on disk. Settings are chosen on a held-out share of the
+training videos; the test videos are used once, at the end. docs/probes.md describes the protocol.
 
-N videos, V views of a video, T frames, S squares that a frame's patches are averaged over, D width, F features, K
-classes, B samples.
+N videos, V views per video, T frames, S squares that a frame's patches are averaged over, D width, F features,
+K classes, B samples.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from mam2.train.optim import Optim, make_optimizer, set_learning_rate
 from mam2.train.optim import learning_rate as rate_of
 
 log = logging.getLogger("mam2")
+VIDEOS_AT_ONCE = 64  # on the device, in testing
 _HOLD_OUT, _ORDER, _WEIGHTS = range(1, 4)  # keep the seeds of the draws apart
 
 
@@ -55,23 +56,23 @@ class Probe:
             "all" averages over time too (D features).
         baseline: also probe an untrained encoder of the same configuration.
         shots: labelled training videos per class, drawn by the seed; 0 takes all.
-        train_clips, train_crops: views of a training video, each of them a sample.
-        test_clips, test_crops: views of a test video, whose probabilities are averaged.
+        train_clips, train_crops: views per training video, each of them a sample.
+        test_clips, test_crops: views per test video, whose probabilities are averaged.
         sampling: "dense" clips, or "uniform" ones for Something-Something V2.
         stride_frames: the distance between neighbouring frames of a dense clip; pre-training's.
         token_grid: attentive: a frame's patches are averaged to at most this many squares per side.
         held_out: share of the training videos of each class on which a setting of the sweep is judged.
-        trials: how many such shares, one after the other, a setting is judged on; the mean counts.
+        trials: number of such shares that a setting is judged on; their mean decides.
         learning_rates: of the sweep, for a batch of 256; the rate used is × batch size / 256.
         weight_decays: of the sweep.
         epochs: passes over the training samples.
         batch_size: training samples per step.
-        neighbours: knn: the numbers of neighbours k; the first is the one that counts.
+        neighbours: knn: the numbers of neighbours k; the first is the result, the others are reported beside it.
         temperature: knn: a neighbour votes with exp(cosine / temperature).
         precision: of the encoder; "auto" is bf16 where the hardware is fast at it.
         seed: everything random follows from it.
         num_workers: processes that decode.
-        max_bad_share: share of videos that may be unusable.
+        max_bad_share: largest accepted share of unusable videos.
 
     Raises:
         UserError: a value outside its range.
@@ -145,7 +146,7 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
     train = few_shot(catalog, shots=config.shots, seed=config.seed)
     test = read_catalog(config.test, labelled=True, classes=catalog.classes, split=config.test_split)
     if both := {item.path for item in train.items} & {item.path for item in test.items}:
-        log.warning(f"{len(both)} videos are trained and tested on, such as {min(both)}: the result is too good.")
+        log.warning(f"{len(both)} videos are in both train and test, such as {min(both)}: the result is too high.")
 
     def judged(encoder: VideoEncoder) -> tuple[dict[str, Any], Evaluation, Features, Features]:
         features_of = partial(
@@ -198,7 +199,8 @@ def judge(
     Raises:
         UserError: several settings and nothing to judge them on.
     """
-    x_NV, test_NV = samples(train, config), samples(test, config)
+    x_NV = samples(train, config)
+    test_NV = samples(test, config)
 
     def evaluation(probabilities_NK: Tensor, of: Features = test) -> Evaluation:
         return Evaluation(probabilities_BK=probabilities_NK, label_B=of.label_N, index_B=of.index_N, bad=of.bad)
@@ -251,10 +253,12 @@ def _choose(
         )
     rows = []
     for number in range(distributed.rank(), len(settings), distributed.world_size()):
-        top1, loss = 0.0, 0.0
+        top1 = 0.0
+        loss = 0.0
         for held_N in parts:
             head = make(x_NV[~held_N], label_N[~held_N], settings[number])
-            p_NK, truth_N = probabilities(head, x_NV[held_N]), label_N[held_N]
+            p_NK = probabilities(head, x_NV[held_N])
+            truth_N = label_N[held_N]
             top1 += (p_NK.argmax(dim=1) == truth_N).float().mean().item() / len(parts)
             loss += F.nll_loss(p_NK.clamp(min=1e-12).log(), truth_N).item() / len(parts)
         rows.append((number, top1, loss))
@@ -302,7 +306,8 @@ def fit(
     )
     optimizer = make_optimizer(model, optim)
     x_B, label_B = x_NV.flatten(0, 1), label_N.repeat_interleave(x_NV.shape[1])
-    num_steps, step = config.epochs * -(-len(x_B) // config.batch_size), 0
+    num_steps = config.epochs * -(-len(x_B) // config.batch_size)
+    step = 0
     for epoch in range(config.epochs):
         generator = torch.Generator().manual_seed(seed_of(config.seed, _ORDER, epoch))
         for some in torch.randperm(len(x_B), generator=generator).split(config.batch_size):
@@ -316,10 +321,10 @@ def fit(
 
 
 @torch.no_grad()
-def probabilities(head: nn.Module, x_NV: Tensor, *, videos_at_once: int = 64) -> Tensor:
-    """Each video's probabilities (N, K), averaged over its views."""
+def probabilities(head: nn.Module, x_NV: Tensor) -> Tensor:
+    """Probabilities (N, K) of each video, averaged over its views."""
     parts = [
         head(part.flatten(0, 1).to(local_device())).softmax(dim=1).unflatten(0, part.shape[:2]).mean(dim=1).cpu()
-        for part in x_NV.split(videos_at_once)
+        for part in x_NV.split(VIDEOS_AT_ONCE)
     ]
     return torch.cat(parts)

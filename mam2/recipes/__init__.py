@@ -1,4 +1,4 @@
-"""Runs by name. A recipe is a function that returns a complete configuration."""
+"""Recipes by name: functions that return a complete configuration (`RECIPES`, `get_recipe`)."""
 
 from __future__ import annotations
 

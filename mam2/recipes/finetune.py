@@ -59,19 +59,19 @@ def finetune_b_hmdb51() -> Finetune:
 
 
 def finetune_lite_b_k400() -> Finetune:
-    """Not the paper's: `finetune_b_k400` for what `mam2_lite_b_k400` pre-trained, in tubelets of 2 frames."""
+    """Not the paper's: `finetune_b_k400` for the encoder of `mam2_lite_b_k400`, in tubelets of 2 frames."""
     base = finetune_b_k400()
     return replace(base, encoder=replace(base.encoder, tubelet=2))
 
 
 def finetune_lite_l_k400() -> Finetune:
-    """Not the paper's: `finetune_l_k400` for what `mam2_lite_l_k400` pre-trained, in tubelets of 2 frames."""
+    """Not the paper's: `finetune_l_k400` for the encoder of `mam2_lite_l_k400`, in tubelets of 2 frames."""
     base = finetune_l_k400()
     return replace(base, encoder=replace(base.encoder, tubelet=2))
 
 
 def finetune_tiny() -> Finetune:
-    """Not the paper's: for what `mam2_tiny` pre-trained, on a laptop."""
+    """Not the paper's: for the encoder of `mam2_tiny`, on a laptop."""
     return Finetune(
         data=Data(stride_frames=4, augment="multi_scale_crop"),
         encoder=mam2_tiny().encoder,

@@ -56,7 +56,7 @@ def mam2_b_k400_rp() -> Pretrain:
 def mam2_lite_b_k400() -> Pretrain:
     """Not the paper's: `mam2_b_k400` for 24 % of its operations; then `finetune_lite_b_k400`. Needs no download.
 
-    Tubelets of 2 frames, a quarter of the masked tubes aligned, random-projection tokens. What each is worth at a small
+    Tubelets of 2 frames, a quarter of the masked tubes aligned, random-projection tokens. Their effects at a small
     size: docs/results.md.
     """
     return _lite(mam2_b_k400())

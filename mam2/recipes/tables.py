@@ -1,4 +1,4 @@
-"""The paper's tables, row by row, with the recipes that reproduce them."""
+"""Rows of the paper's tables (`TABLES`), each with the recipes that reproduce it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class TableRow:
 
     Attributes:
         name: as the paper calls it.
-        recipe: what to pre-train with; for Table 8, what to fine-tune with.
-        paper: the paper's number, top-1 in per cent after fine-tuning; empty for Tables 7 and 8, which give settings.
-        finetune: what to fine-tune with afterwards; empty in Table 8.
+        recipe: of pre-training; for Table 8, of fine-tuning.
+        paper: the paper's number, top-1 in per cent after fine-tuning; empty for Tables 7 and 8, which list settings.
+        finetune: recipe of the fine-tuning that follows; empty in Table 8.
     """
 
     name: str
@@ -27,7 +27,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of the paper: what it is about, and its rows that are MAM²'s."""
+    """A table of the paper: its title, and the rows that are MAM²'s."""
 
     title: str
     rows: tuple[TableRow, ...]

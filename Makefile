@@ -22,6 +22,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p mam2
+	$(BIN)/mypy benchmarks
 
 test-all: test
 	$(BIN)/python -m pytest -m slow

@@ -142,7 +142,8 @@ def torchcodec_clips(paths: Sequence[str], data: Data, *, seek_mode: str) -> Cal
             sampling_range_start=start,  # so that all loaders decode the same frames
             sampling_range_end=start + 1,
         ).data[0]
-        box = crop_box(*clip_TCHW.shape[-2:], rng)
+        height, width = clip_TCHW.shape[-2:]
+        box = crop_box(height, width, rng)
         clip_TCHW = functional.resized_crop(clip_TCHW, *box, [SIZE, SIZE], antialias=True)
         return (functional.horizontal_flip(clip_TCHW) if rng.random() < 0.5 else clip_TCHW).contiguous()
 
@@ -157,7 +158,8 @@ def decord_clips(paths: Sequence[str], data: Data, *, floats: bool) -> Callable[
     def make(number: int, rng: random.Random) -> Tensor:
         video = decord.VideoReader(paths[number], num_threads=1)
         frames_THWC = video.get_batch(dense(len(video), data, rng)).asnumpy()
-        top, left, height, width = crop_box(*frames_THWC.shape[1:3], rng)
+        _, full_height, full_width, _ = frames_THWC.shape
+        top, left, height, width = crop_box(full_height, full_width, rng)
         is_flipped, images = rng.random() < 0.5, []
         for frame_HWC in frames_THWC:
             image = Image.fromarray(frame_HWC).crop((left, top, left + width, top + height))
@@ -401,7 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if options.seconds * FPS < NUM_FRAMES:
         parser.error(f"--seconds is {options.seconds:g}; a clip of {NUM_FRAMES} frames needs {NUM_FRAMES / FPS:.2f}.")
     words = sys.argv[1:] if arguments is None else arguments
-    result = {"benchmark": "loader", "command": shlex.join(["python", "benchmarks/loader.py", *words])}
+    result: dict[str, Any] = {"benchmark": "loader", "command": shlex.join(["python", "benchmarks/loader.py", *words])}
     result |= {"rounds": options.rounds, "num_frames": NUM_FRAMES, "size": SIZE}
     with tempfile.TemporaryDirectory() as folder, one_core():
         result |= measure(options, Path(folder))

@@ -1,27 +1,60 @@
 """What is saved comes back to the bit, only whole checkpoints count, no file can run code. Also a run's log."""
 
+import hashlib
 import json
 import pickle
+import random
+import shutil
+import subprocess
+import sys
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mam2 import distributed
 from mam2.config import UserError, to_json
-from mam2.files import write_tensors, write_text
+from mam2.files import read_tensors, write_tensors, write_text
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import FORMAT_ENCODER, load_classifier, load_encoder, save_classifier, save_encoder
 from mam2.train import checkpoint
 from mam2.train.optim import Optim, make_optimizer
-from mam2.train.run import FREE_FIELDS, open_run, read_run
+from mam2.train.run import FREE_FIELDS, only_writer, open_run, read_run
 
 TINY = EncoderConfig(width=8, depth=2, num_heads=2, frames=2, size=16, patch_size=8)
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from mam2.train.run import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+FULL_DISK = """
+import resource, signal, sys, torch
+from pathlib import Path
+from mam2.files import write_tensors, write_text
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # the system refuses larger files as on a full disk
+for write in (
+    lambda file: write_tensors(file, {"a": torch.zeros(10**5)}, {}),
+    lambda file: write_text(file, "x" * 10**6),
+):
+    try:
+        write(Path(sys.argv[1]))
+    except OSError as error:
+        print(error)
+"""
 
 
 class Bomb:
@@ -86,7 +119,8 @@ def test_a_checkpoint_has_three_files(tmp_path: Path) -> None:
         "optimizer.pt",
         "state.json",
     ]
-    assert json.loads((place / "state.json").read_text()) == {"step": 12}
+    state = json.loads((place / "state.json").read_text())
+    assert state == {"step": 12, "optimizer": hashlib.sha256((place / "optimizer.pt").read_bytes()).hexdigest()}
 
 
 def test_nothing_saved_is_step_0(tmp_path: Path) -> None:
@@ -157,19 +191,192 @@ def test_an_optimizer_file_with_code_is_not_run(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
     canary = tmp_path / "canary"
     torch.save({"state": Bomb(canary), "param_groups": []}, tmp_path / "checkpoints/step_00000005/optimizer.pt")
+    (tmp_path / "checkpoints/step_00000005/state.json").write_text('{"step": 5}')  # no checksum that would refuse it
     with pytest.raises(UserError, match=r"optimizer\.pt can't be read"):
         checkpoint.load(tmp_path, model, optimizer)
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.json"])
-def test_a_damaged_checkpoint_is_a_users_error(tmp_path: Path, name: str) -> None:
+FILES = ("model.safetensors", "optimizer.pt", "state.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["cut", "empty"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: Path, name: str, damage: str) -> None:
+    model, optimizer = trained(0)
+    checkpoint.save(tmp_path, model, optimizer, 4, keep=2)
+    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
+    place = tmp_path / "checkpoints" / "step_00000005"
+    whole = (place / name).read_bytes()
+    (place / name).write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
+    with pytest.raises(UserError, match=rf"{name}.*remove \S+step_00000005 to go on from step_00000004"):
+        checkpoint.load(tmp_path, model, optimizer)
+    shutil.rmtree(place)
+    assert checkpoint.load(tmp_path, model, optimizer) == 4
+
+
+@pytest.mark.parametrize("name", FILES[:2])
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(tmp_path: Path, name: str) -> None:
     model, optimizer = trained(0)
     checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
     file = tmp_path / "checkpoints" / "step_00000005" / name
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(UserError, match=name):
+    whole = file.read_bytes()
+    for place in range(0, len(whole), len(whole) // 40):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x10
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=name):
+            checkpoint.load(tmp_path, model, optimizer)
+    file.write_bytes(whole)
+    assert checkpoint.load(tmp_path, model, optimizer) == 5
+
+
+@pytest.mark.parametrize("state", ["{}", "[]", "null", '{"step": "5"}', '{"step": 4}', '{"step": 5000000}', "[" * 9999])
+def test_a_state_that_is_not_the_folders_is_refused(tmp_path: Path, state: str) -> None:
+    model, optimizer = trained(0)
+    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
+    (tmp_path / "checkpoints/step_00000005/state.json").write_text(state)
+    with pytest.raises(UserError, match=r"state\.json is damaged.*begin again, as there is no other"):
         checkpoint.load(tmp_path, model, optimizer)
+
+
+def test_copies_that_a_user_made_are_neither_loaded_nor_removed(tmp_path: Path) -> None:
+    model, optimizer = trained(0)
+    mine = [tmp_path / "checkpoints" / name for name in ("step_best", "step_00000009_mine", "step_9")]
+    for place in mine:
+        place.mkdir(parents=True)
+    for number in (1, 2, 3):
+        checkpoint.save(tmp_path, model, optimizer, number, keep=1)
+    checkpoint.remove_leftovers(tmp_path)
+    assert checkpoint.load(tmp_path, model, optimizer) == 3
+    assert all(place.is_dir() for place in mine)
+
+
+def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
+    model, optimizer = trained(0)
+    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
+    shutil.copytree(tmp_path / "checkpoints/step_00000005", tmp_path / "checkpoints/.part_00000007")
+    (tmp_path / "encoder.safetensors.0a1b2c3d.part").write_bytes(b"cut sh")
+    (tmp_path / "notes.txt").write_text("mine")
+    with only_writer(tmp_path / "new"):
+        pass
+    checkpoint.remove_leftovers(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "new", "notes.txt"]
+
+
+def test_a_checkpoint_without_checksums_loads(tmp_path: Path) -> None:
+    """Those of version 0.1."""
+    model, optimizer = trained(0)
+    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
+    place = tmp_path / "checkpoints" / "step_00000005"
+    save_file(model.state_dict(), place / "model.safetensors")
+    (place / "state.json").write_text('{"step": 5}')
+    assert checkpoint.load(tmp_path, *trained(1)) == 5
+
+
+# One run, one writer
+
+
+def test_a_second_process_is_kept_out_until_the_first_ends_however_it_does(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "in\n"
+        with pytest.raises(UserError, match=rf"in use by process {first.pid} on "), only_writer(tmp_path):
+            pass
+        first.kill()
+    with only_writer(tmp_path):
+        assert open_run(tmp_path, "pretrain", FakeRun(), resume=True) is False
+
+
+def test_no_lock_is_left_in_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="no run's folder"), only_writer(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+# Tensor files
+
+
+def test_equal_tensor_files_have_equal_bytes_whatever_the_order_of_metadata(tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(3.0), "a": torch.tensor(2, dtype=torch.bfloat16)}
+    metadata = {"format": "x", "config": '{"é": "\u0007"}', "classes": "[]", "more": "1"}
+    for number in range(8):
+        order = random.Random(number).sample(sorted(metadata), len(metadata))
+        write_tensors(tmp_path / f"{number}", tensors, {name: metadata[name] for name in order})
+    assert len({(tmp_path / f"{number}").read_bytes() for number in range(8)}) == 1
+    found, read = read_tensors(tmp_path / "0")
+    assert read == metadata
+    assert all(torch.equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in tensors)
+
+
+def test_the_checksum_covers_names_shapes_types_and_metadata(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "whole", {"ab": torch.zeros(2, 3)}, {"classes": "one"})
+    tensors = load_file(tmp_path / "whole")
+    with safe_open(tmp_path / "whole", "pt") as opened:
+        metadata = opened.metadata()
+    for changed, written in (
+        ({"ac": tensors["ab"]}, metadata),
+        ({"ab": tensors["ab"].T.contiguous()}, metadata),
+        ({"ab": tensors["ab"].to(torch.int32)}, metadata),
+        ({"ab": tensors["ab"] + 1e-9}, metadata),
+        (tensors, metadata | {"classes": "two"}),
+    ):
+        save_file(changed, tmp_path / "changed", metadata=written)
+        with pytest.raises(UserError, match=r"changed is damaged.*checksum"):
+            read_tensors(tmp_path / "changed")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    classifier = Classifier(VideoEncoder(TINY), 2)
+    with torch.no_grad():
+        classifier.encoder.norm.weight[1] = value
+    save_classifier(tmp_path / "classifier.safetensors", classifier, ("a", "b"))
+    save_encoder(tmp_path / "encoder.safetensors", classifier.encoder)
+    for load in (load_classifier, load_encoder):
+        with pytest.raises(
+            UserError, match=r"classifier\.safetensors holds weights that are not finite: \S*norm\.weight"
+        ):
+            load(tmp_path)
+    with pytest.raises(UserError, match=r"encoder\.safetensors holds weights that are not finite: norm\.weight\."):
+        load_encoder(tmp_path / "encoder.safetensors")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"width": 1000000000, "depth": 1, "num_heads": 1}',
+        '{"width": 65536, "depth": 1024, "num_heads": 1}',
+        '{"frames": 60000, "size": 65536, "tubelet": 1}',
+        '{"depth": 100000000}',
+        '{"patch_size": 0}',
+        "{",
+        "[" * 50_000,
+        "3",
+    ],
+)
+def test_a_file_that_states_other_sizes_than_it_holds_is_refused_before_memory_is_asked_for(
+    tmp_path: Path, config: str
+) -> None:
+    file = tmp_path / "encoder.safetensors"
+    save_file({"a": torch.zeros(1)}, file, metadata={"format": "mam2.encoder", "config": config})
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"encoder\.safetensors is damaged"):
+        load_encoder(file)
+    assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+    tracemalloc.stop()
+
+
+def test_what_a_full_disk_stops_names_the_file_and_keeps_the_old_one(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    write_tensors(file, {"a": torch.zeros(4)}, {})
+    before = file.read_bytes()
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(file)], capture_output=True, text=True, check=True)
+    assert done.stdout.count(f"{file} can't be written: ") == 2
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 # Encoders and classifiers
@@ -238,7 +445,7 @@ def test_an_encoders_tensors_must_fit_its_configuration(tmp_path: Path) -> None:
     model, _ = trained(0)
     metadata = {"format": FORMAT_ENCODER, "config": json.dumps(to_json(replace(TINY, depth=3)))}
     write_tensors(tmp_path / "encoder.safetensors", model.state_dict(), metadata)
-    with pytest.raises(UserError, match="another architecture"):
+    with pytest.raises(UserError, match="damaged: its tensors are not those that its configuration states"):
         load_encoder(tmp_path)
 
 

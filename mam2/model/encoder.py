@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 from torch import Tensor, nn
 
 from mam2.config import UserError, check
@@ -42,13 +42,14 @@ class EncoderConfig:
         drop_path: stochastic depth, rising linearly from 0 to this in the last block; 0 in pre-training.
     """
 
-    width: Annotated[int, Ge(1)] = 768
-    depth: Annotated[int, Ge(1)] = 12
+    # Upper bounds keep what a damaged weight file states from growing without end.
+    width: Annotated[int, Ge(1), Le(65536)] = 768
+    depth: Annotated[int, Ge(1), Le(1024)] = 12
     num_heads: Annotated[int, Ge(1)] = 12
-    frames: Annotated[int, Ge(1)] = 16
-    size: Annotated[int, Ge(1)] = 224
-    patch_size: Annotated[int, Ge(1)] = 16
-    tubelet: Annotated[int, Ge(1)] = 1
+    frames: Annotated[int, Ge(1), Le(65536)] = 16
+    size: Annotated[int, Ge(1), Le(65536)] = 224
+    patch_size: Annotated[int, Ge(1), Le(1024)] = 16
+    tubelet: Annotated[int, Ge(1), Le(1024)] = 1
     attention: AttentionKind = "factorised"
     layer_scale: Annotated[float, Ge(0)] = 0.0
     drop_path: Annotated[float, Ge(0), Lt(1)] = 0.0

@@ -3,28 +3,59 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from mam2.config import UserError, from_json, to_json
-from mam2.files import check_tensors, read_tensors, shapes_of, write_tensors
+from mam2.config import UserError, to_json
+from mam2.files import (
+    check_finite,
+    check_tensors,
+    config_of,
+    first_line,
+    parse_json,
+    read_tensors,
+    shapes_of,
+    write_tensors,
+)
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 
 FORMAT_ENCODER = "mam2.encoder"
 FORMAT_CLASSIFIER = "mam2.classifier"
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
 
 def load_strictly(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
     """Copies tensors into a model whose names and shapes must all match.
 
     Raises:
-        UserError: naming the first few tensors that do not fit.
+        UserError: naming the first few tensors that do not fit, or are not finite.
     """
     where = f"{file} is a checkpoint of another architecture; use the settings it was trained with"
     check_tensors(tensors, shapes_of(model), where=where)
+    check_finite(tensors, file=file)
     model.load_state_dict(tensors)
+
+
+def _loaded(make: Callable[[], ModuleT], tensors: dict[str, Tensor], file: Path) -> ModuleT:
+    """A model of the sizes that a file states, with its tensors, in eval mode.
+
+    It is made without memory first: a damaged file may state any size.
+    """
+    with torch.device("meta"):
+        expected = shapes_of(make())
+    check_tensors(
+        tensors, expected, where=f"{file} is damaged: its tensors are not those that its configuration states"
+    )
+    check_finite(tensors, file=file)
+    model = make()
+    model.load_state_dict(tensors)
+    return model.eval()
 
 
 def save_encoder(file: Path, encoder: VideoEncoder) -> None:
@@ -45,7 +76,8 @@ def load_encoder(source: str | Path) -> VideoEncoder:
         the log says so.
 
     Raises:
-        UserError: nothing there, no safetensors file, or a file of another kind.
+        UserError: nothing there, no safetensors file, a file of another kind or a damaged one, or weights that are
+            not finite.
     """
     source = Path(source)
     if source.is_dir():
@@ -56,11 +88,10 @@ def load_encoder(source: str | Path) -> VideoEncoder:
         raise UserError(
             f"{source} holds no encoder of mam2 (format {metadata.get('format')}). Give a run's encoder.safetensors."
         )
-    encoder = VideoEncoder(from_json(EncoderConfig, json.loads(metadata["config"])))
     if metadata["format"] == FORMAT_CLASSIFIER:
         tensors = {k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")}
-    load_strictly(encoder, tensors, source)
-    return encoder.eval()
+    config = config_of(metadata, EncoderConfig, file=source)
+    return _loaded(lambda: VideoEncoder(config), tensors, source)
 
 
 def save_classifier(file: Path, classifier: Classifier, classes: tuple[str, ...]) -> None:
@@ -74,7 +105,7 @@ def load_classifier(source: str | Path) -> tuple[Classifier, tuple[str, ...]]:
     """A fine-tuned classifier in eval mode on the CPU, and its class names, from a run's folder or its file.
 
     Raises:
-        UserError: nothing there, or no classifier.
+        UserError: nothing there, no classifier, a damaged file, or weights that are not finite.
     """
     source = Path(source)
     file = source / "classifier.safetensors" if source.is_dir() else source
@@ -87,7 +118,9 @@ def load_classifier(source: str | Path) -> tuple[Classifier, tuple[str, ...]]:
         raise UserError(
             f"{file} holds no classifier (format {metadata.get('format')}). Give the folder of a `mam2 finetune`."
         )
-    classes = tuple(json.loads(metadata["classes"]))
-    classifier = Classifier(VideoEncoder(from_json(EncoderConfig, json.loads(metadata["config"]))), len(classes))
-    load_strictly(classifier, tensors, file)
-    return classifier.eval(), classes
+    config = config_of(metadata, EncoderConfig, file=file)
+    try:
+        classes = tuple(map(str, parse_json(metadata["classes"])))
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{file} is damaged: the names of its classes can't be read ({first_line(error)}).") from error
+    return _loaded(lambda: Classifier(VideoEncoder(config), len(classes)), tensors, file), classes

@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from mam2.files import written_whole
+
 BLUE, ORANGE, RED, INK, MUTED = "#1f6fb4", "#d9822b", "#e0241b", "#1c2733", "#66727f"
 
 
@@ -128,8 +130,10 @@ class Page:
 
     def save(self, path: Path | str) -> None:
         """Writes the page as a PNG, and the folder it lies in."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(self.pixels().permute(1, 2, 0).contiguous().numpy()).save(path, format="PNG")
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as part:
+            Image.fromarray(self.pixels().permute(1, 2, 0).contiguous().numpy()).save(part, format="PNG")
 
 
 def wrap(words: str, width: float, *, bold: float = 0) -> str:

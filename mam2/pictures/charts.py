@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from mam2.config import UserError
+from mam2.files import written_whole
 from mam2.pictures.canvas import BLUE, INK, MUTED
 
 # (key in log.jsonl, its title, whether a smoothed line is drawn over it)
@@ -102,8 +103,10 @@ def confusion_picture(confusion: Tensor, classes: list[str], path: Path | str, *
     axes.set_ylabel("true", color=MUTED)
     axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.6)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=figure.dpi, facecolor="white")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as part:
+        figure.savefig(part, format="png", dpi=figure.dpi, facecolor="white")
 
 
 def shorten(name: str, length: int) -> str:

@@ -19,6 +19,7 @@ from torchvision.utils import flow_to_image
 
 from mam2.config import UserError
 from mam2.data.synthetic import write_video
+from mam2.files import written_whole
 from mam2.pictures.canvas import (
     BLUE,
     ORANGE,
@@ -265,14 +266,16 @@ def animation(prediction: Prediction, path: Path | str, *, title: str) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".mp4":
-        write_video(path, video_TCHW, fps=FPS)
+        with written_whole(path) as part:
+            write_video(part, video_TCHW, fps=FPS)
         return
     images = [Image.fromarray(page_HWC) for page_HWC in video_TCHW.permute(0, 2, 3, 1).contiguous().numpy()]
     # One palette for all frames, else still parts flicker; dithered, else flow turns into blots.
     sample_HWC = video_TCHW[:, :, ::3, ::3].permute(0, 2, 3, 1).flatten(0, 1).contiguous().numpy()
     palette = Image.fromarray(sample_HWC).quantize(256, method=Image.Quantize.FASTOCTREE)
     images = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in images]
-    images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=1000 / FPS, loop=0)
+    with written_whole(path) as part:
+        images[0].save(part, format="GIF", save_all=True, append_images=images[1:], duration=1000 / FPS, loop=0)
 
 
 def _moment(rows: list[FrameRow], t: int, *, title: str, footer: list[str], tubelet: int) -> Tensor:

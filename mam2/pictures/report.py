@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from mam2.config import UserError
+from mam2.files import parse_json, write_text
 from mam2.pictures.canvas import BLUE, INK, MUTED, ORANGE
 from mam2.pictures.charts import loss_curves, plain_axes, shorten
 
@@ -54,8 +54,8 @@ def read_log(path: Path | str) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = parse_json(line)
+        except ValueError:
             row = None
         if isinstance(row, dict):
             rows.append(row)
@@ -139,7 +139,7 @@ def write_report(
         facts=facts,
     )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(page, encoding="utf-8")
+    write_text(Path(path), page)
 
 
 def _embedded(picture: Figure | Path) -> str:

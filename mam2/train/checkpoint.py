@@ -6,17 +6,19 @@ They are written whole or not at all, and nothing in them can execute code.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from mam2 import distributed
 from mam2.config import UserError
-from mam2.files import first_line, read_json, read_tensors, sync
+from mam2.files import file_checksum, first_line, read_object, read_tensors, write_tensors, write_text, written_whole
 from mam2.model.weights import load_strictly
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"  # the files of a checkpoint
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, *, keep: int) -> None:
@@ -25,12 +27,10 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step:
     part = place / f".part_{step:08d}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(on_host, part / "model.safetensors")
-    torch.save(optimizer.state_dict(), part / "optimizer.pt")
-    (part / "state.json").write_text(json.dumps({"step": step}))
-    for file in part.iterdir():
-        sync(file)
+    write_tensors(part / MODEL, model.state_dict(), {})
+    with written_whole(part / OPTIMIZER) as file, file.open("wb") as opened:
+        torch.save(optimizer.state_dict(), opened)
+    write_text(part / STATE, json.dumps({"step": step, "optimizer": file_checksum(part / OPTIMIZER)}))
     final = place / f"step_{step:08d}"
     shutil.rmtree(final, ignore_errors=True)
     part.replace(final)
@@ -39,8 +39,17 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """A run's finished checkpoints, oldest first."""
-    return sorted((folder / "checkpoints").glob("step_*"))
+    """A run's finished checkpoints, oldest first; folders of other names are the user's."""
+    found = (folder / "checkpoints").glob("step_*")
+    return sorted(place for place in found if re.fullmatch(r"step_[0-9]{8,}", place.name))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the halves of files and checkpoints that a killed process left in a run's folder."""
+    for part in folder.glob("*.part"):
+        part.unlink()
+    for part in (folder / "checkpoints").glob(".part_*"):
+        shutil.rmtree(part)
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -61,15 +70,28 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
         )
     if not found:
         return 0
-    load_model(found[-1] / "model.safetensors", model)
+    newest = found[-1]
     try:
-        optimizer.load_state_dict(torch.load(found[-1] / "optimizer.pt", weights_only=True, map_location="cpu"))
+        return _load(newest, model, optimizer)
+    except UserError as error:
+        then = f"go on from {found[-2].name}" if len(found) > 1 else "begin again, as there is no other"
+        raise UserError(f"{error} Or remove {newest} to {then}.") from error
+
+
+def _load(place: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    state = read_object(place / STATE, {"step": int})
+    step: int = state["step"]
+    if place.name != f"step_{step:08d}":
+        raise UserError(f"{place / STATE} is damaged: it tells of step {step}. Restore it.")
+    load_model(place / MODEL, model)
+    file = place / OPTIMIZER
+    written = state.get("optimizer")  # version 0.1 kept none
+    try:
+        if written is not None and written != file_checksum(file):
+            raise ValueError("its contents are not those that were written: the checksum differs")
+        optimizer.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
     except Exception as error:  # torch names no common class for what a damaged file raises
-        raise UserError(
-            f"{found[-1] / 'optimizer.pt'} can't be read ({first_line(error)}). "
-            f"Remove {found[-1]} to resume from the checkpoint before it."
-        ) from error
-    step: int = read_json(found[-1] / "state.json")["step"]
+        raise UserError(f"{file} can't be read ({first_line(error)}). Restore it.") from error
     return step
 
 

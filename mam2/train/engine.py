@@ -131,7 +131,7 @@ def fit(
         on_step: called after each step of the optimiser, on every rank.
 
     Returns:
-        True at the end of the run; False where SIGTERM ended it early, with everything saved.
+        True at the end of the run; False where SIGTERM or SIGHUP ended it early, with everything saved.
 
     Raises:
         UserError: a loss that is not finite; the message names its part, and nothing of it is saved.
@@ -150,7 +150,7 @@ def fit(
             "learning rate will not come down. Shorten it along with the run."
         )
     report = Reporter(folder, title=title, start_step=start_step, loader=loader, log_every=loop.log_every)
-    with stop_on_sigterm() as stop_asked, report:
+    with stop_on_signal() as stop_asked, report:
         batches = iter(loader)
         report.restart_clock()
         for step in range(start_step, num_steps):
@@ -228,8 +228,11 @@ def train_step(
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets instead of ending the process; the earlier handler is restored at the end."""
+def stop_on_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGHUP set instead of ending the process; the earlier handlers are restored at the end.
+
+    A SIGHUP that is ignored, as under nohup, stays so.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # signals can't be caught elsewhere
         yield asked
@@ -238,8 +241,10 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
     def note(signum: int, frame: FrameType | None) -> None:
         asked.set()
 
-    before = signal.signal(signal.SIGTERM, note)
+    caught = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in caught}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

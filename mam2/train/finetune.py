@@ -26,7 +26,7 @@ from mam2.data.mixing import mix
 from mam2.data.views import ViewLoader
 from mam2.device import autocast_dtype, local_device
 from mam2.evaluate import Evaluation, evaluate
-from mam2.files import write_text
+from mam2.files import write_text, written_whole
 from mam2.losses import Losses
 from mam2.model.classifier import Classifier, layer_id
 from mam2.model.encoder import EncoderConfig, VideoEncoder
@@ -35,7 +35,7 @@ from mam2.train import checkpoint
 from mam2.train.batches import train_loader
 from mam2.train.engine import Loop, fit
 from mam2.train.optim import Optim, make_optimizer
-from mam2.train.run import open_run, read_run
+from mam2.train.run import only_writer, open_run, read_run
 
 log = logging.getLogger("mam2")
 _MIX = 0x313  # keeps the seeds of mixing apart from others
@@ -83,7 +83,7 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
     Writes run.json, log.jsonl, checkpoints/ and classifier.safetensors into `out`.
 
     Returns:
-        True at the end of the run, False if SIGTERM ended it early (everything is saved).
+        True at the end of the run, False if SIGTERM or SIGHUP ended it early (everything is saved).
 
     Raises:
         UserError: unlabelled or no videos, an `init` of another architecture, another run in `out`.
@@ -97,31 +97,32 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
     device = local_device()
     classifier = build(config, num_classes=len(catalog.classes)).to(device)
     optimizer = make_optimizer(classifier, config.optim, depth=config.encoder.depth, layer_id=layer_id)
-    if distributed.rank() == 0:
-        videos = [item.path for item in catalog.items]
-        open_run(folder, "finetune", config, resume=resume, videos=videos, classes=catalog.classes)
-    distributed.barrier()
-    # Fit.
-    start = checkpoint.load(folder, classifier, optimizer)
-    loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
-    if distributed.rank() == 0:
-        log.info(
-            f"Fine-tuning from {config.init}, steps {start} to {loader.num_steps}: {len(catalog.items)} videos of "
-            f"{len(catalog.classes)} classes, on {device}."
+    with only_writer(folder):
+        if distributed.rank() == 0:
+            videos = [item.path for item in catalog.items]
+            open_run(folder, "finetune", config, resume=resume, videos=videos, classes=catalog.classes)
+        distributed.barrier()
+        # Fit.
+        start = checkpoint.load(folder, classifier, optimizer)
+        loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
+        if distributed.rank() == 0:
+            log.info(
+                f"Fine-tuning from {config.init}, steps {start} to {loader.num_steps}: {len(catalog.items)} videos of "
+                f"{len(catalog.classes)} classes, on {device}."
+            )
+        return fit(
+            classifier,
+            loss_function(config, num_classes=len(catalog.classes)),
+            loader,
+            optimizer,
+            loop=config.loop,
+            optim=config.optim,
+            start_step=start,
+            folder=folder,
+            title="fine-tuning",
+            dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
+            on_save=lambda: save_classifier(folder / "classifier.safetensors", classifier, catalog.classes),
         )
-    return fit(
-        classifier,
-        loss_function(config, num_classes=len(catalog.classes)),
-        loader,
-        optimizer,
-        loop=config.loop,
-        optim=config.optim,
-        start_step=start,
-        folder=folder,
-        title="fine-tuning",
-        dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
-        on_save=lambda: save_classifier(folder / "classifier.safetensors", classifier, catalog.classes),
-    )
 
 
 def loss_function(config: Finetune, *, num_classes: int) -> Callable[[nn.Module, Batch, int], Losses]:
@@ -209,13 +210,14 @@ def evaluate_run(
     }
     if distributed.rank() == 0:
         write_text(out / "evaluate.json", json.dumps(report, indent=2))
-        np.savez_compressed(
-            out / "predictions.npz",
-            path=np.array([catalog.items[i].path for i in result.index_B.tolist()]),
-            label=result.label_B.numpy(),
-            probability=result.probabilities_BK.numpy(),
-            classes=np.array(classes),
-        )
+        with written_whole(out / "predictions.npz") as part, part.open("wb") as file:
+            np.savez_compressed(
+                file,
+                path=np.array([catalog.items[i].path for i in result.index_B.tolist()]),
+                label=result.label_B.numpy(),
+                probability=result.probabilities_BK.numpy(),
+                classes=np.array(classes),
+            )
     return result, classes
 
 

@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from mam2 import distributed
 from mam2.config import UserError
 from mam2.device import memory_gib
-from mam2.files import write_text
+from mam2.files import parse_json, write_text
 from mam2.losses import Losses
 
 log = logging.getLogger("mam2")
@@ -40,7 +40,11 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if step_of(line) <= start_step]
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            steps = [step_of(line) for line in lines]
+            if num_damaged := steps[:-1].count(math.inf):  # the last may be cut short by a kill
+                log.warning(f"{path}: {num_damaged} damaged lines are left out.")
+            kept = [line for line, step in zip(lines, steps, strict=True) if step <= start_step]
             write_text(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
@@ -281,8 +285,8 @@ def not_finite(values: dict[str, float], step: int) -> str:
 
 
 def step_of(line: str) -> float:
-    """The step of a line of log.jsonl; infinite for a line cut short by a kill."""
+    """The step of a line of log.jsonl; infinite for a line cut short by a kill, or damaged otherwise."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
+        return float(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return math.inf

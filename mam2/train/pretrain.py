@@ -33,7 +33,7 @@ from mam2.train import checkpoint
 from mam2.train.batches import train_loader
 from mam2.train.engine import Loop, fit
 from mam2.train.optim import Optim, make_optimizer
-from mam2.train.run import open_run, read_run
+from mam2.train.run import only_writer, open_run, read_run
 from mam2.train.tokenizer import train_tokenizer
 
 log = logging.getLogger("mam2")
@@ -96,7 +96,7 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     Writes run.json, log.jsonl, checkpoints/ and encoder.safetensors into `out`.
 
     Returns:
-        True at the end of the run, False if SIGTERM ended it early (everything is saved).
+        True at the end of the run, False if SIGTERM or SIGHUP ended it early (everything is saved).
 
     Raises:
         UserError: no videos, a missing tokenizer, another run in `out`, a loss that is not finite.
@@ -105,45 +105,46 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     # Open: the videos, the run's folder, and the tokenizer that is trained on those videos where one is.
     catalog = read_catalog(config.data.root, labelled=False, split=config.data.split)
     config.loop.check_batch()
-    if distributed.rank() == 0:
-        open_run(folder, "pretrain", config, resume=resume, videos=[item.path for item in catalog.items])
-        if trains_tokenizer(config):
-            make_tokenizer(config, catalog, folder / "tokenizer.safetensors")
-    distributed.barrier()
-    # Build: targets, model, optimiser.
-    device = local_device()
-    targets = make_targets(config, folder, device)
-    if config.targets.cache and targets.tokenizer:
-        targets.cache = token_cache(config, catalog, targets.tokenizer)
-    per_epoch = steps_per_epoch(len(catalog.items), config.loop.batch_size)
-    model = build(config, targets.sizes, steps_per_epoch=per_epoch).to(device)
-    module = cast(nn.Module, model)
-    optimizer = make_optimizer(module, config.optim)
-    # Fit.
-    start = checkpoint.load(folder, module, optimizer)
-    loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
-    if distributed.rank() == 0:
-        millions = sum(parameter.numel() for parameter in module.parameters()) / 1e6
-        log.info(
-            f"Pre-training, steps {start} to {loader.num_steps}: {len(catalog.items)} videos, "
-            f"{millions:.1f} M parameters, on {device}."
+    with only_writer(folder):
+        if distributed.rank() == 0:
+            open_run(folder, "pretrain", config, resume=resume, videos=[item.path for item in catalog.items])
+            if trains_tokenizer(config):
+                make_tokenizer(config, catalog, folder / "tokenizer.safetensors")
+        distributed.barrier()
+        # Build: targets, model, optimiser.
+        device = local_device()
+        targets = make_targets(config, folder, device)
+        if config.targets.cache and targets.tokenizer:
+            targets.cache = token_cache(config, catalog, targets.tokenizer)
+        per_epoch = steps_per_epoch(len(catalog.items), config.loop.batch_size)
+        model = build(config, targets.sizes, steps_per_epoch=per_epoch).to(device)
+        module = cast(nn.Module, model)
+        optimizer = make_optimizer(module, config.optim)
+        # Fit.
+        start = checkpoint.load(folder, module, optimizer)
+        loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
+        if distributed.rank() == 0:
+            millions = sum(parameter.numel() for parameter in module.parameters()) / 1e6
+            log.info(
+                f"Pre-training, steps {start} to {loader.num_steps}: {len(catalog.items)} videos, "
+                f"{millions:.1f} M parameters, on {device}."
+            )
+            if idle := config.idle_options():
+                log.warning(f"Without effect beside the other settings: {', '.join(idle)}.")
+        return fit(
+            module,
+            loss_function(config.encoder, config.mask, targets, seed=config.loop.seed),
+            loader,
+            optimizer,
+            loop=config.loop,
+            optim=config.optim,
+            start_step=start,
+            folder=folder,
+            title="pre-training",
+            dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
+            on_step=model.after_step,
+            on_save=lambda: save_encoder(folder / "encoder.safetensors", model.encoder),
         )
-        if idle := config.idle_options():
-            log.warning(f"Without effect beside the other settings: {', '.join(idle)}.")
-    return fit(
-        module,
-        loss_function(config.encoder, config.mask, targets, seed=config.loop.seed),
-        loader,
-        optimizer,
-        loop=config.loop,
-        optim=config.optim,
-        start_step=start,
-        folder=folder,
-        title="pre-training",
-        dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
-        on_step=model.after_step,
-        on_save=lambda: save_encoder(folder / "encoder.safetensors", model.encoder),
-    )
 
 
 def loss_function(
@@ -254,5 +255,5 @@ def load_run(folder: str | Path) -> tuple[Objective, TargetMaker, Pretrain]:
     device = local_device()
     targets = make_targets(config, folder, device)
     model = build(config, targets.sizes).to(device)
-    checkpoint.load_model(checkpoint.checkpoints(folder)[-1] / "model.safetensors", cast(nn.Module, model))
+    checkpoint.load_model(checkpoint.checkpoints(folder)[-1] / checkpoint.MODEL, cast(nn.Module, model))
     return model.eval(), targets, config

@@ -6,16 +6,25 @@ Beside it: log.jsonl, checkpoints/, and encoder.safetensors or classifier.safete
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mam2 import distributed
 from mam2.config import UserError, from_json, to_json
-from mam2.files import read_json, write_text
-from mam2.train.checkpoint import checkpoints
+from mam2.files import read_object, write_text
+from mam2.train import checkpoint
+
+log = logging.getLogger("mam2")
+LOCK = ".lock"  # the file whose lock the writing process holds
 
 # Fields that may change when a run is resumed: they do not affect results beyond rounding. Exceptions: accumulated
 # parts change the partners of mixup and cutmix, and compiling changes what drop path draws.
@@ -45,17 +54,18 @@ def open_run(
     Raises:
         UserError: the folder holds another run, other files, or the same run while `resume` is off.
     """
+    check_folder(folder)
     record = folder / "run.json"
     wanted = {"kind": kind, "config": to_json(config), "classes": list(classes)}
     wanted |= {"num_videos": len(videos), "videos": _digest_of_names(videos)}
     if record.exists():
-        found = read_json(record)
+        found = read_run(folder)
         found.setdefault("videos", wanted["videos"])  # missing in files of version 0.1
         with contextlib.suppress(UserError, KeyError):  # fields that did not exist when it was written have defaults
             found["config"] = to_json(from_json(type(config), found["config"]))
         changed = sorted(_differences(found, wanted))
         rows = folder / "log.jsonl"
-        if changed and resume and not checkpoints(folder) and not (rows.exists() and rows.stat().st_size):
+        if changed and resume and not checkpoint.checkpoints(folder) and not (rows.exists() and rows.stat().st_size):
             (folder / "tokenizer.safetensors").unlink(missing_ok=True)  # trained for the other settings
             write_text(record, json.dumps(wanted, indent=2))
             return False
@@ -69,24 +79,64 @@ def open_run(
                 f"{folder} holds this run already. Give another --out, or leave out --no-resume to resume it."
             )
         return True
-    # A kill in the middle of the first write leaves run.json.part behind.
-    if folder.exists() and (not folder.is_dir() or any(p.name != "run.json.part" for p in folder.iterdir())):
-        raise UserError(f"{folder} exists and is no run's folder (it has no run.json). Give another --out.")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(record, json.dumps(wanted, indent=2))
     return False
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """The contents of run.json: {"kind", "config"}.
+def check_folder(folder: Path) -> None:
+    """Raises UserError if a folder is there that is no run's."""
+    if not folder.exists() or (folder / "run.json").exists():
+        return
+    # A kill in the middle of the first write leaves the lock and run.json's half behind.
+    if not folder.is_dir() or any(p.name != LOCK and not p.name.startswith("run.json.") for p in folder.iterdir()):
+        raise UserError(f"{folder} exists and is no run's folder (it has no run.json). Give another --out.")
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a run's folder, on rank 0; the folder is made if there is none.
+
+    The lock is the system's: it goes with the process that holds it, however that ends, and reaches other machines
+    where the file system hands locks on (NFS and most others do).
 
     Raises:
-        UserError: the folder is no run.
+        UserError: another process is writing there, or the folder is no run's.
+    """
+    if distributed.rank() != 0:
+        yield
+        return
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as lock:
+        try:
+            # This kind is not inherited by the loader's processes, which may outlive a killed trainer by seconds.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
+                log.warning(f"{folder} can't be locked ({error.strerror}): see that no other run writes there.")
+            else:
+                lock.seek(0)
+                raise UserError(
+                    f"{folder} is in use by {lock.read().strip() or 'another process'}. Wait for its end, stop it, or "
+                    "give another --out."
+                ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        checkpoint.remove_leftovers(folder)
+        yield
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The contents of run.json: {"kind", "config", ...}.
+
+    Raises:
+        UserError: the folder is no run, or its run.json is damaged.
     """
     if not (folder / "run.json").is_file():
         raise UserError(f"{folder} is no run's folder: it has no run.json. Give the --out of an earlier run.")
-    record: dict[str, Any] = read_json(folder / "run.json")
-    return record
+    return read_object(folder / "run.json", {"kind": str, "config": dict})
 
 
 def _differences(found: Any, wanted: Any, where: str = "") -> set[str]:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mam2.config import UserError, from_json, to_json
-from mam2.files import check_tensors, read_tensors, shapes_of, write_tensors
+from mam2.config import UserError, to_json
+from mam2.files import check_finite, check_tensors, config_of, read_tensors, shapes_of, write_tensors
 
 FRAMES_AT_ONCE = 8  # encoded or decoded, to bound memory
 ConfigT = TypeVar("ConfigT")
@@ -91,7 +91,8 @@ def read_tokenizer(file: Path | str, *, format: str, config: type[ConfigT]) -> t
             f"{file} is of format {metadata.get('format')!r}; accepted: {format!r}. Give another file, or the "
             "--targets.appearance that it belongs to."
         )
-    sizes = from_json(config, json.loads(metadata["config"]))
+    sizes = config_of(metadata, config, file=file)
+    check_finite(tensors, file=file)
     return {name: tensor.float() for name, tensor in tensors.items()}, sizes
 
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from mam2.config import UserError
+from mam2.config import UserError, check
 from mam2.files import shapes_of
 from mam2.targets.tokenizers.codes import (
     check_frames,
@@ -44,10 +46,13 @@ class DALLEConfig:
         num_codes: K.
     """
 
-    width: int = 256
-    num_blocks: int = 2
-    decoder_width: int = 128
-    num_codes: int = 8192
+    width: Annotated[int, Ge(1), Le(65536)] = 256
+    num_blocks: Annotated[int, Ge(1), Le(1024)] = 2
+    decoder_width: Annotated[int, Ge(1), Le(65536)] = 128
+    num_codes: Annotated[int, Ge(1), Le(2**24)] = 8192
+
+    def __post_init__(self) -> None:
+        check(self, "tokenizer.")
 
     @property
     def patch_size(self) -> int:

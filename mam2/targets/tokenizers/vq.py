@@ -16,7 +16,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
@@ -59,10 +59,10 @@ class VQConfig:
         width: of the hidden layers.
     """
 
-    patch_size: Annotated[int, Ge(1)] = 16
-    num_codes: Annotated[int, Ge(1)] = 1024
-    code_dim: Annotated[int, Ge(1)] = 32
-    width: Annotated[int, Ge(1)] = 256
+    patch_size: Annotated[int, Ge(1), Le(1024)] = 16
+    num_codes: Annotated[int, Ge(1), Le(2**24)] = 1024
+    code_dim: Annotated[int, Ge(1), Le(65536)] = 32
+    width: Annotated[int, Ge(1), Le(65536)] = 256
 
     def __post_init__(self) -> None:
         check(self, "tokenizer.")

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from mam2.config import UserError
+from mam2.config import UserError, check
 from mam2.files import shapes_of
 from mam2.targets.tokenizers.codes import (
     check_frames,
@@ -51,13 +52,18 @@ class VQGANConfig:
             logits that a 1×1 convolution gives.
     """
 
-    ch: int = 128
-    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    z_channels: int = 256
-    embed_dim: int = 256
-    num_codes: int = 16384
+    ch: Annotated[int, Ge(1), Le(65536)] = 128
+    ch_mult: tuple[Annotated[int, Ge(1), Le(64)], ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: Annotated[int, Ge(1), Le(1024)] = 2
+    z_channels: Annotated[int, Ge(1), Le(65536)] = 256
+    embed_dim: Annotated[int, Ge(1), Le(65536)] = 256
+    num_codes: Annotated[int, Ge(1), Le(2**24)] = 16384
     quantizer: Quantizer = "nearest"
+
+    def __post_init__(self) -> None:
+        check(self, "tokenizer.")
+        if self.ch % 32 or not 1 <= len(self.ch_mult) <= 8:
+            raise UserError(f"ch is {self.ch}, a multiple of 32 is accepted; ch_mult has 1 to 8 levels.")
 
     @property
     def patch_size(self) -> int:

@@ -11,7 +11,7 @@ import sys
 
 import mam2
 from mam2.cli.verbs import VERBS, usage
-from mam2.config import UserError, did_you_mean
+from mam2.config import UserError, did_you_mean, printable
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def run(verb: str, arguments: list[str]) -> None:
 
 def fail(message: str, *, status: int = 2) -> None:
     """Ends the program with a message on stderr."""
-    print(f"mam2: {message}", file=sys.stderr)
+    print(f"mam2: {printable(message)}", file=sys.stderr)
     sys.exit(status)
 
 

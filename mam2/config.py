@@ -12,6 +12,7 @@ import hashlib
 import math
 import types
 import typing
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union
@@ -23,6 +24,17 @@ ConfigT = TypeVar("ConfigT")
 
 class UserError(ValueError):
     """An error the user can fix. Its message says what was found, what is accepted and what to do."""
+
+
+def printable(text: str) -> str:
+    """Text with control characters and undecodable bytes as escapes: names of files may hold either.
+
+    Example: a name that would clear the terminal, ESC [2J, becomes \\x1b[2J.
+    """
+    return "".join(
+        repr(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cs", "Cf") and char not in "\n\t" else char
+        for char in text
+    )
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

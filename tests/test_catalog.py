@@ -53,6 +53,24 @@ def test_links_to_folders_are_followed(folder, tmp_path):
     assert len(read_catalog(tmp_path / "data", labelled=True).items) == 2
 
 
+def test_links_that_lead_back_multiply_no_videos(folder, tmp_path, caplog):
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep" / "3.mp4").touch()
+    for name, target in {
+        "b jump/up": "..",
+        "b jump/beside": "../a (run)",
+        "b jump/above": "../..",
+        "c": "../elsewhere",
+        "d": "../elsewhere/deep",
+    }.items():
+        (folder / name).symlink_to(target)
+    (tmp_path / "elsewhere" / "around").symlink_to("../videos")
+    (tmp_path / "elsewhere" / "self").symlink_to(".")
+    catalog = read_catalog(folder, labelled=False)
+    assert [Path(item.path).name for item in catalog.items] == ["é.mkv", "x & y!.webm", "1.avi", "2.MP4", "3.mp4"]
+    assert f"{folder}/b jump/up is a link to {folder}, which is read already" in caplog.text
+
+
 def test_the_classes_of_a_checkpoint_keep_their_numbers(folder):
     catalog = read_catalog(folder, labelled=True, classes=("b jump", "walk", "a (run)"))
     assert catalog.classes == ("b jump", "walk", "a (run)")

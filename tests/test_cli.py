@@ -1,6 +1,7 @@
 """What a user sees: each wrong input is one clear paragraph on stderr and exit status 2, and nothing saved is lost."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -420,6 +421,28 @@ def test_wrong_videos(run, videos, tmp_path) -> None:
         "short.mp4 has 10 frames; a 16-frame clip needs at least 16",
         "--data.short repeat",
     )
+
+
+@pytest.mark.parametrize("name", [b"\x1b]0;pwned\x07\x1b[2J.mp4", b"caf\xe9.mp4"])
+def test_odd_names_come_out_harmless(run, videos, pretrained, tmp_path, name) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(videos, mixed)
+    good, bad = (mixed / folder / os.fsdecode(name) for folder in sorted(os.listdir(videos))[:2])
+    shutil.copy(videos / "left" / "0.mp4", good)
+    bad.write_text("not a video")
+    wide = ("--max-missing-share", 0.5, "--num-workers", 0)
+    results = [
+        run(*PRETRAIN, "--data.root", mixed, "--out", tmp_path / "out", "--loop.duration", "4 steps"),
+        run("prepare", "folder", "--root", mixed, "--out", tmp_path / "m.csv", *wide),
+        run("show", pretrained, good, "--out", tmp_path / "show.png"),
+        run("show", pretrained, bad, "--out", tmp_path / "bad.png"),
+        run("masks", good, "--out", good.with_suffix(".png")),
+    ]
+    assert [status for status, _, _ in results] == [0, 0, 0, 2, 0]
+    shown = "".join(out + err for _, out, err in results)
+    assert "\x1b]" not in shown
+    assert "\x1b[2J" not in shown
+    assert ("\\x1b" if b"pwned" in name else "caf\\udce9") in shown
 
 
 def test_a_damaged_video_among_good_ones_is_left_out(run, videos, tmp_path, caplog) -> None:

@@ -15,7 +15,9 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.stream import Disposition
 from helpers import write_video
+from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from mam2.config import UserError
@@ -155,6 +157,148 @@ def test_rotation_stored_in_the_file_is_applied(tmp_path):
             assert (video.height, video.width) == ((48, 64) if rotation == 180 else (64, 48))
             assert frame[corner] > 240
             assert (frame > 230).sum() <= 40
+
+
+def with_matrix(path: Path, *, a: float, b: float, c: float, d: float) -> Path:
+    """An MP4's display matrix replaced: a player shows the pixel (x, y) at (a x + c y, b x + d y)."""
+
+    def matrix(*values: float) -> bytes:
+        a, b, c, d = (round(value * 2**16) for value in values)
+        return struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 2**30)
+
+    whole = path.read_bytes()
+    place = whole.index(matrix(1, 0, 0, 1), whole.index(b"tkhd"))
+    path.write_bytes(whole[:place] + matrix(a, b, c, d) + whole[place + 36 :])
+    return path
+
+
+@pytest.mark.parametrize(("a", "d"), [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_frames_are_turned_and_mirrored_as_players_show_them(tmp_path, a, d, exchanged):
+    plain = open_video(write_video(tmp_path / "plain.mp4", num_frames=2)).frames([1])[0].numpy()
+    matrix = {"a": 0, "b": a, "c": d, "d": 0} if exchanged else {"a": a, "b": 0, "c": 0, "d": d}
+    video = open_video(with_matrix(write_video(tmp_path / "turned.mp4", num_frames=2), **matrix))
+    frame = video.frames([1])[0].numpy()
+    y, x = np.mgrid[: plain.shape[1], : plain.shape[2]]
+    shown_x, shown_y = matrix["a"] * x + matrix["c"] * y, matrix["b"] * x + matrix["d"] * y
+    expected = np.zeros((3, video.height, video.width), np.uint8)
+    expected[:, shown_y - shown_y.min(), shown_x - shown_x.min()] = plain
+    assert (frame == expected).all()
+    assert (next(iter(video.each())).numpy().shape) == expected.shape
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0.7, 0.7, -0.7, 0.7), (0.999, 0.03, -0.03, 0.999)],
+)
+def test_a_matrix_that_is_no_turn_is_ignored(tmp_path, matrix):
+    plain = open_video(write_video(tmp_path / "plain.mp4", num_frames=2)).frames([1])
+    a, b, c, d = matrix
+    path = with_matrix(write_video(tmp_path / "odd.mp4", num_frames=2), a=a, b=b, c=c, d=d)
+    assert torch.equal(open_video(path).frames([1]), plain)
+
+
+def remuxed(source: Path, path: Path, *, keep) -> Path:
+    """A copy of a video's packets, without decoding, of those that `keep(number)` keeps."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(old.demux(video=0)):
+            if packet.size and keep(number):
+                packet.stream = stream
+                new.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mov", ".mkv"])
+def test_other_containers_keep_the_turn(tmp_path, suffix):
+    turned = write_video(tmp_path / "turned.mp4", num_frames=2, rotation=90)
+    path = remuxed(turned, tmp_path / f"copy{suffix}", keep=lambda number: True)
+    assert torch.equal(open_video(path).frames([0, 1]), open_video(turned).frames([0, 1]))
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mkv"])
+@pytest.mark.parametrize("b_frames", ["0", "2"])
+def test_frames_before_the_first_key_frame_are_none(tmp_path, name, b_frames):
+    options = {"g": "12", "keyint_min": "12", "bf": b_frames, "x264-params": "open-gop=1"}
+    whole = write_video(tmp_path / f"whole{name}", num_frames=40, options=options)
+    cut = remuxed(whole, tmp_path / name, keep=lambda number: number > 3)
+    video, plain = open_video(cut), plain_decode(cut)
+    assert 24 <= video.num_frames == len(plain) < 36
+    assert torch.equal(video.frames(range(video.num_frames)), plain)
+    assert torch.equal(torch.stack(list(video.each())), plain)
+    assert torch.equal(video.frames([0, video.num_frames - 1]), plain[[0, -1]])
+
+
+def write_sound(path: Path, *, cover: bool, film: bool) -> Path:
+    """A second of silence, with a cover picture or a film beside it."""
+    with av.open(str(path), "w") as container:
+        if cover:
+            picture = container.add_stream("mjpeg", rate=1)
+            picture.width, picture.height, picture.pix_fmt = 64, 48, "yuvj420p"
+            picture.disposition = Disposition.attached_pic
+        if film:
+            moving = container.add_stream("libx264", rate=10)
+            moving.width, moving.height, moving.pix_fmt = 32, 32, "yuv420p"
+        sound = container.add_stream("aac", rate=8000, layout="mono")
+        if cover:
+            page = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 200, np.uint8), format="rgb24")
+            container.mux(picture.encode(page.reformat(format="yuvj420p")))
+        for _ in range(8):
+            if film:
+                container.mux(
+                    moving.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24"))
+                )
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            silence.sample_rate = 8000
+            container.mux(sound.encode(silence))
+        for stream in container.streams:
+            container.mux(stream.encode())
+    return path
+
+
+def test_a_cover_picture_is_no_video(tmp_path):
+    with pytest.raises(VideoError, match="holds no video stream"):
+        open_video(write_sound(tmp_path / "sound.mp4", cover=False, film=False))
+    with pytest.raises(VideoError, match="holds a picture"):
+        open_video(write_sound(tmp_path / "song.mp4", cover=True, film=False))
+    video = open_video(write_sound(tmp_path / "film.mp4", cover=True, film=True))
+    assert (video.num_frames, video.height, video.width) == (8, 32, 32)
+    Image.new("RGB", (64, 48)).save(tmp_path / "still.mp4", format="PNG")
+    with pytest.raises(VideoError, match="holds a picture"):
+        open_video(tmp_path / "still.mp4")
+
+
+def test_whatever_the_decoder_raises_is_the_videos_fault(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", num_frames=3)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"xvc1"))
+    with pytest.raises(VideoError, match=r"a\.mp4 can't be decoded: there is no decoder"):
+        open_video(path)
+    good = write_video(tmp_path / "b.mp4", num_frames=3)
+    for error in (MemoryError(), AttributeError("no such thing\n second line"), KeyError(3), RecursionError("deep")):
+
+        def fail(*arguments, error=error):
+            raise error
+
+        monkeypatch.setattr(index, "stream_of", fail)
+        with pytest.raises(VideoError, match=rf"b\.mp4 can't be decoded: {type(error).__name__}") as caught:
+            open_video(good)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_frame_too_large_for_memory_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", num_frames=3)
+    monkeypatch.setattr(index, "MAX_PIXELS", 48 * 64 - 1)
+    with pytest.raises(VideoError, match="said to have 64 × 48 pixels"):
+        open_video(path)
+
+
+@pytest.mark.parametrize(
+    "name", [b"12:30 a.mp4", b"http:a.mp4", b"caf\xe9.mp4", b"a\x1b[2J.mp4", b"%03d.mp4", b" a .mp4"]
+)
+def test_any_name_of_a_file_is_one(tmp_path, name, monkeypatch):
+    write_video(tmp_path / "a.mp4", num_frames=3).rename(tmp_path / os.fsdecode(name))
+    monkeypatch.chdir(tmp_path)
+    assert open_video(os.fsdecode(name)).num_frames == 3
 
 
 @pytest.mark.parametrize(

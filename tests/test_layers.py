@@ -27,6 +27,7 @@ LEVELS = (
 DATA_LEVELS = (
     {
         "video/source",
+        "video/orientation",
         "video/index",
         "sampling",
         "transforms",

@@ -206,6 +206,25 @@ def test_nothing_but_bad_videos(tmp_path, num_bad):
     assert str(error.value).count("can't be decoded") == min(num_bad, 5)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_bad_video_that_a_list_holds_many_times_is_one_bad_video(folder, tmp_path, num_workers):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    rows = [*sorted(folder.rglob("*.mp4"))[:2], *[bad] * 6]
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"{path}\n" for path in rows))
+    catalog = read_catalog(tmp_path / "list.csv", labelled=False)
+    loader = train_loader(catalog, replace(SMALL, num_workers=num_workers), batch_size=8, seed=1, num_steps=3)
+    assert [len(batch) for batch in loader] == [8] * 3
+    assert loader.bad.num_videos == 3
+    assert list(loader.bad.reasons) == [str(bad)]
+    views = view_loader(catalog, SMALL, clips=1, crops=1)
+    assert [found.index for found in views] == [0, 1]
+    (tmp_path / "list.csv").write_text("path\n" + f"{bad}\n" * 8)
+    catalog = read_catalog(tmp_path / "list.csv", labelled=False)
+    with pytest.raises(UserError, match=r"^1 of 1 videos can't be used"):
+        list(train_loader(catalog, SMALL, batch_size=8, seed=1, num_steps=3))
+
+
 def test_videos_too_short_for_the_policy_are_bad(catalog):
     data = Data(stride_frames=5, num_workers=0, short="skip")
     with pytest.raises(UserError, match=r"mp4 has 16 frames; 4 frames 5 apart need at least 20\. Use --data\.short"):

@@ -22,7 +22,7 @@ from tyro.conf import arg
 
 from mam2 import distributed
 from mam2.cli.verbs import VERBS
-from mam2.config import Duration, UserError, to_json
+from mam2.config import Duration, UserError, printable, to_json
 from mam2.recipes import RECIPES, get_recipe
 from mam2.train.finetune import Finetune
 from mam2.train.pretrain import Pretrain
@@ -40,10 +40,21 @@ NEEDED_BY_ALL = (
 OUT_HELP = "the run's folder: a new one, or that of the same run, which resumes"
 
 
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def say(words: str, *, file: TextIO | None = None) -> None:
+    """Prints words that may hold names of files; by default on stdout."""
+    print(printable(words), file=file)
+
+
 def start_logging() -> None:
     """Logs to stderr."""
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
-    logging.basicConfig(format="%(message)s", handlers=[handler])
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("mam2").setLevel(logging.INFO)
 
 
@@ -226,6 +237,6 @@ def finished(what: str, start: float, *next_commands: str, file: TextIO | None =
         return
     seconds = time.monotonic() - start
     took = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
-    print(f"Wrote {what} in {took}.", file=file)
+    say(f"Wrote {what} in {took}.", file=file)
     for number, command in enumerate(next_commands):
-        print(f"{'Next:' if number == 0 else '     '} {command}", file=file)
+        say(f"{'Next:' if number == 0 else '     '} {command}", file=file)

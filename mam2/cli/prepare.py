@@ -11,7 +11,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from mam2.cli import tables
-from mam2.cli.parse import finished, parse
+from mam2.cli.parse import finished, parse, say
 from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data
 from mam2.data.prepare.extract import write_all_frames
@@ -130,7 +130,7 @@ def prepare_data_set(command: PrepareCommand) -> None:
             timeout_seconds=30 * command.timeout_seconds,
             max_bad_share=command.max_missing_share,
         )
-        print(f"{done.num_videos} videos as frames, {len(done.bad)} left out: {done.manifest}")
+        say(f"{done.num_videos} videos as frames, {len(done.bad)} left out: {done.manifest}")
 
 
 def train(command: TrainTokenizerCommand) -> None:

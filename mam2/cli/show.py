@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from mam2.cli.parse import parse
+from mam2.cli.parse import parse, say
 from mam2.config import UserError
 from mam2.pictures.augment import show_augmented
 from mam2.pictures.masks import show_masks
@@ -59,7 +59,7 @@ def main(verb: str, arguments: list[str]) -> None:
     if verb == "masks":
         masks = parse(MasksCommand, verb, arguments)
         show_masks(masks.video, masks.out, ratio=masks.ratio, seed=masks.seed)
-        print(f"Wrote {masks.out}")
+        say(f"Wrote {masks.out}")
         return
     command = parse(ShowCommand, verb, arguments)
     animations = tuple(path for path in (command.gif, command.mp4) if path)
@@ -72,4 +72,4 @@ def main(verb: str, arguments: list[str]) -> None:
         show_augmented(command.run, command.video, out, seed=command.seed)
     else:
         show(command.run, command.video, out, animations=animations, seed=command.seed)
-    print(f"Wrote {', '.join(map(str, (out, *animations)))}")
+    say(f"Wrote {', '.join(map(str, (out, *animations)))}")

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mam2 import cost
+from mam2.config import printable
 from mam2.data.prepare.manifest import Report
 from mam2.evaluate import Evaluation
 from mam2.recipes import RECIPES
@@ -23,7 +24,7 @@ def show(table: Table, *notes: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     for note in notes:
-        console.print(note, soft_wrap=True, highlight=False, markup=False)  # file names can hold brackets
+        console.print(printable(note), soft_wrap=True, highlight=False, markup=False)  # file names can hold brackets
 
 
 def print_evaluation(result: Evaluation, report: dict[str, Any]) -> None:
@@ -47,10 +48,12 @@ def print_probe(kind: str, report: dict[str, Any]) -> None:
 def print_prepared(report: Report) -> None:
     """Counts of a data set's videos, and their problems."""
     columns = ("split", "listed", "in the manifest", "Table 6", "seconds per video")
-    table = Table(*columns, title=escape(str(report.manifest)))
+    table = Table(*columns, title=printable(escape(str(report.manifest))))
     for of in report.splits:
         seconds = f"{of.mean_seconds:.1f}" if of.mean_seconds else "-"
-        table.add_row(of.split, f"{of.listed:,}", f"{of.written:,}", f"{of.table6:,}" if of.table6 else "-", seconds)
+        table.add_row(
+            printable(of.split), f"{of.listed:,}", f"{of.written:,}", f"{of.table6:,}" if of.table6 else "-", seconds
+        )
     problems = [
         f"{kind}: {problem.count:,}, such as {', '.join(problem.first)}"
         for kind in ("missing", "unreadable", "short", "extra", "duplicates")

@@ -16,7 +16,7 @@ class BadVideos:
     """The damaged or too short videos that this process met so far.
 
     Attributes:
-        num_videos: all videos.
+        num_videos: all videos, each counted once.
         max_share: how many can be unusable, as a share of all; one is always forgiven unless this is 0.
         reasons: why each is unusable, by path.
     """

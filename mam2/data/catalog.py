@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import random
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mam2.config import UserError, did_you_mean, seed_of
+
+log = logging.getLogger("mam2")
 
 VIDEO_SUFFIXES = (
     *(".3gp", ".asf", ".avi", ".flv", ".m4v", ".mkv", ".mov"),
@@ -135,14 +138,31 @@ def video_paths(root: Path) -> list[Path]:
         UserError: there are none.
     """
     paths = []
+    followed = {os.path.realpath(root)}
     for folder, subfolders, files in os.walk(root, followlinks=True):  # data sets are often links to a larger disk
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith(".") and not _leads_back(os.path.join(folder, name), followed)
+        ]
         for name in files:
             if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith("."):
                 paths.append((Path(folder) / name).relative_to(root))
     if not paths:
         raise UserError(f"{root} holds no videos. Accepted: files ending in {', '.join(VIDEO_SUFFIXES)}, at any depth.")
     return sorted(paths, key=Path.as_posix)
+
+
+def _leads_back(place: str, followed: set[str]) -> bool:
+    """Whether a folder is a link into, or around, those that are followed already; if not, it is one of them now."""
+    if not os.path.islink(place):
+        return False
+    target = os.path.realpath(place)
+    back = any(os.path.commonpath((target, other)) in (target, other) for other in followed)
+    if back:
+        log.warning(f"{place} is a link to {target}, which is read already: it is not followed.")
+    followed.add(target)
+    return back
 
 
 def split_folders(paths: Sequence[Path]) -> list[str]:

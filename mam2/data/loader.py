@@ -143,11 +143,12 @@ class TrainLoader:
             )
         self.steps_per_epoch = steps_per_epoch(len(catalog.items), batch_size)
         self.num_steps = num_steps
-        self.bad = BadVideos(num_videos=len(catalog.items), max_share=data.max_bad_share)
+        num_videos = len({item.path for item in catalog.items})  # a list may hold a video several times
+        self.bad = BadVideos(num_videos=num_videos, max_share=data.max_bad_share)
         self._steps = range(start_step, num_steps)
         local = batch_size // world_size
         positions = range(rank * local, (rank + 1) * local)
-        num_attempts = min(len(catalog.items), self.bad.num_forgiven + 1)
+        num_attempts = self.bad.num_forgiven + 1
         self._set = _TrainSet(catalog.items, data, num_frames, size, batch_size, positions, seed, num_attempts)
 
     def count_bad(self) -> int:
@@ -177,7 +178,7 @@ class _TrainSet:
     batch_size: int
     positions: range
     seed: int
-    num_attempts: int  # one video more than are forgiven: where all of them are unusable, the run ends
+    num_attempts: int  # videos tried, one more than are forgiven: where all of them are unusable, the run ends
     quarantined: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, step: int) -> tuple[Batch | None, dict[str, str]]:
@@ -206,9 +207,14 @@ class _TrainSet:
 
     def _sample(self, step: int, position: int, bad: dict[str, str]) -> tuple[Item, int, list[torch.Tensor]]:
         """The video, which of the fixed clips it is, and its clips."""
-        for attempt in range(self.num_attempts):
+        failed = set[str]()
+        for attempt in range(len(self.items)):
             place = self._place(step, position, attempt)
             item = self.items[place]
+            if item.path in failed:
+                continue
+            if len(failed) == self.num_attempts:
+                break
             try:
                 if item.path in self.quarantined:
                     raise UserError(self.quarantined[item.path])
@@ -221,6 +227,7 @@ class _TrainSet:
                 return item, which, clips
             except UserError as error:
                 bad[item.path] = str(error)
+                failed.add(item.path)
         return item, 0, []
 
     def _place(self, step: int, position: int, attempt: int = 0) -> int:

@@ -68,7 +68,8 @@ class ViewLoader:
     ) -> None:
         if clips < 1 or crops < 1:
             raise UserError(f"A test with {clips} clips and {crops} crops; both must be at least 1.")
-        self.bad = BadVideos(num_videos=len(catalog.items), max_share=data.max_bad_share)
+        num_videos = len({item.path for item in catalog.items})  # a list may hold a video several times
+        self.bad = BadVideos(num_videos=num_videos, max_share=data.max_bad_share)
         self._indices = range(rank, len(catalog.items), world_size)
         self._set = _ViewSet(catalog.items, data, num_frames, size, clips, crops)
         self.quarantined = self._set.quarantined

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from mam2.config import printable
 from mam2.files import written_whole
 
 BLUE, ORANGE, RED, INK, MUTED = "#1f6fb4", "#d9822b", "#e0241b", "#1c2733", "#66727f"
@@ -104,7 +105,7 @@ class Page:
         self.figure.text(
             x / width,
             1 - y / height,
-            words,
+            printable(words),
             ha=ha,
             va=va,
             size=(bold or 6.7) * self.text,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from mam2.config import UserError
+from mam2.config import UserError, printable
 from mam2.files import written_whole
 from mam2.pictures.canvas import BLUE, INK, MUTED
 
@@ -110,7 +110,8 @@ def confusion_picture(confusion: Tensor, classes: list[str], path: Path | str, *
 
 
 def shorten(name: str, length: int) -> str:
-    """The name, cut to `length` characters, the last of them an ellipsis, if it is longer."""
+    """The name, printable, cut to `length` characters, the last of them an ellipsis, if it is longer."""
+    name = printable(name)
     return name if len(name) <= length else name[: length - 1] + "…"
 
 

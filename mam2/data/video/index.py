@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import av
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
 
 from mam2.config import UserError
+from mam2.data.video.orientation import Orientation, orientation_of
 from mam2.data.video.source import VideoSource
+from mam2.files import first_line
 
 _SMALL_PACKET_BYTES = 32  # an AVI packet below this may stand for "no new frame here"
 _MAX_PIXEL_ASPECT = 8
+MAX_PIXELS = 2**26  # of a frame: 8192 × 8192
 _SKIPPING_CODECS = ("h264", "hevc", "mpeg4", "mpeg2video")  # those tested to give the same frames
 
 
@@ -35,12 +40,12 @@ class Index:
     fps: float | None
     height: int
     width: int
-    quarter_turns: int  # counter-clockwise
+    orientation: Orientation
 
     @property
     def upright(self) -> tuple[int, int]:
         """(height, width) of a frame that was turned upright."""
-        return (self.height, self.width) if self.quarter_turns % 2 == 0 else (self.width, self.height)
+        return (self.width, self.height) if self.orientation.transposed else (self.height, self.width)
 
 
 def check_indices(video: VideoSource, wanted: Sequence[int]) -> None:
@@ -96,6 +101,9 @@ def read_index(path: str, size_bytes: int, mtime_ns: int) -> Index:
         if first is None or not all_pts:
             raise VideoError(message(path, "no frame of it decodes"))
         usable = usable and len(set(all_pts)) == len(all_pts)
+        if usable and keys and min(all_pts) < min(keys):
+            shown = _shown_before(path, min(keys))
+            all_pts = [pts for pts in all_pts if pts >= min(keys) or pts in shown]
         num_missing = 0
         if is_mov and usable and _is_cut_off(stream, all_pts):
             # Of frames shown later than the last packet's turn, some before them may be lost.
@@ -105,7 +113,7 @@ def read_index(path: str, size_bytes: int, mtime_ns: int) -> Index:
             "fps": average_fps(stream, all_pts if usable else []),
             "height": first.height,
             "width": _square(path, first.width, stream.sample_aspect_ratio),
-            "quarter_turns": round(first.rotation / 90) % 4,
+            "orientation": orientation_of(_display_matrix(first)),
             "num_missing": num_missing,
             "tick_seconds": float(stream.time_base),
         }
@@ -115,6 +123,22 @@ def read_index(path: str, size_bytes: int, mtime_ns: int) -> Index:
     with open_container(path) as container:
         num_frames = sum(1 for _ in decoded(container.demux(stream_of(container))))
     return Index(num_frames=num_frames, pts=None, keys=(), **common)
+
+
+def _shown_before(path: str, key_pts: int) -> set[int]:
+    """The times of the frames that decode before a first key frame: a recording may begin between two of them."""
+    shown = set()
+    with open_container(path) as container:
+        for frame in decoded(container.demux(stream_of(container))):
+            if frame.pts >= key_pts:
+                break
+            if not frame.is_corrupt:
+                shown.add(frame.pts)
+    return shown
+
+
+def _display_matrix(frame: Any) -> bytes | None:
+    return next((bytes(data) for data in frame.side_data if data.type == SideDataType.DISPLAYMATRIX), None)
 
 
 def _is_cut_off(stream: Any, all_pts: list[int]) -> bool:
@@ -159,18 +183,28 @@ def open_container(path: str) -> Any:
     Raises:
         VideoError: there is no video stream. What PyAV raises is left to `video_errors`.
     """
-    # Metadata may be in any encoding, and one clip of HMDB51 is not UTF-8.
-    container = av.open(path, metadata_errors="ignore")
-    if not container.streams.video:
+    # "file:" since a name such as "12:30.mp4" would be an address. Metadata may be in any encoding, and one clip of
+    # HMDB51 is not UTF-8.
+    container = av.open(f"file:{path}", metadata_errors="ignore")
+    try:
+        stream = stream_of(container)
+        if stream is None or container.format.name.endswith("_pipe"):
+            found = "a picture" if container.streams.video else "no video stream"
+            raise VideoError(message(path, f"it holds {found}"))
+        if stream.codec_context is None:
+            raise VideoError(message(path, "there is no decoder for its codec"))
+        if stream.width * stream.height > MAX_PIXELS:
+            raise VideoError(message(path, f"its frames are said to have {stream.width} × {stream.height} pixels"))
+    except VideoError:
         container.close()
-        raise VideoError(message(path, "it holds no video stream"))
-    stream_of(container).codec_context.thread_count = 1  # the workers of the loader are the parallelism
+        raise
+    stream.codec_context.thread_count = 1  # the workers of the loader are the parallelism
     return container
 
 
 def stream_of(container: Any) -> Any:
-    """The video stream that is decoded: the first."""
-    return container.streams.video[0]
+    """The video stream that is decoded: the first that is no cover picture; None if there is none."""
+    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
 
 
 def decoded(packets: Any, wanted_pts: Collection[int] | None = None) -> Iterator[Any]:
@@ -192,8 +226,17 @@ def message(path: str, reason: str) -> str:
 
 @contextmanager
 def video_errors(path: str) -> Iterator[None]:
-    """Turns what PyAV and the system raise into a VideoError."""
+    """Turns whatever is raised while a file is read into a VideoError: libraries raise errors of many kinds."""
     try:
         yield
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(message(path, error.strerror or str(error))) from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise VideoError(message(path, reason_of(error))) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file can't be read, in the system's or FFmpeg's words, or else with the error's name."""
+    if isinstance(error, OSError | av.FFmpegError):
+        return error.strerror or first_line(error)
+    return f"{type(error).__name__}: {first_line(error)}"

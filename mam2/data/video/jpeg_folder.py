@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from mam2.data.video.index import VideoError, check_indices
+from mam2.config import UserError
+from mam2.data.video.index import MAX_PIXELS, VideoError, check_indices, reason_of
+from mam2.files import parse_json
 
 FRAME_SUFFIXES = (".jpg", ".jpeg")
 """The file names taken for frames, in lower case."""
@@ -78,9 +80,13 @@ class JpegFolder:
     def _opened(self, index: int) -> Iterator[Image.Image]:
         try:
             with Image.open(os.path.join(self.path, self._names[index]), formats=["JPEG"]) as image:
+                if math.prod(image.size) > MAX_PIXELS:
+                    raise ValueError(f"it is said to have {image.width} × {image.height} pixels")
                 yield image
-        except (OSError, SyntaxError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error).split(" '")[0]
+        except UserError:
+            raise
+        except Exception as error:  # Pillow raises errors of many kinds
+            reason = reason_of(error).split(" '")[0]
             raise VideoError(_message(self.path, f"{self._names[index]}: {reason}")) from error
 
 
@@ -109,13 +115,13 @@ def read_meta(folder: str) -> dict[str, Any]:
         VideoError: it is damaged, or of another kind.
     """
     try:
-        meta = json.loads(Path(folder, META).read_text("utf-8"))
+        meta = parse_json(Path(folder, META).read_text("utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise VideoError(_message(folder, f"its {META} can't be read ({error})")) from error
     checks: dict[str, Callable[[Any], bool]] = {
-        "fps": lambda fps: fps is None or (isinstance(fps, int | float) and fps > 0),
+        "fps": lambda fps: fps is None or (isinstance(fps, int | float) and 0 < fps < math.inf),
         "count": lambda count: isinstance(count, int),
         "source": lambda source: isinstance(source, dict),
     }

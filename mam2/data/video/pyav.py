@@ -31,9 +31,9 @@ class PyAVVideo:
     """A video file, open for reading; a `VideoSource`.
 
     Frames are counted by reading the file's packets, as the counts in headers are often wrong; the count of a file that
-    this process opened before is remembered. Rotation stored in the file (telephones) is applied, and pixels that are
-    not square are made so by changing the width. An MP4 cut off by a broken download keeps the frames that its header
-    promises; the lost ones are counted in `num_missing`.
+    this process opened before is remembered. Frames are turned and mirrored as the file asks (telephones), and pixels
+    that are not square are made so by changing the width. An MP4 cut off by a broken download keeps the frames that its
+    header promises; the lost ones are counted in `num_missing`. Cover pictures of sound files are no video.
 
     Raises:
         VideoError: the file is absent, no video, or damaged from the start.
@@ -74,16 +74,14 @@ class PyAVVideo:
         for place, rgb_HWC in enumerate(self._each(wanted)):
             rgb_THWC[place] = rgb_HWC
         clip_TCHW = torch.from_numpy(rgb_THWC).permute(0, 3, 1, 2)
-        if self._index.quarter_turns:
-            clip_TCHW = clip_TCHW.rot90(self._index.quarter_turns, dims=(-2, -1))
+        clip_TCHW = self._index.orientation.upright(clip_TCHW)
         return clip_TCHW if list(indices) == wanted else clip_TCHW[[bisect_left(wanted, i) for i in indices]]
 
     def each(self) -> Iterator[torch.Tensor]:
         """See `VideoSource.each`."""
         check_indices(self, range(self.num_frames))
         for rgb_HWC in self._each(range(self.num_frames)):
-            rgb_CHW = torch.from_numpy(rgb_HWC).permute(2, 0, 1)
-            yield rgb_CHW.rot90(self._index.quarter_turns, dims=(-2, -1))
+            yield self._index.orientation.upright(torch.from_numpy(rgb_HWC).permute(2, 0, 1))
 
     def _each(self, wanted: Sequence[int]) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
         """The frames at sorted indices, one by one, not yet turned upright: RGB, uint8 (height, width, 3)."""

@@ -67,9 +67,11 @@ class TorchcodecVideo:
                 f"{torch.__version__}, and FFmpeg's shared libraries; or use the backend pyav."
             ) from error
         try:
-            opened = decoder(self.path, num_ffmpeg_threads=1, seek_mode="exact")
+            opened = decoder(f"file:{self.path}", num_ffmpeg_threads=1, seek_mode="exact")
         except (RuntimeError, ValueError) as error:
             raise self._error(f"fails ({str(error).strip().splitlines()[0]})") from error
+        if self._index.orientation.mirrored:
+            raise self._error("does not mirror the frames")
         if self._index.pts is None or opened.metadata.num_frames != self.num_frames - self.num_missing:
             raise self._error(f"counts {opened.metadata.num_frames} frames where {self.num_frames} decode")
         return opened

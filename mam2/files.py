@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -51,9 +53,24 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def segment_of(path: str) -> tuple[str, float, float]:
+    """The file that a path names, and the seconds from and up to which it is meant.
+
+    A path may end as web addresses of media do: `long.mp4#t=12.5,20`, `long.mp4#t=12.5`, `long.mp4#t=,20`. Without
+    that, or if a file is called so, it is the whole file: 0 and infinity.
+    """
+    found = re.fullmatch(r"(.+)#t=([0-9.]*)(?:,([0-9.]+))?", path, re.DOTALL)
+    if not found or os.path.lexists(path):
+        return path, 0.0, math.inf
+    try:
+        return found[1], float(found[2] or 0), float(found[3] or math.inf)
+    except ValueError:  # 1.2.3
+        return path, 0.0, math.inf
+
+
 def fingerprint(paths: Iterable[str]) -> str:
     """A hash of files' paths, sizes and times of change: other files, or changed ones, give another."""
-    status = [(path, Path(path).stat()) for path in paths]
+    status = [(path, os.stat(segment_of(path)[0])) for path in paths]
     found = [(path, of.st_size, of.st_mtime_ns) for path, of in status]
     return hashlib.sha256(repr(found).encode()).hexdigest()
 

@@ -89,13 +89,144 @@ def test_csv_with_names_keeps_its_order(folder, write_csv):
     )
 
 
-def test_csv_with_numbers(write_csv):
-    catalog = read_catalog(write_csv("path,label\nb jump/2.MP4,10\nb jump/1.avi,2\n"), labelled=True)
-    assert catalog.classes == tuple(map(str, range(11)))
-    assert [item.label for item in catalog.items] == [10, 2]
-    named = read_catalog(write_csv("path,label\nb jump/1.avi,1\n"), labelled=True, classes=("run", "jump"))
-    assert named.items[0].label == 1
-    assert named.classes == ("run", "jump")
+@pytest.fixture
+def listed(folder):
+    """A list whose videos have the given labels, one each."""
+
+    def write(*labels: str) -> Path:
+        for number in range(len(labels)):
+            (folder / f"v{number}.mp4").touch()
+        rows = [f"v{number}.mp4,{label}\n" for number, label in enumerate(labels)]
+        (folder / "list.csv").write_text("path,label\n" + "".join(rows))
+        return folder / "list.csv"
+
+    return write
+
+
+def read(path: Path, classes: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], list[int | None]]:
+    catalog = read_catalog(path, labelled=True, classes=classes)
+    return catalog.classes, [item.label for item in catalog.items]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers", "said"),
+    [
+        (("b", "a", "b"), ("a", "b"), [1, 0, 1], ""),
+        (("2", "0", "1"), ("0", "1", "2"), [2, 0, 1], ""),
+        (("00", "01"), ("0", "1"), [0, 1], ""),
+        (("0", "3", "3", "0", "1"), ("0", "1", "2", "3"), [0, 3, 3, 0, 1], "of which 1 have no video"),
+        (("0", "3"), ("0", "1", "2", "3"), [0, 3], "of which 2 have no video"),
+        (("1", "2", "10"), ("1", "2", "10"), [0, 1, 2], "do not count from 0; they are read as the names of 3"),
+        (("2019", "2021", "2019"), ("2019", "2021"), [0, 1, 0], "names of 2 classes"),
+        (("17325712345678901234567890", "3"), ("3", "17325712345678901234567890"), [1, 0], "names of 2 classes"),
+    ],
+)
+def test_labels_of_a_training_list_are_names_or_numbers_as_a_whole(listed, caplog, labels, classes, numbers, said):
+    caplog.set_level("INFO", logger="mam2")
+    assert read(listed(*labels)) == (classes, numbers)
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("0", "walk", "1"), r"mixes numbers and names.*line 2 has '0', .*line 3 has 'walk'"),
+        (("-1", "0"), r"mixes numbers and names"),
+        (
+            ("0", "1", "1732571234567"),
+            r"3 videos with 3 different numbers.*line 4: 1732571234567\. As numbers .*1\.73257e\+12",
+        ),
+        (("0", "9" * 5000), r"2 videos with 2 different numbers"),
+        (("0", "10000000000"), r"as names, of 2\. Write names"),
+        (("nan", "a"), r"line 2 has the label 'nan', which is how programs write none"),
+        (("a", "NaN"), r"line 3 has the label 'NaN'"),
+    ],
+)
+def test_labels_that_are_neither_are_refused(listed, labels, message):
+    with pytest.raises(UserError, match=message):
+        read(listed(*labels))
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "expected"),
+    [
+        (("run", "jump"), ("1", "0"), [1, 0]),
+        (("run", "jump"), ("jump", "run"), [1, 0]),
+        (("0", "1", "2"), ("2", "0"), [2, 0]),
+        (("1", "2", "3"), ("0", "1", "2"), [0, 1, 2]),
+        (("1", "2", "3"), ("1", "2", "3"), [0, 1, 2]),
+        (("2019", "2021"), ("2021",), [1]),
+        (("2019", "2021"), ("1",), [1]),
+        (("3", "1", "0"), ("3", "0"), [0, 2]),
+        (
+            ("1", "2", "3"),
+            ("1", "2"),
+            r"two ways: .*line 2 has '1', which is the name of class 0, and the .* class '2'",
+        ),
+        (("1", "2", "x"), ("0", "x"), r"mixes names and numbers of classes: .*line 3 has 'x', .*line 2 has '0'"),
+        (
+            ("run", "jump"),
+            ("1", "2"),
+            r"line 3: '2' is not a known class\. Accepted: jump, run\. Or write numbers from 0 to 1",
+        ),
+        (("run", "jump"), ("jmp",), r"Did you mean jump\?"),
+        (("run", "jump"), ("9" * 5000,), r"line 2: '9{59} is not a known class"),
+    ],
+)
+def test_labels_of_a_test_list_are_read_against_the_runs_classes(listed, classes, labels, expected):
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            read(listed(*labels), classes)
+    else:
+        assert read(listed(*labels), classes) == (classes, expected)
+
+
+def test_names_of_folders_are_names_whatever_they_are(tmp_path):
+    for name in ("1", "2019", "nan"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.mp4").touch()
+    assert read(tmp_path) == (("1", "2019", "nan"), [0, 1, 2])
+    assert read(tmp_path, ("nan", "2", "2019", "1")) == (("nan", "2", "2019", "1"), [3, 2, 0])
+
+
+def test_a_video_with_two_labels_is_refused(write_csv):
+    twice = "path,label\nb jump/1.avi,a\nb jump/2.MP4,b\n./b jump/1.avi,{}\n"
+    assert len(read_catalog(write_csv(twice.format("a")), labelled=True).items) == 3, "drawn more often"
+    with pytest.raises(UserError, match=r"1\.avi has two labels: 'a' in .*line 2, and 'b' in .*line 4.*start and end"):
+        read_catalog(write_csv(twice.format("b")), labelled=True)
+    assert len(read_catalog(write_csv(twice.format("b")), labelled=False).items) == 3
+
+
+def test_columns_can_have_other_names_and_unused_ones_are_named_once(write_csv, caplog):
+    caplog.set_level("INFO", logger="mam2")
+    path = write_csv("clip, path,action,label,fps,camera\nb jump/1.avi,x,jump,7,30,left\n")
+    for _ in range(2):
+        catalog = read_catalog(path, labelled=True, path_column="clip", label_column="action")
+    assert (Path(catalog.items[0].path).name, catalog.classes) == ("1.avi", ("jump",))
+    assert caplog.text.count("columns that are ignored: path, label, camera.") == 1
+    with pytest.raises(UserError, match=r"no column 'file'.*or name the column: --data\.path-column NAME"):
+        read_catalog(path, labelled=False, path_column="file")
+
+
+def test_segments_of_a_video_are_videos(folder, write_csv):
+    path = write_csv(
+        "path,label,start,end\nb jump/1.avi,a,0,2.5\nb jump/1.avi,b,2.5,\n"
+        "b jump/1.avi,c,,\nb jump/2.MP4,a, 3,100\n,,,\n"
+    )
+    catalog = read_catalog(path, labelled=True)
+    first = str(folder / "b jump/1.avi")
+    assert [item.path for item in catalog.items] == [
+        *(f"{first}#t=0,2.5", f"{first}#t=2.5", first),
+        str(folder / "b jump/2.MP4#t=3,100"),
+    ]
+    with pytest.raises(UserError, match=r"2\.MP4#t=0,1 has two labels"):
+        read_catalog(
+            write_csv("path,label,start,end\n" + "".join(f"b jump/2.MP4,{x},0,1\n" for x in "ab")), labelled=True
+        )
+    for start, end in (("3", "2"), ("-1", "2"), ("nan", "3"), ("0:10", "0:20"), ("2", "2")):
+        with pytest.raises(UserError, match=rf"line 2 has start '{start}' and end '{end}'; accepted are seconds"):
+            read_catalog(write_csv(f"path,start,end\nb jump/1.avi,{start},{end}\n"), labelled=False)
 
 
 def test_csv_from_a_spreadsheet(write_csv):

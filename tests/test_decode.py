@@ -554,6 +554,36 @@ def test_a_replaced_file_is_counted_again(tmp_path):
         assert video.num_frames == 20
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv"])
+def test_a_segment_is_a_video_of_its_own(tmp_path, name):
+    path = write_video(tmp_path / name, num_frames=40)  # 30 frames a second
+    whole = plain_decode(path)
+    for fragment, first, last in (
+        ("#t=0,1", 0, 30),
+        ("#t=0.5,1", 15, 30),
+        ("#t=1", 30, 40),
+        ("#t=,0.1", 0, 3),
+        ("#t=0.51,0.52", 16, 16),
+        ("#t=0.5,99", 15, 40),
+        ("#t=2,3", 40, 40),
+    ):
+        if first == last:
+            with pytest.raises(
+                VideoError, match=rf"{name}{fragment} holds no frame: its video has 40 frames, 1\.3 sec"
+            ):
+                open_video(f"{path}{fragment}")
+            continue
+        with open_video(f"{path}{fragment}") as segment:
+            assert segment.num_frames == last - first
+            assert torch.equal(segment.frames([0, segment.num_frames - 1]), whole[[first, last - 1]])
+            assert torch.equal(torch.stack(list(segment.each())), whole[first:last])
+            with pytest.raises(IndexError):
+                segment.frames([segment.num_frames])
+    odd = tmp_path / f"{name}#t=0,1"
+    path.rename(odd)
+    assert open_video(odd).num_frames == 40, "a file that is called so"
+
+
 def test_one_frame_is_a_video(tmp_path):
     for name, encoder in (("one.mp4", "libx264"), ("one.avi", "mpeg4")):
         with PyAVVideo(write_video(tmp_path / name, encoder=encoder, num_frames=1)) as video:

@@ -26,6 +26,8 @@ class EvaluateCommand:
         run: the folder of a `mam2 finetune`.
         data_root: class folders, or a CSV with path,label.
         data_split: which rows of a CSV that has several splits.
+        data_path_column: name of the CSV's column of paths; by default as in training.
+        data_label_column: name of the CSV's column of labels; by default as in training.
         clips: windows per video; by default the run's own protocol.
         crops: squares per window; by default the run's own protocol.
         out: folder to write to; by default the run's.
@@ -34,6 +36,8 @@ class EvaluateCommand:
     run: Positional[Path]
     data_root: Annotated[str, arg(name="data.root")]
     data_split: Annotated[str, arg(name="data.split")] = ""
+    data_path_column: Annotated[str, arg(name="data.path-column")] = ""
+    data_label_column: Annotated[str, arg(name="data.label-column")] = ""
     clips: int | None = None
     crops: int | None = None
     out: Path | None = None
@@ -67,6 +71,8 @@ def evaluate(command: EvaluateCommand) -> None:
         command.run,
         command.data_root,
         split=command.data_split,
+        path_column=command.data_path_column,
+        label_column=command.data_label_column,
         clips=command.clips,
         crops=command.crops,
         out=out,

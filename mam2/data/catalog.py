@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import random
@@ -11,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mam2.config import UserError, did_you_mean, seed_of
+from mam2.data.csv_list import CsvRow, read_rows
+from mam2.data.labels import are_numbers, classes_of
+from mam2.files import segment_of
 
 log = logging.getLogger("mam2")
 
@@ -28,7 +30,7 @@ _SHOTS = 0x5407  # keeps the seeds of few_shot apart from others
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One video: its path and, in a labelled data set, the number of its class."""
+    """One video, or a segment of one: its path and, in a labelled data set, the number of its class."""
 
     path: str
     label: int | None
@@ -52,23 +54,35 @@ class Catalog:
     classes: tuple[str, ...]
 
 
-def read_catalog(root: str | Path, *, labelled: bool, classes: Sequence[str] | None = None, split: str = "") -> Catalog:
+def read_catalog(
+    root: str | Path,
+    *,
+    labelled: bool,
+    classes: Sequence[str] | None = None,
+    split: str = "",
+    path_column: str = "path",
+    label_column: str = "label",
+) -> Catalog:
     """Lists the videos of a data set.
 
     Args:
         root: one of
             a folder of videos at any depth (not labelled);
             a folder with one sub-folder of videos for each class (labelled);
-            a CSV file whose first line names the columns: `path` (absolute, or from the CSV's folder) and
-            `label` (a name, or a class number from 0; not needed if not labelled), and may be `split`. Others are
-            ignored.
+            a CSV file whose first line names the columns: `path` (absolute, or from the CSV's folder), `label` (not
+            needed if not labelled), `split`, and `start` and `end`, seconds, for a segment of a video. Others are
+            ignored, and a line of the log names them.
         labelled: whether every video must have a label; if not, labels are not read.
         classes: the names of the classes that a model already knows, in its order; no others are accepted.
         split: the rows of a CSV to take, by the word in their column `split`; needed where several splits are in it.
             The classes are those of the whole CSV, so that a class has the same number in each split.
+        path_column, label_column: other names of those columns.
+
+    Labels of a CSV are names, or the classes' numbers from 0: one or the other for the whole list.
 
     Raises:
-        UserError: there is no such root, there are no videos, or a video, a label or a split is missing or unknown.
+        UserError: there is no such root, there are no videos, or a video, a label or a split is missing, unknown or
+            ambiguous.
     """
     if not str(root):
         raise UserError("data.root is empty. Accepted: a folder of videos, or a .csv with the columns path and label.")
@@ -80,7 +94,8 @@ def read_catalog(root: str | Path, *, labelled: bool, classes: Sequence[str] | N
             )
         rows = all_rows = _read_folder(root, labelled=labelled)
     elif root.suffix.lower() == ".csv" and root.is_file():
-        all_rows = read_rows(root, needed=("path", "label") if labelled else ("path",))
+        needed = ("path", "label") if labelled else ("path",)
+        all_rows = read_rows(root, needed=needed, path_column=path_column, label_column=label_column)
         rows = _of_split(all_rows, split, csv_path=root)
         _check_rows(rows, labelled=labelled, csv_path=root)
     else:
@@ -88,11 +103,21 @@ def read_catalog(root: str | Path, *, labelled: bool, classes: Sequence[str] | N
         raise UserError(f"{root} {found}. Accepted: a folder of videos, or a .csv with the columns path and label.")
     if not labelled:
         return Catalog(items=tuple(Item(path=row.path, label=None) for row in rows), classes=())
-    is_csv = root.is_file()  # a folder's name is a name, be it 2019; a label of a CSV may be a number
-    known = tuple(classes) if classes is not None else _classes_of(all_rows, numbers=is_csv)
+    if root.is_dir():  # a folder's name is a name, be it 2019
+        known = tuple(sorted({row.label for row in rows})) if classes is None else tuple(classes)
+        numbers = False
+    elif classes is None:
+        known, numbers = classes_of(all_rows, csv_path=root)
+    else:
+        known = tuple(classes)
+        numbers = are_numbers(rows, known, csv_path=root)
     number_of = {name: number for number, name in enumerate(known)}
-    items = tuple(Item(path=row.path, label=_label_number(row, number_of, numbers=is_csv)) for row in rows)
-    return Catalog(items=items, classes=known)
+    items = []
+    for row in rows:
+        if not numbers and row.label not in number_of:
+            raise UserError(f"{row.place}: {row.label!r} is not a known class. {did_you_mean(row.label, number_of)}")
+        items.append(Item(path=row.path, label=int(row.label) if numbers else number_of[row.label]))
+    return Catalog(items=tuple(items), classes=known)
 
 
 def few_shot(catalog: Catalog, *, shots: int, seed: int) -> Catalog:
@@ -113,22 +138,6 @@ def few_shot(catalog: Catalog, *, shots: int, seed: int) -> Catalog:
             )
         drawn += random.Random(seed_of(seed, _SHOTS, label)).sample(items, shots)
     return Catalog(items=tuple(drawn), classes=catalog.classes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CsvRow:
-    """A video as it was found, with its label still in words.
-
-    Attributes:
-        path: as found; in a CSV, from the CSV's folder.
-        label, split: empty where there is none.
-        place: where it was found, for messages.
-    """
-
-    path: str
-    label: str
-    split: str
-    place: str
 
 
 def video_paths(root: Path) -> list[Path]:
@@ -171,41 +180,6 @@ def split_folders(paths: Sequence[Path]) -> list[str]:
     return folders if all(folder.lower() in SPLIT_WORDS for folder in folders) else []
 
 
-def read_rows(csv_path: Path, *, needed: Sequence[str]) -> list[CsvRow]:
-    """The videos that a CSV lists, whether or not they are there.
-
-    Args:
-        csv_path: the file.
-        needed: the columns that it must have; in each line, only `path` must not be empty.
-
-    Raises:
-        UserError: a column or a path is missing, no videos are listed, or the file can't be read.
-    """
-    rows = []
-    try:
-        with csv_path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            for column in needed:
-                if column not in reader.fieldnames:
-                    raise UserError(
-                        f"{csv_path} has no column {column!r}; its first line is "
-                        f"{','.join(reader.fieldnames)!r}. Write {','.join(needed)} as the first line."
-                    )
-            for record in reader:
-                path, label, split = ((record.get(name) or "").strip() for name in ("path", "label", "split"))
-                place = f"{csv_path}, line {reader.line_num}"
-                if not path:
-                    raise UserError(f"{place} has no path. Write one, or remove the line.")
-                path = str(csv_path.parent / path)  # an absolute path replaces the folder
-                rows.append(CsvRow(path=path, label=label, split=split, place=place))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{csv_path} can't be read: {error}. Save it as comma-separated UTF-8.") from error
-    if not rows:
-        raise UserError(f"{csv_path} lists no videos. Write one on each line after the first.")
-    return rows
-
-
 def _read_folder(root: Path, *, labelled: bool) -> list[CsvRow]:
     paths = video_paths(root)
     if labelled:
@@ -242,34 +216,21 @@ def _of_split(rows: list[CsvRow], split: str, *, csv_path: Path) -> list[CsvRow]
 
 
 def _check_rows(rows: list[CsvRow], *, labelled: bool, csv_path: Path) -> None:
-    for row in rows:
-        if labelled and not row.label:
-            raise UserError(f"{row.place} has no label. Write one, or remove the line.")
-    absent = [f"{row.place}: {row.path} does not exist" for row in rows if not os.path.exists(row.path)]
+    first = dict[str, CsvRow]()
+    for row in rows if labelled else ():
+        if row.label.lower() in ("", "nan"):
+            found = f"the label {row.label!r}, which is how programs write none" if row.label else "no label"
+            raise UserError(f"{row.place} has {found}. Write one, or remove the line.")
+        other = first.setdefault(os.path.normpath(row.path), row)
+        if other.label != row.label:
+            raise UserError(
+                f"{row.path} has two labels: {other.label!r} in {other.place}, and {row.label!r} in {row.place}. "
+                "Remove one of the lines; for parts of a video with labels of their own, add the columns start and end."
+            )
+    files = ((row, segment_of(row.path)[0]) for row in rows)
+    absent = [f"{row.place}: {file} does not exist" for row, file in files if not os.path.exists(file)]
     if absent:
         raise UserError(
             f"{absent[0]} ({len(absent)} of {len(rows)} videos are missing). "
             f"Paths must be absolute, or start from {csv_path.parent}."
         )
-
-
-def _classes_of(rows: list[CsvRow], *, numbers: bool) -> tuple[str, ...]:
-    """The classes of rows whose labels are names, sorted; or, if all are numbers, '0' up to the largest."""
-    labels = {row.label for row in rows} - {""}  # a test split may have none
-    found = [_class_number(label) for label in labels]
-    if not numbers or None in found:
-        return tuple(sorted(labels))
-    return tuple(str(i) for i in range(1 + max(number for number in found if number is not None)))
-
-
-def _label_number(row: CsvRow, number_of: dict[str, int], *, numbers: bool) -> int:
-    if row.label in number_of:
-        return number_of[row.label]
-    number = _class_number(row.label)
-    if numbers and number is not None and number < len(number_of):
-        return number
-    raise UserError(f"{row.place}: {row.label!r} is not a known class. {did_you_mean(row.label, number_of)}")
-
-
-def _class_number(label: str) -> int | None:
-    return int(label) if label.isdecimal() else None

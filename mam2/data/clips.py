@@ -6,6 +6,7 @@ T frames, C = 3 channels, H = W = size pixels, V views.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ from annotated_types import Ge, Le
 
 from mam2.config import check
 from mam2.data import sampling, transforms
+from mam2.data.catalog import Catalog, read_catalog
 from mam2.data.sampling import Short
 from mam2.data.video.open import open_video
 from mam2.data.video.source import Backend
@@ -30,6 +32,8 @@ class Data:
     Attributes:
         root: a folder of videos at any depth, a folder with a sub-folder per class, or a .csv with path,label.
         split: which rows of a .csv that has several splits.
+        path_column: name of the .csv's column of paths.
+        label_column: name of the .csv's column of labels.
         sampling: "dense" or "uniform".
         stride_frames: the distance between neighbouring frames of a dense clip (App. B).
         target_fps: scales the stride by a video's own frame rate over this, as ST-MAE does with 30; 0 is off.
@@ -56,6 +60,8 @@ class Data:
 
     root: str = ""
     split: str = ""
+    path_column: str = "path"
+    label_column: str = "label"
     sampling: Sampling = "dense"
     stride_frames: Annotated[int, Ge(1)] = 4
     target_fps: Annotated[float, Ge(0), Le(1000)] = 0.0
@@ -74,6 +80,18 @@ class Data:
 
     def __post_init__(self) -> None:
         check(self, "data.")
+
+
+def catalog_of(data: Data, *, labelled: bool, classes: Sequence[str] | None = None) -> Catalog:
+    """The videos of `data.root`; see `read_catalog`."""
+    return read_catalog(
+        data.root,
+        labelled=labelled,
+        classes=classes,
+        split=data.split,
+        path_column=data.path_column,
+        label_column=data.label_column,
+    )
 
 
 def train_clips(path: str, data: Data, *, num_frames: int, size: int, rng: random.Random) -> list[torch.Tensor]:

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from mam2.config import UserError, from_json, seed_of
-from mam2.data.catalog import read_catalog
-from mam2.data.clips import Data, train_clips
+from mam2.data.clips import Data, catalog_of, train_clips
 from mam2.data.mixing import mix
 from mam2.patches import to_float
 from mam2.pictures.canvas import FrameRow, enlarge, frames_shown, page_of_rows, zoom_to
@@ -60,7 +59,7 @@ def show_augmented(run: str | Path, video: str | Path, out: str | Path, *, seed:
 def _other_video(data: Data, video: str, *, seed: int) -> str:
     """A video of the training data that is not this one; "", with a warning, if there is none."""
     try:
-        items = read_catalog(data.root, labelled=False, split=data.split).items
+        items = catalog_of(data, labelled=False).items
     except UserError as error:
         log.warning(f"Mixup and cutmix are not drawn, because no second video was found: {error}")
         return ""

@@ -51,6 +51,7 @@ class Probe:
         train: labelled videos, class folders or a CSV with path,label.
         test: labelled videos with the same classes.
         train_split, test_split: which rows of a CSV that has several splits.
+        path_column, label_column: names of a CSV's columns.
         kind: "linear" layer, "attentive" pooler with one learned query and a linear layer, or "knn".
         pooling: of linear and knn: "space" averages over space and keeps the frames side by side (T × D features),
             "all" averages over time too (D features).
@@ -83,6 +84,8 @@ class Probe:
     test: str = ""
     train_split: str = ""
     test_split: str = ""
+    path_column: str = "path"
+    label_column: str = "label"
     kind: Literal["linear", "attentive", "knn"] = "linear"
     pooling: Literal["space", "all"] = "space"
     baseline: bool = True
@@ -142,9 +145,10 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
             )
     folder = Path(out)
     encoder = load_encoder(config.encoder)
-    catalog = read_catalog(config.train, labelled=True, split=config.train_split)
+    columns = {"path_column": config.path_column, "label_column": config.label_column}
+    catalog = read_catalog(config.train, labelled=True, split=config.train_split, **columns)
     train = few_shot(catalog, shots=config.shots, seed=config.seed)
-    test = read_catalog(config.test, labelled=True, classes=catalog.classes, split=config.test_split)
+    test = read_catalog(config.test, labelled=True, classes=catalog.classes, split=config.test_split, **columns)
     if both := {item.path for item in train.items} & {item.path for item in test.items}:
         log.warning(f"{len(both)} videos are in both train and test, such as {min(both)}: the result is too high.")
 

@@ -7,7 +7,7 @@ import json
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +19,8 @@ from torch import nn
 
 from mam2 import distributed
 from mam2.config import Epochs, UserError, check, from_json, seed_of
-from mam2.data.catalog import few_shot, read_catalog
-from mam2.data.clips import Data
+from mam2.data.catalog import few_shot
+from mam2.data.clips import Data, catalog_of
 from mam2.data.loader import Batch
 from mam2.data.mixing import mix
 from mam2.data.views import ViewLoader
@@ -90,7 +90,7 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
     """
     folder = Path(out)
     # Open: the videos and the run's folder.
-    catalog = read_catalog(config.data.root, labelled=True, split=config.data.split)
+    catalog = catalog_of(config.data, labelled=True)
     catalog = few_shot(catalog, shots=config.shots, seed=config.loop.seed)
     config.loop.check_batch()
     # Build: classifier and optimiser, before the folder is claimed: a wrong --init leaves none behind.
@@ -151,6 +151,8 @@ def evaluate_run(
     root: str,
     *,
     split: str = "",
+    path_column: str = "",
+    label_column: str = "",
     clips: int | None = None,
     crops: int | None = None,
     out: str | Path | None = None,
@@ -161,6 +163,7 @@ def evaluate_run(
         run: the folder of a fine-tuning run.
         root: class folders or a CSV with path,label; its classes must be among the run's.
         split: which rows of a CSV that has several splits.
+        path_column, label_column: of the CSV; the run's own names if empty.
         clips: windows per video; the run's own protocol if None.
         crops: squares per window; the run's own protocol if None.
         out: the folder for evaluate.json and predictions.npz (path, label, probability, classes); the run's if None.
@@ -177,7 +180,14 @@ def evaluate_run(
     config = from_json(Finetune, record["config"])
     clips = config.clips if clips is None else clips
     crops = config.crops if crops is None else crops
-    catalog = read_catalog(root, labelled=True, classes=classes, split=split)
+    data = replace(
+        config.data,
+        root=root,
+        split=split,
+        path_column=path_column or config.data.path_column,
+        label_column=label_column or config.data.label_column,
+    )
+    catalog = catalog_of(data, labelled=True, classes=classes)
     device = local_device()
     if distributed.rank() == 0:
         out.mkdir(parents=True, exist_ok=True)  # or fail before hours of testing

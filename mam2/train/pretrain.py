@@ -13,8 +13,8 @@ from torch import nn
 
 from mam2 import distributed
 from mam2.config import UserError, from_json, to_json
-from mam2.data.catalog import Catalog, read_catalog
-from mam2.data.clips import Data
+from mam2.data.catalog import Catalog
+from mam2.data.clips import Data, catalog_of
 from mam2.data.loader import Batch, steps_per_epoch
 from mam2.device import autocast_dtype, local_device
 from mam2.files import digest, fingerprint
@@ -103,7 +103,7 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     """
     folder = Path(out)
     # Open: the videos, the run's folder, and the tokenizer that is trained on those videos where one is.
-    catalog = read_catalog(config.data.root, labelled=False, split=config.data.split)
+    catalog = catalog_of(config.data, labelled=False)
     config.loop.check_batch()
     with only_writer(folder):
         if distributed.rank() == 0:
@@ -203,7 +203,15 @@ def token_cache(config: Pretrain, catalog: Catalog, tokenizer: Tokenizer) -> Tok
         )
     encoder = config.encoder
     data = to_json(config.data)
-    for name in ("root", "split", "num_workers", "timeout_seconds", "max_bad_share"):  # these change no clip
+    for name in (
+        "root",
+        "split",
+        "path_column",
+        "label_column",
+        "num_workers",
+        "timeout_seconds",
+        "max_bad_share",
+    ):  # these change no clip
         del data[name]
     identity = {
         "tokenizer": [config.targets.appearance, tokenizer.num_codes, digest(tokenizer.state_dict())],

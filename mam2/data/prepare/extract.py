@@ -25,13 +25,14 @@ from rich.console import Console
 from rich.progress import track
 
 from mam2.config import UserError
-from mam2.data.catalog import CsvRow, read_rows
+from mam2.data.csv_list import CsvRow, read_rows
 from mam2.data.prepare.inspect import relative_to
 from mam2.data.video.index import VideoError
 from mam2.data.video.jpeg_folder import META, JpegFolder, read_meta
-from mam2.data.video.pyav import PyAVVideo
+from mam2.data.video.open import open_video
+from mam2.data.video.source import VideoSource
 from mam2.data.workers import parallel_map
-from mam2.files import written_whole
+from mam2.files import segment_of, written_whole
 
 log = logging.getLogger("mam2")
 _STDERR = Console(stderr=True)
@@ -58,7 +59,7 @@ def write_frames(video_path: str | Path, folder: str | Path, *, short_side: int 
     """
     folder = Path(folder)
     _check_settings(short_side, quality)
-    with PyAVVideo(video_path) as video:
+    with open_video(video_path) as video:
         meta = _meta_of(video, short_side, quality)
         if _is_written(folder, meta):
             return JpegFolder(folder)
@@ -91,7 +92,7 @@ def estimate_bytes(video_path: str | Path, *, short_side: int = 256, quality: in
         VideoError: the video, or one of those frames, does not decode.
     """
     _check_settings(short_side, quality)
-    with PyAVVideo(video_path) as video:
+    with open_video(video_path) as video:
         num_samples = min(_NUM_SAMPLES, video.num_frames)
         indices = [(2 * i + 1) * video.num_frames // (2 * num_samples) for i in range(num_samples)]
         sizes = [len(_jpeg(frame_CHW, short_side, quality)) for frame_CHW in video.frames(indices)]
@@ -192,7 +193,7 @@ def write_all_frames(
 def _folder_of(path: str) -> str:
     """A folder's name for a video: the video's, cut where it is long, and a hash of where it lies: no two are alike."""
     digest = hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest()
-    stem = Path(path).stem.encode("utf-8", "replace")[:80].decode("utf-8", "ignore").strip(" .")
+    stem = Path(segment_of(path)[0]).stem.encode("utf-8", "replace")[:80].decode("utf-8", "ignore").strip(" .")
     return f"{stem}_{digest}"
 
 
@@ -233,15 +234,16 @@ def _jpeg(frame_CHW: torch.Tensor, short_side: int, quality: int) -> bytes:
     return file.getvalue()
 
 
-def _meta_of(video: PyAVVideo, short_side: int, quality: int) -> dict[str, Any]:
+def _meta_of(video: VideoSource, short_side: int, quality: int) -> dict[str, Any]:
     try:
-        with open(video.path, "rb") as file:
+        name, start, end = segment_of(video.path)
+        with open(name, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size_bytes = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise VideoError(f"{video.path} can't be read: {error.strerror or error}.") from error
     source = {"name": Path(video.path).name, "height": video.height, "width": video.width}
-    source |= {"bytes": size_bytes, "sha256": digest}
+    source |= {"bytes": size_bytes, "sha256": digest if name == video.path else f"{digest} {start:g} {end:g}"}
     made = {"fps": video.fps, "count": video.num_frames, "short_side": short_side, "quality": quality}
     return made | {"source": source}
 

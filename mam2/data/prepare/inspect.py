@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mam2.config import UserError
-from mam2.data.video.jpeg_folder import JpegFolder, read_meta
+from mam2.data.video.jpeg_folder import read_meta
 from mam2.data.video.open import open_video
 from mam2.data.workers import parallel_map
+from mam2.files import segment_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ def inspect_videos(
     for path in dict.fromkeys(paths):
         name = relative_to(path, journal.parent)
         try:
-            status = os.stat(path)
+            status = os.stat(segment_of(path)[0])
         except OSError as error:  # a link to nowhere
             opened[path] = f"{shown(path)} can't be read: {error.strerror}. Fix or remove it."
             continue
@@ -115,15 +116,18 @@ def _read_journal(journal: Path) -> dict[str, VideoInfo]:
 def inspect_video(path: str) -> VideoInfo | str:
     """Opens a video and decodes its first and last frame; the reason where that fails."""
     try:
-        status = os.stat(path)
+        name, start, end = segment_of(path)
+        status = os.stat(name)
         with open_video(path) as video:
             video.frames([video.num_frames - 1])
-            if isinstance(video, JpegFolder):  # made of a file that it names, or else known by its size and time
-                source = read_meta(path).get("source", {})
-                digest = source.get("sha256") or f"{path} {status.st_size} {status.st_mtime_ns}"
+            if os.path.isdir(name):  # made of a file that it names, or else known by its size and time
+                source = read_meta(name).get("source", {})
+                digest = source.get("sha256") or f"{name} {status.st_size} {status.st_mtime_ns}"
             else:
-                with open(path, "rb") as file:
+                with open(name, "rb") as file:
                     digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+            if path != name:
+                digest = f"{digest} {start:g} {end:g}"
             return VideoInfo(
                 size_bytes=status.st_size,
                 mtime_ns=status.st_mtime_ns,

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mam2.config import UserError, did_you_mean
-from mam2.data.catalog import SPLIT_WORDS, read_rows, split_folders, video_paths
+from mam2.data.catalog import SPLIT_WORDS, split_folders, video_paths
+from mam2.data.csv_list import read_rows
 from mam2.data.prepare.inspect import VideoInfo, inspect_videos, relative_to, shown, writing
 from mam2.data.prepare.official_lists import BENCHMARKS, Benchmark, Lists, read_lists, same_name
-from mam2.files import write_text
+from mam2.files import segment_of, write_text
 
 COLUMNS = ("path", "label", "frames", "fps", "width", "height", "split")
 """The first line of a manifest. `read_catalog` reads it; a path that is not absolute starts from the manifest."""
@@ -242,10 +243,10 @@ def _find_own(root: Path) -> _Found:
         rows = read_rows(root, needed=("path",))
         splits = [SPLIT_WORDS.get(row.split.lower(), row.split) or "train" for row in rows]
         videos = [_Wanted(path=r.path, label=r.label, split=s) for r, s in zip(rows, splits, strict=True)]
-    there = [video for video in videos if os.path.exists(video.path)]
+    there = [video for video in videos if os.path.exists(segment_of(video.path)[0])]
     return _Found(
         videos=there,
-        missing=[video.path for video in videos if not os.path.exists(video.path)],
+        missing=[video.path for video in videos if not os.path.exists(segment_of(video.path)[0])],
         extra=[],
         listed={split: sum(video.split == split for video in videos) for split in sorted({v.split for v in videos})},
         num_classes=len({video.label for video in videos} - {""}),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from array import array
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +48,21 @@ class Index:
     def upright(self) -> tuple[int, int]:
         """(height, width) of a frame that was turned upright."""
         return (self.width, self.height) if self.orientation.transposed else (self.height, self.width)
+
+    def frame_at(self, seconds: float, *, path: str) -> int:
+        """See `VideoSource.frame_at`."""
+        if self.pts is None or math.isinf(seconds):
+            return frame_at(seconds, fps=self.fps, num_frames=self.num_frames, path=path)
+        return bisect_left(self.pts, self.pts[0] + seconds / self.tick_seconds - 1e-3)
+
+
+def frame_at(seconds: float, *, fps: float | None, num_frames: int, path: str) -> int:
+    """The number of the frame at a time in a video of evenly spaced frames; see `VideoSource.frame_at`."""
+    if seconds <= 0 or math.isinf(seconds):
+        return 0 if seconds <= 0 else num_frames
+    if not fps:
+        raise VideoError(f"{path} does not say how many frames it has per second, so no segment of it can be found.")
+    return min(math.ceil(seconds * fps - 1e-3), num_frames)
 
 
 def check_indices(video: VideoSource, wanted: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 from mam2.config import UserError
-from mam2.data.video.index import MAX_PIXELS, VideoError, check_indices, reason_of
+from mam2.data.video.index import MAX_PIXELS, VideoError, check_indices, frame_at, reason_of
 from mam2.files import parse_json
 
 FRAME_SUFFIXES = (".jpg", ".jpeg")
@@ -62,6 +62,10 @@ class JpegFolder:
         check_indices(self, sorted(indices))
         decoded = {index: self._read(index) for index in set(indices)}
         return torch.from_numpy(np.stack([decoded[index] for index in indices])).permute(0, 3, 1, 2)
+
+    def frame_at(self, seconds: float) -> int:
+        """See `VideoSource.frame_at`."""
+        return frame_at(seconds, fps=self.fps, num_frames=self.num_frames, path=self.path)
 
     def each(self) -> Iterator[torch.Tensor]:
         """See `VideoSource.each`."""

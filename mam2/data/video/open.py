@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import typing
 from pathlib import Path
@@ -9,12 +10,18 @@ from pathlib import Path
 from mam2.config import UserError
 from mam2.data.video.jpeg_folder import JpegFolder
 from mam2.data.video.pyav import PyAVVideo
+from mam2.data.video.segment import Segment
 from mam2.data.video.source import Backend, VideoSource
 from mam2.data.video.torchcodec import TorchcodecVideo
+from mam2.files import segment_of
 
 
 def open_video(path: str | Path, *, backend: Backend = "pyav") -> VideoSource:
-    """Opens a video file with a backend, or a folder of frames if the path is a folder.
+    """Opens a video file with a backend, or a folder of frames if the path is a folder; or a segment of either.
+
+    Args:
+        path: of the file or folder; with `#t=START,END` (seconds) at its end, that segment.
+        backend: decoder of files.
 
     Raises:
         VideoError: nothing there, no video, or one that is damaged from the start.
@@ -22,6 +29,10 @@ def open_video(path: str | Path, *, backend: Backend = "pyav") -> VideoSource:
     """
     if backend not in typing.get_args(Backend):
         raise UserError(f"The backend of a video is {backend!r}; accepted: {', '.join(typing.get_args(Backend))}.")
-    if os.path.isdir(path):
-        return JpegFolder(path)
-    return TorchcodecVideo(path) if backend == "torchcodec" else PyAVVideo(path)
+    file, start, end = segment_of(str(path))
+    source: VideoSource
+    if os.path.isdir(file):
+        source = JpegFolder(file)
+    else:
+        source = TorchcodecVideo(file) if backend == "torchcodec" else PyAVVideo(file)
+    return source if (start, end) == (0, math.inf) else Segment(source, start=start, end=end, path=str(path))

@@ -77,6 +77,10 @@ class PyAVVideo:
         clip_TCHW = self._index.orientation.upright(clip_TCHW)
         return clip_TCHW if list(indices) == wanted else clip_TCHW[[bisect_left(wanted, i) for i in indices]]
 
+    def frame_at(self, seconds: float) -> int:
+        """See `VideoSource.frame_at`."""
+        return self._index.frame_at(seconds, path=self.path)
+
     def each(self) -> Iterator[torch.Tensor]:
         """See `VideoSource.each`."""
         check_indices(self, range(self.num_frames))

@@ -44,6 +44,13 @@ class VideoSource(Protocol):
             IndexError: an index outside 0 .. num_frames - 1.
         """
 
+    def frame_at(self, seconds: float) -> int:
+        """The number of the first frame that is shown at this time, counted from the first frame, or later.
+
+        Raises:
+            VideoError: nothing tells when frames are shown.
+        """
+
     def each(self) -> Iterator[Tensor]:
         """All frames one after another, in one pass and with the memory of one: RGB, uint8 (3, height, width).
 

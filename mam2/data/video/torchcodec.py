@@ -51,6 +51,10 @@ class TorchcodecVideo:
         clip_TCHW = self._frames(wanted)
         return clip_TCHW if list(indices) == wanted else clip_TCHW[[bisect_left(wanted, i) for i in indices]]
 
+    def frame_at(self, seconds: float) -> int:
+        """See `VideoSource.frame_at`."""
+        return self._index.frame_at(seconds, path=self.path)
+
     def each(self) -> Iterator[torch.Tensor]:
         """See `VideoSource.each`."""
         check_indices(self, range(self.num_frames))

@@ -1,0 +1,100 @@
+"""A data set's list: the rows of a CSV, a video or a segment of one each."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mam2 import distributed
+from mam2.config import UserError
+
+log = logging.getLogger("mam2")
+_COLUMNS = ("path", "label", "split", "start", "end")
+_OF_MANIFESTS = ("frames", "fps", "width", "height")  # `mam2 prepare` writes them for people
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvRow:
+    """A video as it was found, with its label still in words.
+
+    Attributes:
+        path: as found; in a CSV, from the CSV's folder. One of a segment ends with `#t=START,END`.
+        label, split: empty where there is none.
+        place: where it was found, for messages.
+    """
+
+    path: str
+    label: str
+    split: str
+    place: str
+
+
+def read_rows(
+    csv_path: Path, *, needed: Sequence[str], path_column: str = "path", label_column: str = "label"
+) -> list[CsvRow]:
+    """The videos that a CSV lists, whether or not they are there.
+
+    Args:
+        csv_path: the file.
+        needed: the columns that it must have; in each line, only `path` must not be empty.
+        path_column, label_column: other names of those columns.
+
+    Raises:
+        UserError: a column or a path is missing, no videos are listed, or the file can't be read.
+    """
+    rows = []
+    try:
+        with csv_path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            found = [name.strip() for name in reader.fieldnames or ()]
+            called = {path_column: "path", label_column: "label", **{name: name for name in _COLUMNS[2:]}}
+            reader.fieldnames = [called.get(name, f"other {name}") for name in found]
+            for column in needed:
+                if column not in reader.fieldnames:
+                    name = {"path": path_column, "label": label_column}[column]
+                    raise UserError(
+                        f"{csv_path} has no column {name!r}; its first line is {','.join(found)!r}. Write "
+                        f"{','.join(needed)} as the first line, or name the column: --data.{column}-column NAME."
+                    )
+            _say_ignored(csv_path, tuple(name for name in found if name not in (*called, *_OF_MANIFESTS)))
+            for record in reader:
+                path, label, split, start, end = ((record.get(name) or "").strip() for name in _COLUMNS)
+                place = f"{csv_path}, line {reader.line_num}"
+                if not any((path, label, split)):
+                    continue  # a line of commas
+                if not path:
+                    raise UserError(f"{place} has no path. Write one, or remove the line.")
+                path = str(csv_path.parent / path) + _segment(start, end, place)  # an absolute path replaces the folder
+                rows.append(CsvRow(path=path, label=label, split=split, place=place))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{csv_path} can't be read: {error}. Save it as comma-separated UTF-8.") from error
+    if not rows:
+        raise UserError(f"{csv_path} lists no videos. Write one on each line after the first.")
+    return rows
+
+
+def _segment(start: str, end: str, place: str) -> str:
+    """The end of a path that means a segment; empty for the whole video."""
+    if not start and not end:
+        return ""
+    try:
+        from_, to = float(start or 0), float(end or "inf")
+    except ValueError:
+        from_ = to = math.nan
+    if not 0 <= from_ < to:
+        raise UserError(
+            f"{place} has start {start!r} and end {end!r}; accepted are seconds, the end after the start, or nothing."
+        )
+    return f"#t={from_:.6f}".rstrip("0").rstrip(".") + ("" if math.isinf(to) else f",{to:.6f}".rstrip("0").rstrip("."))
+
+
+@functools.cache
+def _say_ignored(csv_path: Path, columns: tuple[str, ...]) -> None:
+    """Names the columns of a list that are not used, once."""
+    if columns and distributed.rank() == 0:
+        log.info(f"{csv_path}: columns that are ignored: {', '.join(columns)}.")

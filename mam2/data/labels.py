@@ -1,0 +1,96 @@
+"""What the labels of a CSV mean: names of classes, or their numbers from 0; one or the other for the whole list."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from mam2.config import UserError, did_you_mean
+from mam2.data.csv_list import CsvRow
+
+log = logging.getLogger("mam2")
+
+
+def classes_of(rows: list[CsvRow], *, csv_path: Path) -> tuple[tuple[str, ...], bool]:
+    """The classes of a list that no model has seen yet, and whether its labels are the classes' numbers.
+
+    They are numbers if all are, if they count from 0, and if there are not many more classes than the list has videos.
+    Numbers that begin elsewhere are names: years, ids, classes called 1, 2, 3.
+    """
+    labels = {row.label: row for row in rows if row.label}  # a test split may have none
+    by_number = {number: label for label in labels if (number := _number(label)) is not None}
+    if not by_number:
+        return tuple(sorted(labels)), False
+    if len(by_number) < len(labels):
+        name = next(label for label in labels if _number(label) is None)
+        digits = next(iter(by_number.values()))
+        raise UserError(
+            f"{csv_path} mixes numbers and names as labels: {labels[digits].place} has {digits!r}, "
+            f"{labels[name].place} has {name!r}. Write names only, or the numbers of classes, from 0."
+        )
+    names = tuple(by_number[number] for number in sorted(by_number))
+    if min(by_number) > 0:
+        log.info(
+            f"{csv_path}: the labels, {_listed(names)}, are numbers that do not count from 0; they are read as the "
+            f"names of {len(names)} classes."
+        )
+        return names, False
+    num_classes = max(by_number) + 1
+    if num_classes > max(len(rows), 2 * len(names)):
+        row = labels[names[-1]]
+        raise UserError(
+            f"{csv_path} has {len(rows)} videos with {len(names)} different numbers as labels, the largest in "
+            f"{row.place}: {row.label:.40}. As numbers of classes they would be of {num_classes:.6g} classes; as "
+            f"names, of {len(names)}. Write names that are no numbers, or correct that line."
+        )
+    if num_classes > len(names):
+        log.warning(
+            f"{csv_path}: the labels are read as the numbers of {num_classes} classes, of which "
+            f"{num_classes - len(names)} have no video. If they are names, write names that are no numbers."
+        )
+    return tuple(map(str, range(num_classes))), True
+
+
+def are_numbers(rows: list[CsvRow], classes: tuple[str, ...], *, csv_path: Path) -> bool:
+    """Whether the labels of a list are the numbers of a model's classes, and not their names.
+
+    Raises:
+        UserError: both can be meant and are not the same, or some labels are one and some the other.
+    """
+    number_of = {name: number for number, name in enumerate(classes)}
+    names = [row for row in rows if row.label in number_of]
+    numbers = [row for row in rows if (found := _number(row.label)) is not None and found < len(classes)]
+    if len(names) == len(rows):
+        other = next((row for row in rows if _number(row.label) != number_of[row.label]), None)
+        if other is None or len(numbers) < len(rows):
+            return False
+        raise UserError(
+            f"{csv_path} can be read in two ways: {other.place} has {other.label!r}, which is the name of class "
+            f"{number_of[other.label]}, and the number of the class {classes[int(other.label)]!r}. Give a folder with "
+            "a sub-folder per class, whose names are always names, or a list that holds a label for which one reading "
+            "fails."
+        )
+    if len(numbers) == len(rows):
+        return True
+    strange = next((row for row in rows if row not in names and row not in numbers), None)
+    if strange is None:
+        name = next(row for row in rows if row not in numbers)
+        number = next(row for row in rows if row not in names)
+        raise UserError(
+            f"{csv_path} mixes names and numbers of classes: {name.place} has {name.label!r}, {number.place} has "
+            f"{number.label!r}. Write one or the other: names {_listed(classes)}, or 0 to {len(classes) - 1}."
+        )
+    raise UserError(
+        f"{strange.place}: {repr(strange.label)[:60]} is not a known class. {did_you_mean(strange.label, number_of)} "
+        f"Or write numbers from 0 to {len(classes) - 1} throughout."
+    )
+
+
+def _number(label: str) -> int | None:
+    """A label's number; None for a name. Digits without end are a number that is too large for anything."""
+    return (int(label) if len(label) < 19 else 10**19) if label.isdecimal() else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 6 else f"{', '.join(names[:3])}, ..., {names[-1]}"

@@ -123,7 +123,7 @@ class PlainMAM2(nn.Module):
 
     def __init__(self, config: MAM2Config, encoder: EncoderConfig, sizes: TargetSizes) -> None:
         super().__init__()
-        width, heads = encoder.width, config.num_heads
+        width, heads = encoder.width, config.sized_for(encoder).num_heads
         self.alpha = config.alignment_weight
         self.encoder = Encoder(encoder)
         self.mask_query_D = nn.Parameter(torch.zeros(width))

@@ -71,7 +71,7 @@ class Size:
 SIZES = {
     "vit_b": Size(encoder=vit_b(), objective=MAM2Config(), tokenizer=VQGANConfig()),
     # Table 1c: regressor and decoders as wide as the encoder.
-    "vit_l": Size(encoder=vit_l(), objective=MAM2Config(width=1024, num_heads=16), tokenizer=VQGANConfig()),
+    "vit_l": Size(encoder=vit_l(), objective=MAM2Config(), tokenizer=VQGANConfig()),
     "tiny": Size(
         encoder=EncoderConfig(width=64, depth=2, num_heads=2, frames=4, size=32, patch_size=8),
         objective=MAM2Config(width=64, num_heads=2, regressor_depth=1, appearance_depth=1, motion_depth=1),

@@ -117,17 +117,9 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         UserError: the file is missing, is no safetensors file, or is not as it was written; a pickle is never opened.
     """
-    if not file.is_file():
-        raise UserError(f"{file} does not exist. Give a run's folder or a .safetensors file that mam2 wrote.")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
+    metadata = read_metadata(file)
+    with _safetensors_only(file):
         tensors = load_file(file)
-    except SafetensorError as error:
-        raise UserError(
-            f"{file} is no safetensors file ({first_line(error)}). Accepted are files that mam2 wrote: encoders, "
-            "classifiers, tokenizers. Pickled checkpoints are not opened, since they can run code."
-        ) from error
     written = metadata.pop(CHECKSUM, None)  # files of other programs, and of version 0.1, have none
     if written is not None and written != _checksum(tensors, metadata):
         raise UserError(
@@ -135,6 +127,26 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "it, or an earlier checkpoint."
         )
     return tensors, metadata
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; see `read_tensors`."""
+    if not file.is_file():
+        raise UserError(f"{file} does not exist. Give a run's folder or a .safetensors file that mam2 wrote.")
+    with _safetensors_only(file), safe_open(file, framework="pt") as opened:
+        metadata: dict[str, str] = opened.metadata() or {}
+        return metadata
+
+
+@contextmanager
+def _safetensors_only(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(
+            f"{file} is no safetensors file ({first_line(error)}). Accepted are files that mam2 wrote: encoders, "
+            "classifiers, tokenizers. Pickled checkpoints are not opened, since they can run code."
+        ) from error
 
 
 def config_of(metadata: Mapping[str, str], cls: type[ConfigT], *, file: Path) -> ConfigT:

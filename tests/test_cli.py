@@ -24,6 +24,7 @@ from mam2.config import to_json
 from mam2.data.synthetic import render, write_video
 from mam2.recipes import get_recipe
 from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, save_vqgan
+from mam2.train.finetune import Finetune
 
 PRETRAIN = ("pretrain", "mam2_tiny", *TINY, "--loop.duration", "2 steps")
 FINETUNE = ("finetune", "finetune_tiny", *TINY_ENCODER, "--loop.duration", "2 steps")
@@ -187,7 +188,7 @@ def test_help_of_a_recipe_shows_the_options_of_everyone_first(run) -> None:
     lines = out.splitlines()
     places = {name: next(i for i, line in enumerate(lines) if f"--{name} " in line) for name in ("data.root", "out")}
     assert max(places.values()) < 5
-    assert next(i for i, line in enumerate(lines) if "--loop.duration" in line) < 8
+    assert next(i for i, line in enumerate(lines) if "--loop.duration" in line) < 10
     assert out.count("--data.root") == 2  # the usage line, and its own
     config = to_json(get_recipe("mam2_tiny"))
     for section, fields in config.items():
@@ -235,10 +236,58 @@ def test_tubelets_are_finetuned_and_evaluated(run, videos, tubelet_run, tmp_path
 
 def test_tubelets_of_another_size_are_refused(run, videos, tubelet_run, tmp_path) -> None:
     data = ("--data.root", videos)
-    other = run(*FINETUNE, *data, "--init", tubelet_run, "--out", tmp_path / "tuned")
+    other = run(*FINETUNE, *data, "--encoder.tubelet", 1, "--init", tubelet_run, "--out", tmp_path / "tuned")
     refused(other, "tubelet 2 (here 1)", "--encoder.tubelet 2")
     too_short = run(*PRETRAIN, *TUBELETS, "--encoder.frames", 2, *data, "--out", tmp_path / "short")
     refused(too_short, "at least 2 tubelets")
+
+
+SHORT = ("--loop.duration", "1 steps", "--loop.batch-size", 4, "--data.num-workers", 0, "--optim.warmup", "0 steps")
+
+
+def test_finetuning_takes_its_sizes_from_the_pretraining(run, videos, tmp_path, caplog) -> None:
+    pre, data = tmp_path / "pre", ("--data.root", videos)
+    assert run(*PRETRAIN, *data, "--out", pre, "--data.stride-frames", 2, "--encoder.layer-scale", 0.2)[0] == 0
+    tune = ("finetune", "finetune_tiny", *SHORT, *data)
+    assert run(*tune, "--init", pre, "--out", tmp_path / "as_it_is")[0] == 0
+    config = json.loads((tmp_path / "as_it_is" / "run.json").read_text())["config"]
+    assert config["encoder"] == json.loads((pre / "run.json").read_text())["config"]["encoder"] | {
+        "drop_path": get_recipe("finetune_tiny", Finetune).encoder.drop_path
+    }
+    assert config["data"]["stride_frames"] == 2
+    assert "interpolated" not in caplog.text
+    # The file alone tells all but the stride; what is given differs, and is said.
+    sizes = ("--encoder.frames", 4, "--data.stride-frames=3")
+    assert run(*tune, *sizes, "--init", pre, "--out", tmp_path / "given")[0] == 0
+    config = json.loads((tmp_path / "given" / "run.json").read_text())["config"]
+    assert (config["encoder"]["frames"], config["encoder"]["size"], config["data"]["stride_frames"]) == (4, 16, 3)
+    assert "interpolated from 3 frames of 16² to 4 frames of 16²" in caplog.text
+    assert "data.stride_frames is 3; the pre-training's is 2" in caplog.text
+    # A run goes on without its init.
+    shutil.move(pre, tmp_path / "moved")
+    longer = (*tune, "--init", pre, "--out", tmp_path / "as_it_is", "--loop.duration", "2 steps")
+    assert run(*longer)[0] == 0
+    assert "lengthened from 1 steps to 2 steps" in caplog.text
+    assert len((tmp_path / "as_it_is" / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_pretraining_can_start_from_another_and_be_lengthened(run, videos, pretrained, tmp_path, caplog) -> None:
+    out, data = tmp_path / "on", ("--data.root", videos)
+    start = ("pretrain", "mam2_tiny", *SHORT, "--targets.appearance", "random_projection", "--init", pretrained, *data)
+    no_rate = ("--optim.base-lr", 1e-30, "--optim.min-lr", 0, "--objective.teacher-momentum", 0.5)
+    first = run(*start, *no_rate, "--out", out)
+    assert first[0] == 0, first
+    began, there = (load_file(folder / "encoder.safetensors") for folder in (pretrained, out))
+    assert began.keys() == there.keys()
+    assert all(torch.equal(began[name], there[name]) for name in began)
+    saved = load_file(out / "checkpoints" / "step_00000001" / "model.safetensors")
+    assert torch.equal(saved["alignment.teacher.patch_embed.weight"], began["patch_embed.weight"])
+    longer = (*start, *no_rate, "--out", out, "--loop.duration", "3 steps")
+    assert run(*longer)[0] == 0
+    assert "lengthened from 1 steps to 3 steps. From here on the learning rate follows" in caplog.text
+    assert json.loads((out / "run.json").read_text())["config"]["loop"]["duration"] == "3 steps"
+    refused(run(*start, *no_rate, "--out", out), "differs in loop.duration")
+    refused(run(*longer, "--mask.ratio", 0.5), "differs in mask.ratio")
 
 
 def test_table_8_trains_resumes_and_is_shown(run, videos, tmp_path) -> None:

@@ -358,6 +358,60 @@ def test_a_process_that_dies_does_not_raise_in_the_midst_of_a_step(catalog):
     assert len(list(loader)) == 39
 
 
+def test_a_process_that_dies_is_noticed_long_before_the_time_is_up(catalog):
+    data = replace(SMALL, num_workers=1, timeout_seconds=600)
+    loader = iter(train_loader(catalog, data, batch_size=1, seed=0, num_steps=40))
+    next(loader)
+    (child,) = psutil.Process().children()
+    child.kill()
+    start = time.monotonic()
+    assert len(list(loader)) == 39
+    assert time.monotonic() - start < 60
+
+
+SCRIPT = """
+import multiprocessing, sys
+from mam2.data.catalog import read_catalog
+from mam2.data.clips import Data
+from mam2.data.loader import TrainLoader
+
+def main():
+    catalog = read_catalog({folder!r}, labelled=True)
+    data = Data(stride_frames=2, num_workers=1)
+    loader = TrainLoader(catalog, data, num_frames=4, size=16, batch_size=4, seed=0, num_steps=3)
+    try:
+        print(len(list(loader)), loader.bad.reasons)
+    except ValueError as error:
+        print(error)
+
+multiprocessing.set_start_method("spawn", force=True)
+{guard}main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guard", ["", 'if __name__ == "__main__": '])
+def test_a_script_without_a_main_guard_is_told_so_at_once(folder, tmp_path, guard):
+    (tmp_path / "script.py").write_text(SCRIPT.format(folder=str(folder), guard=guard))
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0
+    if guard:
+        assert done.stdout == "3 {}\n"
+    else:
+        assert "The decoding processes end as soon as they start" in done.stdout
+        assert "begin training under `if __name__ == '__main__':`" in done.stdout
+
+
+def test_full_shared_memory_is_told_at_once(catalog, monkeypatch, caplog):
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # worker processes are forked, and inherit it
+    with pytest.raises(UserError, match=r"/dev/shm has .* MiB free \(unable to allocate .*--shm-size"):
+        list(train_loader(catalog, replace(SMALL, num_workers=1), batch_size=3, seed=0, num_steps=4))
+    assert not caplog.text
+
+
 @pytest.mark.slow
 def test_a_process_that_dies_once_costs_nothing(catalog, monkeypatch, tmp_path):
     expected = list(train_loader(catalog, SMALL, batch_size=3, seed=0, num_steps=4))

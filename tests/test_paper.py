@@ -121,7 +121,9 @@ def test_defaults_are_the_papers() -> None:
     assert (run.targets.appearance, run.targets.motion) == ("vqgan_16384", "rgb_difference")
     objective = run.objective
     assert (objective.regressor_depth, objective.appearance_depth, objective.motion_depth) == (4, 4, 2)
-    assert (objective.width, objective.decoders, objective.alignment_weight) == (768, "disentangled", 2.0)
+    assert (objective.decoders, objective.alignment_weight) == ("disentangled", 2.0)
+    sized = objective.sized_for(run.encoder)
+    assert (sized.width, sized.num_heads) == (768, 12)
     assert objective.alignment_ramp == Steps(0)
     assert (run.encoder.drop_path, run.encoder.layer_scale, run.optim.max_grad_norm) == (0.0, 0.0, 0.0)
     assert (objective.context, objective.teacher_momentum, objective.alignment_target) == ("visible", 0.0, "plain")
@@ -237,8 +239,6 @@ def test_numbers_of_tables_3_to_5() -> None:
         "encoder.width": 1024,
         "encoder.depth": 24,
         "encoder.num_heads": 16,
-        "objective.width": 1024,
-        "objective.num_heads": 16,
     }
     assert changes("mam2_l_k400_600", "mam2_l_k400") == {"loop.duration": "600 epochs"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -16,6 +16,7 @@ from mam2.cli.parse import Flat, finished, first_word, parse
 from mam2.pictures.charts import confusion_picture
 from mam2.probe.probe import Probe, probe_encoder
 from mam2.train.finetune import evaluate_run
+from mam2.train.run import data_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,10 @@ def main(verb: str, arguments: list[str]) -> None:
         encoder, rest = first_word(verb, arguments, names="an encoder")
         place = Path(encoder)
         default_out = (place if place.is_dir() else place.parent) / "probe"
-        default = ProbeCommand(config=Probe(encoder=encoder), out=default_out)
+        config = Probe(encoder=encoder)
+        if trained := data_of(encoder):
+            config = replace(config, stride_frames=trained.stride_frames)
+        default = ProbeCommand(config=config, out=default_out)
         probe(parse(ProbeCommand, f"probe {encoder}", rest, default=default))
     else:
         evaluate(parse(EvaluateCommand, verb, arguments))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -11,8 +11,9 @@ import tyro
 from tyro.conf import arg
 
 from mam2.cli.parse import OUT_HELP, Flat, finished, first_word, parse
+from mam2.model.weights import read_encoder_config
 from mam2.recipes import RECIPES, get_recipe
-from mam2.train.finetune import Finetune, finetune
+from mam2.train.finetune import Finetune, as_pretrained, finetune
 from mam2.train.pretrain import Pretrain, pretrain
 
 Out = Annotated[Path, arg(help=OUT_HELP)]
@@ -44,6 +45,9 @@ def main(verb: str, arguments: list[str]) -> None:
     out = cast(Path, tyro.MISSING)
     if verb == "pretrain":
         config = cast(Pretrain, get_recipe(recipe, Pretrain))
+        if (init := Path(option("--init", rest))).exists() and init.name:
+            encoder = replace(read_encoder_config(init), drop_path=config.encoder.drop_path)
+            config = replace(config, encoder=encoder)
         command = parse(PretrainCommand, f"pretrain {recipe}", rest, default=PretrainCommand(config=config, out=out))
         run = command.out
         if pretrain(command.config, run, resume=command.resume):
@@ -51,7 +55,7 @@ def main(verb: str, arguments: list[str]) -> None:
             look = f"mam2 show {run} VIDEO"
             finished(f"{run}/encoder.safetensors, log.jsonl, checkpoints/", start, tune, look)
     else:
-        tuning = cast(Finetune, get_recipe(recipe, Finetune))
+        tuning = sized(cast(Finetune, get_recipe(recipe, Finetune)), rest)
         tune_command = parse(
             FinetuneCommand, f"finetune {recipe}", rest, default=FinetuneCommand(config=tuning, out=out)
         )
@@ -59,6 +63,23 @@ def main(verb: str, arguments: list[str]) -> None:
         if finetune(tune_command.config, run, resume=tune_command.resume):
             test = f"mam2 evaluate {run} --data.root TEST"
             finished(f"{run}/classifier.safetensors, log.jsonl, checkpoints/", start, test)
+
+
+def sized(config: Finetune, arguments: list[str]) -> Finetune:
+    """The recipe with the sizes of the encoder that --init names; of the run in --out where that went on without it."""
+    for name in ("--init", "--out"):
+        place = Path(option(name, arguments))
+        if place.name and (place.is_file() or any(place.glob("*.safetensors"))):
+            return as_pretrained(config, place)
+    return config
+
+
+def option(name: str, arguments: list[str]) -> str:
+    """The value of an option before the command line is parsed; empty if it is not given."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == name or word.startswith(f"{name}="):
+            return following if word == name else word.removeprefix(f"{name}=")
+    return ""
 
 
 def finetune_recipe(recipe: str) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +24,7 @@ from mam2.device import return_freed_memory
 _LOG = logging.getLogger("mam2")
 _ATTEMPTS = 4
 _AHEAD = 2  # items that each process makes ahead of time
+_LOOK_SECONDS = 1  # between two looks whether the processes are alive
 
 
 class VideoSet(Protocol):
@@ -48,19 +51,33 @@ def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_sec
     tried in a process of its own, and the first that ends or stalls it is quarantined.
 
     Raises:
-        UserError: the same item failed again and again.
+        UserError: the same item failed again and again; the processes can't start, or there is no room to hand over
+            what they make.
     """
+    if num_workers == 0:
+        yield from (dataset[index] for index in indices)
+        return
     done = failures = 0
     while done < len(indices):
+        crew = _Crew(dataset, indices[done:], num_workers)
         try:
-            for result in _loader(dataset, indices[done:], num_workers, timeout_seconds):
+            for result in crew.results(timeout_seconds):
+                if isinstance(result, _NoRoom):
+                    raise UserError(result.message())
                 yield result
                 done, failures = done + 1, 0
         except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while it handed over an item
-            if not _tells_of_a_process(error, num_workers):
+            if not _tells_of_a_process(error):
                 raise
             failures += 1
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = crew.fault() or (str(error) or type(error).__name__).splitlines()[0]
+            if done == 0 and crew.ended_at_start():
+                raise UserError(
+                    f"The decoding processes end as soon as they start; what is printed above tells why. If this is a "
+                    f"script of yours, begin training under `if __name__ == '__main__':`, because each process runs "
+                    f"the script again (start method {multiprocessing.get_start_method()}); or use "
+                    "--data.num-workers 0."
+                ) from error
             if failures == _ATTEMPTS:
                 raise UserError(
                     f"Decoding failed {failures} times at the same place ({reason}). If memory is short, use fewer "
@@ -98,28 +115,109 @@ def parallel_map(
     return parallel(dataset, range(len(videos)), num_workers=num_workers, timeout_seconds=timeout_seconds)
 
 
-def _tells_of_a_process(error: Exception, num_workers: int) -> bool:
-    """Did a process fail, rather than the data set in it, whose errors DataLoader passes on as "Caught ..."?"""
-    own = num_workers > 0 and not str(error).startswith("Caught ")
-    return own and ("DataLoader" in str(error) or not isinstance(error, RuntimeError))
+class _Crew:
+    """The processes that make a data set's items."""
 
+    def __init__(self, dataset: VideoSet, indices: range, num_workers: int) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores
+            self._loader: DataLoader[Any] = DataLoader(
+                _Shared(dataset),  # type: ignore[arg-type]  # it asks for a Dataset, but uses __getitem__ only
+                batch_size=None,  # an item is a whole batch already
+                sampler=indices,
+                num_workers=num_workers,
+                prefetch_factor=_AHEAD,
+                collate_fn=_unchanged,
+                worker_init_fn=_start,
+                timeout=_LOOK_SECONDS,  # then it looks whether its processes are alive, and can be asked again
+                generator=torch.Generator(),  # or else the loader would draw from the run's own random numbers
+            )
+        self._processes = list[Any]()
 
-def _loader(dataset: VideoSet, indices: range, num_workers: int, timeout_seconds: int) -> Any:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores
-        loader: DataLoader[Any] = DataLoader(
-            dataset,  # type: ignore[arg-type]  # it asks for a Dataset, but uses what VideoSet has
-            batch_size=None,  # an item is a whole batch already
-            sampler=indices,
-            num_workers=num_workers,
-            prefetch_factor=_AHEAD if num_workers else None,
-            collate_fn=_unchanged,
-            worker_init_fn=_start,
-            timeout=timeout_seconds if num_workers else 0,
-            generator=torch.Generator(),  # or else the loader would draw from the run's own random numbers
-        )
+    def results(self, timeout_seconds: int) -> Iterator[Any]:
+        """What the processes make, in order. A process that dies is noticed within seconds, and raises."""
+        others = set(multiprocessing.active_children())
         with _sigchld_kept():
-            return iter(loader)
+            results = iter(self._loader)
+        self._processes = [child for child in multiprocessing.active_children() if child not in others]
+        while True:
+            deadline = time.monotonic() + timeout_seconds
+            while True:
+                try:
+                    result = next(results)
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    if f"timed out after {_LOOK_SECONDS} " not in str(error):
+                        raise
+                    if time.monotonic() > deadline:
+                        raise RuntimeError(f"DataLoader got nothing for {timeout_seconds} seconds") from error
+                else:
+                    break
+            yield result
+
+    def fault(self) -> str:
+        """How the processes ended that failed; empty if none did."""
+        exits = [process.exitcode for process in self._processes if process.exitcode]
+        return f"ended with {_exit_in_words(exits[0])}" if exits else ""
+
+    def ended_at_start(self) -> bool:
+        """Did a process that runs the main script again end by itself, with an error?"""
+        forked = multiprocessing.get_start_method() == "fork"
+        return not forked and any((process.exitcode or 0) > 0 for process in self._processes)
+
+
+def _exit_in_words(code: int) -> str:
+    return f"exit {code}" if code > 0 else signal.Signals(-code).name
+
+
+@dataclass(frozen=True)
+class _NoRoom:
+    """There was no shared memory to hand an item over."""
+
+    reason: str
+
+    def message(self) -> str:
+        usage = shutil.disk_usage("/dev/shm")
+        return (
+            f"The shared memory through which decoding processes hand over batches is full: /dev/shm has "
+            f"{usage.free / 2**20:.1f} of {usage.total / 2**20:.1f} MiB free ({self.reason}). Give the container more "
+            "(docker run --shm-size 8g, or --ipc host), or use --data.num-workers 0."
+        )
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A data set's items in shared memory already: where that is full, this tells it, and no item is lost."""
+
+    dataset: VideoSet
+
+    def __getitem__(self, index: int) -> Any:
+        result = self.dataset[index]
+        try:
+            for tensor in _tensors_in(result):
+                tensor.share_memory_()
+        except RuntimeError as error:
+            return _NoRoom(str(error).splitlines()[0])
+        return result
+
+
+def _tensors_in(result: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a result of tuples and dataclasses."""
+    if isinstance(result, torch.Tensor):
+        yield result
+    elif isinstance(result, tuple):
+        for part in result:
+            yield from _tensors_in(part)
+    elif is_dataclass(result):
+        for field_ in fields(result):
+            yield from _tensors_in(getattr(result, field_.name))
+
+
+def _tells_of_a_process(error: Exception) -> bool:
+    """Did a process fail, rather than the data set in it, whose errors DataLoader passes on as "Caught ..."?"""
+    own = not str(error).startswith("Caught ")
+    return own and ("DataLoader" in str(error) or not isinstance(error, RuntimeError))
 
 
 @contextmanager
@@ -148,7 +246,7 @@ def _fault(dataset: VideoSet, path: str, timeout_seconds: int) -> str:
         process.kill()
         return f"{path} could not be decoded within {timeout_seconds} seconds. Re-encode or remove it."
     if process.exitcode:
-        return f"{path} ends the process that decodes it (exit {process.exitcode}). Re-encode or remove it."
+        return f"{path} ends the process that decodes it ({_exit_in_words(process.exitcode)}). Re-encode or remove it."
     return ""
 
 

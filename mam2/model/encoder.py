@@ -124,6 +124,8 @@ class VideoEncoder(nn.Module):
             UserError: the clip has another shape than (B, T, 3, H, W), or is no multiple of the patch.
         """
         patch_size, tubelet = self.config.patch_size, self.config.tubelet
+        if not isinstance(clip_BTCHW, Tensor):
+            raise UserError(f"A clip is a torch.Tensor, not {type(clip_BTCHW).__name__}. Use torch.as_tensor(clip).")
         shape = tuple(clip_BTCHW.shape)
         multiples = len(shape) == 5 and not (shape[1] % tubelet or shape[3] % patch_size or shape[4] % patch_size)
         if not multiples or shape[2] != 3 or 0 in shape:
@@ -131,7 +133,7 @@ class VideoEncoder(nn.Module):
                 f"A clip of shape {shape} can't be encoded; accepted: (B, T, 3, H, W) with T a multiple of {tubelet}, "
                 f"H and W of {patch_size}, uint8 or floats in [0, 1]."
             )
-        x = (to_float(clip_BTCHW) - self.mean) / self.std
+        x = ((to_float(clip_BTCHW) - self.mean) / self.std).to(self.patch_embed.weight.dtype)
         x = x.reshape(-1, 3 * tubelet, *shape[3:])  # a tubelet's frames as channels
         x_BTDhw = self.patch_embed(x).unflatten(0, (shape[0], -1))
         return x_BTDhw.flatten(3).transpose(2, 3) + self.position(clip_BTCHW)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +19,7 @@ from mam2.files import (
     config_of,
     first_line,
     parse_json,
+    read_metadata,
     read_tensors,
     shapes_of,
     write_tensors,
@@ -24,6 +27,7 @@ from mam2.files import (
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 
+log = logging.getLogger("mam2")
 FORMAT_ENCODER = "mam2.encoder"
 FORMAT_CLASSIFIER = "mam2.classifier"
 
@@ -79,19 +83,34 @@ def load_encoder(source: str | Path) -> VideoEncoder:
         UserError: nothing there, no safetensors file, a file of another kind or a damaged one, or weights that are
             not finite.
     """
-    source = Path(source)
-    if source.is_dir():
-        classifier = source / "classifier.safetensors"
-        source = classifier if classifier.exists() else source / "encoder.safetensors"
-    tensors, metadata = read_tensors(source)
-    if metadata.get("format") not in (FORMAT_ENCODER, FORMAT_CLASSIFIER):
-        raise UserError(
-            f"{source} holds no encoder of mam2 (format {metadata.get('format')}). Give a run's encoder.safetensors."
-        )
+    file = _encoder_file(source)
+    tensors, metadata = read_tensors(file)
+    config = _encoder_config(metadata, file)
     if metadata["format"] == FORMAT_CLASSIFIER:
         tensors = {k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")}
-    config = config_of(metadata, EncoderConfig, file=source)
-    return _loaded(lambda: VideoEncoder(config), tensors, source)
+    return _loaded(lambda: VideoEncoder(config), tensors, file)
+
+
+def read_encoder_config(source: str | Path) -> EncoderConfig:
+    """The configuration of the encoder that `load_encoder` would load, without its weights."""
+    file = _encoder_file(source)
+    return _encoder_config(read_metadata(file), file)
+
+
+def _encoder_file(source: str | Path) -> Path:
+    source = Path(source)
+    if not source.is_dir():
+        return source
+    classifier = source / "classifier.safetensors"
+    return classifier if classifier.exists() else source / "encoder.safetensors"
+
+
+def _encoder_config(metadata: dict[str, str], file: Path) -> EncoderConfig:
+    if metadata.get("format") not in (FORMAT_ENCODER, FORMAT_CLASSIFIER):
+        raise UserError(
+            f"{file} holds no encoder of mam2 (format {metadata.get('format')}). Give a run's encoder.safetensors."
+        )
+    return config_of(metadata, EncoderConfig, file=file)
 
 
 def save_classifier(file: Path, classifier: Classifier, classes: tuple[str, ...]) -> None:
@@ -124,3 +143,31 @@ def load_classifier(source: str | Path) -> tuple[Classifier, tuple[str, ...]]:
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file} is damaged: the names of its classes can't be read ({first_line(error)}).") from error
     return _loaded(lambda: Classifier(VideoEncoder(config), len(classes)), tensors, file), classes
+
+
+def copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None:
+    """Copies weights; positions are interpolated where frames or size differ, and a line of the log says so.
+
+    Raises:
+        UserError: an encoder of another architecture; `name` is what the message calls it.
+    """
+    free = ("drop_path", "frames", "size")
+    found, wanted = asdict(source.config), asdict(target.config)
+    wrong = [f"{k} {found[k]} (here {wanted[k]})" for k in found if k not in free and found[k] != wanted[k]]
+    if wrong:
+        flags = " ".join(
+            f"--encoder.{k.replace('_', '-')} {found[k]}" for k in found if k not in free and found[k] != wanted[k]
+        )
+        raise UserError(
+            f"{name} is an encoder of another architecture: {', '.join(wrong)}. Use the recipe that belongs to it, "
+            f"or {flags}."
+        )
+    tensors = source.state_dict()
+    if (source.config.frames, source.config.size) != (target.config.frames, target.config.size):
+        log.warning(
+            f"Positions are interpolated from {source.config.frames} frames of {source.config.size}² to "
+            f"{target.config.frames} frames of {target.config.size}²."
+        )
+        tensors["positions.time_TD"] = source.positions.time(target.config.tubelets).detach()
+        tensors["positions.space_ND"] = source.positions.space(target.config.grid).detach()
+    target.load_state_dict(tensors)

@@ -42,6 +42,9 @@ class Objective(Protocol):
     def __call__(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets, step: int) -> Losses:
         """The loss of a batch of clips, uint8 or floats in [0, 1]; `step` counts from 0 over the run."""
 
+    def start_from(self, encoder: VideoEncoder, name: str) -> None:
+        """Takes over the weights of an encoder, which messages call `name`; UserError if it is of another kind."""
+
     def after_step(self) -> None:
         """Called after each step of the optimiser."""
 
@@ -69,8 +72,8 @@ class ObjectiveConfig(Protocol):
     def needs_motion(self) -> bool:
         """Whether a motion target is predicted."""
 
-    def check_fits(self, sizes: TargetSizes, *, same_mask_in_all_frames: bool) -> None:
-        """Raises UserError unless the method can work with these targets and masks."""
+    def check_fits(self, encoder: EncoderConfig, sizes: TargetSizes, *, same_mask_in_all_frames: bool) -> None:
+        """Raises UserError unless the method can work with this encoder, these targets and masks."""
 
     def idle_options(self, mask: MaskConfig) -> list[str]:
         """Options that are set and have no effect, because of others."""

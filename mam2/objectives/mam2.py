@@ -22,6 +22,7 @@ from mam2.model.blocks import init_weights, layer_norm
 from mam2.model.decoders import AppearanceHead, Decoder, Head, MotionHead, OrderDecoder
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.regressor import Context, Latent, MaskTokens, Regressor
+from mam2.model.weights import copy_encoder
 from mam2.objectives.contract import Reconstruction
 from mam2.targets.maker import Targets
 from mam2.targets.table import TargetSizes
@@ -32,8 +33,9 @@ class MAM2Config:
     """Regressor, decoders and alignment around the encoder in pre-training; the defaults are the paper's.
 
     Attributes:
-        width: width of regressor and decoders; a linear layer leads there where it differs from the encoder's.
-        num_heads: attention heads of regressor and decoders.
+        width: width of regressor and decoders; a linear layer leads there where it differs from the encoder's. 0 is
+            the encoder's, the paper's.
+        num_heads: attention heads of regressor and decoders; 0 is as many as the encoder has.
         regressor_depth: cross-attention blocks of the regressor. 0 is Table 2's "w/o regressor": the decoders get
             visible features and mask queries, as in MAE, and nothing is left to align.
         appearance_depth: blocks of the appearance decoder.
@@ -51,8 +53,8 @@ class MAM2Config:
         loss_reduction: "mean" or "sum" over the channels of a token in Eq. 1 and 3.
     """
 
-    width: Annotated[int, Ge(1)] = 768
-    num_heads: Annotated[int, Ge(1)] = 12
+    width: Annotated[int, Ge(0)] = 0
+    num_heads: Annotated[int, Ge(0)] = 0
     regressor_depth: Annotated[int, Ge(0)] = 4
     appearance_depth: Annotated[int, Ge(0)] = 4
     motion_depth: Annotated[int, Ge(0)] = 2
@@ -66,8 +68,6 @@ class MAM2Config:
 
     def __post_init__(self) -> None:
         check(self, "objective.")
-        if self.width % self.num_heads:
-            raise UserError(f"objective.width {self.width} must be a multiple of objective.num_heads {self.num_heads}.")
 
     @property
     def needs_appearance(self) -> bool:
@@ -85,8 +85,18 @@ class MAM2Config:
         # Paper: Table 2 ticks alignment for "w/o regressor"; here: there is nothing to align without one.
         return self.alignment_weight > 0 and self.regressor_depth > 0
 
-    def check_fits(self, sizes: TargetSizes, *, same_mask_in_all_frames: bool) -> None:
-        """Raises UserError unless targets of these sizes, and these masks, can be used."""
+    def sized_for(self, encoder: EncoderConfig) -> MAM2Config:
+        """The configuration with its width and heads in numbers; UserError if they don't fit each other."""
+        sized = replace(self, width=self.width or encoder.width, num_heads=self.num_heads or encoder.num_heads)
+        if sized.width % sized.num_heads:
+            raise UserError(
+                f"objective.width {sized.width} must be a multiple of objective.num_heads {sized.num_heads}. Set both."
+            )
+        return sized
+
+    def check_fits(self, encoder: EncoderConfig, sizes: TargetSizes, *, same_mask_in_all_frames: bool) -> None:
+        """Raises UserError unless this encoder, targets of these sizes, and these masks can be used."""
+        self.sized_for(encoder)
         if not (sizes.clip_order and self.needs_motion):
             return
         if self.decoders == "coupled" or not self.regressor_depth:
@@ -158,8 +168,8 @@ class MAM2(nn.Module):
         self, config: MAM2Config, encoder: EncoderConfig, sizes: TargetSizes, *, steps_per_epoch: int = 1
     ) -> None:
         super().__init__()
-        config.check_fits(sizes, same_mask_in_all_frames=True)
-        self.config = config
+        config.check_fits(encoder, sizes, same_mask_in_all_frames=True)
+        self.config = config = config.sized_for(encoder)
         self.steps_per_epoch = steps_per_epoch
         self.encoder = VideoEncoder(encoder)
         # Table 1c: "a projection layer after the encoder", shared by visible features, targets and positions.
@@ -223,6 +233,11 @@ class MAM2(nn.Module):
         made = {kind: head(seen.hidden[name]) for name, kind, head in self.heads()}
         return Reconstruction(made.get("appearance"), made.get("motion"))
 
+    def start_from(self, encoder: VideoEncoder, name: str) -> None:
+        """Takes over the weights of an encoder, which messages call `name`; the other parts keep theirs."""
+        copy_encoder(encoder, self.encoder, name)
+        self.alignment.restart(self.encoder)
+
     def after_step(self) -> None:
         """Moves the teacher, if there is one; the loop calls it after each step of the optimiser."""
         self.alignment.after_step(self.encoder)
@@ -237,6 +252,11 @@ class Alignment(nn.Module):
         self.teacher: VideoEncoder | None = None
         if config.teacher_momentum:
             self.teacher = VideoEncoder(replace(encoder.config, drop_path=0.0)).requires_grad_(False)
+        self.restart(encoder)
+
+    def restart(self, encoder: VideoEncoder) -> None:
+        """The teacher, if there is one, begins as a copy of the encoder."""
+        if self.teacher is not None:
             self.teacher.load_state_dict(encoder.state_dict())
 
     @torch.no_grad()
@@ -286,6 +306,9 @@ class NoAlignment(nn.Module):
 
     def losses(self, seen: Predictions, mask: Mask) -> dict[str, Tensor]:
         return {}
+
+    def restart(self, encoder: VideoEncoder) -> None:
+        pass
 
     def after_step(self, encoder: VideoEncoder) -> None:
         pass

@@ -24,7 +24,7 @@ def mam2_l_k400() -> Pretrain:
 
     Paper: regressor and decoder width for ViT-L not given; here: the encoder's, which Table 1c finds best.
     """
-    return Pretrain(encoder=vit_l(), objective=MAM2Config(width=1024, num_heads=16))
+    return Pretrain(encoder=vit_l())
 
 
 def mam2_l_k400_600() -> Pretrain:
@@ -67,7 +67,7 @@ def mam2_lite_l_k400() -> Pretrain:
 
     As `mam2_lite_b_k400`, with regressor and decoders as wide as ViT-B's.
     """
-    return replace(_lite(mam2_l_k400()), objective=MAM2Config())
+    return replace(_lite(mam2_l_k400()), objective=MAM2Config(width=768, num_heads=12))
 
 
 def _lite(base: Pretrain) -> Pretrain:

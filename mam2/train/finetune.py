@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import random
@@ -30,12 +29,12 @@ from mam2.files import write_text, written_whole
 from mam2.losses import Losses
 from mam2.model.classifier import Classifier, layer_id
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.weights import load_classifier, load_encoder, save_classifier
+from mam2.model.weights import copy_encoder, load_classifier, load_encoder, read_encoder_config, save_classifier
 from mam2.train import checkpoint
 from mam2.train.batches import train_loader
 from mam2.train.engine import Loop, fit
 from mam2.train.optim import Optim, make_optimizer
-from mam2.train.run import only_writer, open_run, read_run
+from mam2.train.run import data_of, only_writer, open_run, read_run
 
 log = logging.getLogger("mam2")
 _MIX = 0x313  # keeps the seeds of mixing apart from others
@@ -93,9 +92,13 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
     catalog = catalog_of(config.data, labelled=True)
     catalog = few_shot(catalog, shots=config.shots, seed=config.loop.seed)
     config.loop.check_batch()
-    # Build: classifier and optimiser, before the folder is claimed: a wrong --init leaves none behind.
+    # Build: classifier and optimiser, before the folder is claimed: a wrong --init leaves none behind. A run that goes
+    # on needs its init no more.
     device = local_device()
-    classifier = build(config, num_classes=len(catalog.classes)).to(device)
+    starts = not checkpoint.checkpoints(folder)
+    classifier = build(config if starts else replace(config, init="scratch"), num_classes=len(catalog.classes)).to(
+        device
+    )
     optimizer = make_optimizer(classifier, config.optim, depth=config.encoder.depth, layer_id=layer_id)
     with only_writer(folder):
         if distributed.rank() == 0:
@@ -106,6 +109,11 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
         start = checkpoint.load(folder, classifier, optimizer)
         loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
         if distributed.rank() == 0:
+            found = data_of(config.init) if starts else None
+            if found and config.data.sampling == "dense" and found.stride_frames != config.data.stride_frames:
+                log.warning(
+                    f"data.stride_frames is {config.data.stride_frames}; the pre-training's is {found.stride_frames}."
+                )
             log.info(
                 f"Fine-tuning from {config.init}, steps {start} to {loader.num_steps}: {len(catalog.items)} videos of "
                 f"{len(catalog.classes)} classes, on {device}."
@@ -123,6 +131,21 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
             dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
             on_save=lambda: save_classifier(folder / "classifier.safetensors", classifier, catalog.classes),
         )
+
+
+def as_pretrained(config: Finetune, init: str | Path) -> Finetune:
+    """The configuration with the sizes of the encoder that `init` names, and with its stride where a run.json tells it.
+
+    Args:
+        config: a recipe's; its drop path stays.
+        init: a run's folder, of pre-training or fine-tuning, or a weight file.
+    """
+    encoder = replace(read_encoder_config(init), drop_path=config.encoder.drop_path)
+    found = data_of(init)
+    data = (
+        replace(config.data, stride_frames=found.stride_frames, target_fps=found.target_fps) if found else config.data
+    )
+    return replace(config, encoder=encoder, data=data)
 
 
 def loss_function(config: Finetune, *, num_classes: int) -> Callable[[nn.Module, Batch, int], Losses]:
@@ -245,29 +268,5 @@ def build(config: Finetune, *, num_classes: int) -> Classifier:
     torch.manual_seed(config.loop.seed)
     encoder = VideoEncoder(config.encoder)
     if config.init != "scratch":
-        _copy_encoder(load_encoder(config.init), encoder, config.init)
+        copy_encoder(load_encoder(config.init), encoder, config.init)
     return Classifier(encoder, num_classes)
-
-
-def _copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None:
-    """Copies weights; positions are interpolated where frames or size differ."""
-    free = ("drop_path", "frames", "size")
-    found, wanted = dataclasses.asdict(source.config), dataclasses.asdict(target.config)
-    wrong = [f"{k} {found[k]} (here {wanted[k]})" for k in found if k not in free and found[k] != wanted[k]]
-    if wrong:
-        flags = " ".join(
-            f"--encoder.{k.replace('_', '-')} {found[k]}" for k in found if k not in free and found[k] != wanted[k]
-        )
-        raise UserError(
-            f"{name} is an encoder of another architecture: {', '.join(wrong)}. Use the recipe that belongs to it, "
-            f"or {flags}."
-        )
-    tensors = source.state_dict()
-    if (source.config.frames, source.config.size) != (target.config.frames, target.config.size):
-        log.warning(
-            f"Positions are interpolated from {source.config.frames} frames of {source.config.size}² to "
-            f"{target.config.frames} frames of {target.config.size}²."
-        )
-        tensors["positions.time_TD"] = source.positions.time(target.config.tubelets).detach()
-        tensors["positions.space_ND"] = source.positions.space(target.config.grid).detach()
-    target.load_state_dict(tensors)

@@ -21,7 +21,7 @@ from mam2.files import digest, fingerprint
 from mam2.losses import Losses
 from mam2.masks import MaskConfig
 from mam2.model.encoder import EncoderConfig
-from mam2.model.weights import save_encoder
+from mam2.model.weights import load_encoder, save_encoder
 from mam2.objectives import ObjectiveChoice
 from mam2.objectives.contract import Objective, ObjectiveConfig
 from mam2.objectives.mam2 import MAM2Config
@@ -41,8 +41,14 @@ log = logging.getLogger("mam2")
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """A complete pre-training run; the defaults are the paper's ViT-B on Kinetics-400."""
+    """A complete pre-training run; the defaults are the paper's ViT-B on Kinetics-400.
 
+    Attributes:
+        init: a run's folder or an encoder.safetensors file whose encoder training starts from; by default random
+            weights. Regressor and decoders start anew.
+    """
+
+    init: str = ""
     data: Data = field(default_factory=Data)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     objective: ObjectiveChoice = field(default_factory=MAM2Config)
@@ -75,7 +81,7 @@ class Pretrain:
                 "through time. Use --encoder.attention joint, or --mask.kind tube."
             )
         sizes = target_sizes(self.targets, patch_size=encoder.patch_size)
-        self.objective.check_fits(sizes, same_mask_in_all_frames=same)
+        self.objective.check_fits(encoder, sizes, same_mask_in_all_frames=same)
 
     def idle_options(self) -> list[str]:
         """Options that are set and have no effect, because of others."""
@@ -122,6 +128,8 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
         optimizer = make_optimizer(module, config.optim)
         # Fit.
         start = checkpoint.load(folder, module, optimizer)
+        if config.init and start == 0:
+            model.start_from(load_encoder(config.init), config.init)
         loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
         if distributed.rank() == 0:
             millions = sum(parameter.numel() for parameter in module.parameters()) / 1e6

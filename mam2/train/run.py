@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mam2 import distributed
-from mam2.config import UserError, from_json, to_json
+from mam2.config import Duration, UserError, from_json, to_json
+from mam2.data.clips import Data
 from mam2.files import read_object, write_text
 from mam2.train import checkpoint
 
@@ -69,6 +70,10 @@ def open_run(
             (folder / "tokenizer.safetensors").unlink(missing_ok=True)  # trained for the other settings
             write_text(record, json.dumps(wanted, indent=2))
             return False
+        if resume and changed == ["loop.duration"] and (lengthened := _lengthened(found, wanted)):
+            log.warning(lengthened)
+            write_text(record, json.dumps(wanted, indent=2))
+            return True
         if changed:
             raise UserError(
                 f"{folder} holds another run, which differs in {', '.join(changed[:5])}"
@@ -137,6 +142,25 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not (folder / "run.json").is_file():
         raise UserError(f"{folder} is no run's folder: it has no run.json. Give the --out of an earlier run.")
     return read_object(folder / "run.json", {"kind": str, "config": dict})
+
+
+def data_of(source: str | Path) -> Data | None:
+    """How the run that a folder, or a weight file in it, belongs to makes clips; None where nothing tells."""
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    with contextlib.suppress(UserError, KeyError):
+        return from_json(Data, read_run(folder)["config"]["data"])
+    return None
+
+
+def _lengthened(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What it means that a run is made longer; empty if it is not."""
+    before, now = (Duration.parse(record["config"]["loop"]["duration"]) for record in (found, wanted))
+    if before.unit != now.unit or now.value < before.value:
+        return ""
+    return (
+        f"The run is lengthened from {before} to {now}. From here on the learning rate follows the schedule of the new "
+        "length, which is higher at this step: it rises at once, and falls again over the steps that are left."
+    )
 
 
 def _differences(found: Any, wanted: Any, where: str = "") -> set[str]:

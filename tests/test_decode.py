@@ -584,6 +584,20 @@ def test_a_segment_is_a_video_of_its_own(tmp_path, name):
     assert open_video(odd).num_frames == 40, "a file that is called so"
 
 
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_large_frames_are_scaled_while_they_are_decoded(tmp_path, rotation):
+    path = write_video(tmp_path / "a.mp4", num_frames=6, size=(144, 240), rotation=rotation)
+    whole = open_video(path).frames(range(6))
+    with open_video(path, short_side=48) as video:
+        small = video.frames([4, 1, 1])
+        assert (video.height, video.width) == ((48, 80) if rotation == 0 else (80, 48)) == tuple(small.shape[2:])
+        expected = functional.resize(whole[[4, 1, 1]], [video.height, video.width], antialias=True)
+        assert (small.float() - expected.float()).abs().mean() < 3
+        assert torch.equal(torch.stack(list(video.each()))[[4, 1, 1]], small)
+    for short_side in (0, 144, 500):
+        assert torch.equal(open_video(path, short_side=short_side).frames(range(6)), whole)
+
+
 def test_one_frame_is_a_video(tmp_path):
     for name, encoder in (("one.mp4", "libx264"), ("one.avi", "mpeg4")):
         with PyAVVideo(write_video(tmp_path / name, encoder=encoder, num_frames=1)) as video:

@@ -67,6 +67,27 @@ def test_frames_of_a_folder_equal_the_video(video, tmp_path):
         assert type(opened) is PyAVVideo
 
 
+def test_large_frames_of_a_folder_are_scaled_while_they_are_read(tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 255, (9, 15, 3), np.uint8)).resize((600, 360), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    for name, options in (("1.jpg", {}), ("2.jpg", {"exif": exif})):
+        folder = tmp_path / name[0]
+        folder.mkdir()
+        smooth.save(folder / name, quality=95, **options)
+        whole = open_video(folder).frames([0])
+        with open_video(folder, short_side=48) as small:
+            frame = small.frames([0])
+        assert tuple(frame.shape[2:]) == ((48, 80) if name == "1.jpg" else (80, 48))
+        expected = functional.resize(whole, list(frame.shape[2:]), antialias=True)
+        assert (frame.float() - expected.float()).abs().mean() < 2
+        assert torch.equal(open_video(folder, short_side=360).frames([0]), whole)
+    smooth.resize((300, 180)).save(tmp_path / "1" / "2.jpg")
+    with pytest.raises(VideoError, match=r"2\.jpg has 300 × 180 pixels, the first 600 × 360"):
+        open_video(tmp_path / "1", short_side=48).frames([1])
+
+
 def test_frames_are_made_smaller_never_larger(video, tmp_path):
     wide = write_test_video(tmp_path / "wide.mp4", size=(48, 64), num_frames=4, rotation=90)
     frames = write_frames(wide, tmp_path / "small", short_side=24, quality=95)

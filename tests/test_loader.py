@@ -329,10 +329,10 @@ def test_a_video_that_ends_or_stalls_its_process_is_left_out(catalog, monkeypatc
     guilty = catalog.items[4].path
     honest = clips.open_video
 
-    def treacherous(path, *, backend):
+    def treacherous(path, **settings):
         if path == guilty:
             os.kill(os.getpid(), signal.SIGKILL) if fault == "dies" else time.sleep(60)
-        return honest(path, backend=backend)
+        return honest(path, **settings)
 
     monkeypatch.setattr(clips, "open_video", treacherous)  # worker processes are forked, and inherit it
     data = replace(SMALL, num_workers=1, timeout_seconds=2)
@@ -417,11 +417,11 @@ def test_a_process_that_dies_once_costs_nothing(catalog, monkeypatch, tmp_path):
     expected = list(train_loader(catalog, SMALL, batch_size=3, seed=0, num_steps=4))
     honest, died = clips.open_video, tmp_path / "died"
 
-    def dies_once(path, *, backend):
+    def dies_once(path, **settings):
         if path == catalog.items[2].path and not died.exists():
             died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return honest(path, backend=backend)
+        return honest(path, **settings)
 
     monkeypatch.setattr(clips, "open_video", dies_once)
     loader = train_loader(catalog, replace(SMALL, num_workers=2, timeout_seconds=20), batch_size=3, seed=0, num_steps=4)

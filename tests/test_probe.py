@@ -270,10 +270,10 @@ def test_a_portion_in_which_a_process_died_is_made_again(videos, encoder, tmp_pa
     catalog = read_catalog(videos, labelled=True)
     guilty, honest = catalog.items[2].path, clips.open_video
 
-    def dies(path, *, backend):
+    def dies(path, **settings):
         if path == guilty:
             os.kill(os.getpid(), signal.SIGKILL)
-        return honest(path, backend=backend)
+        return honest(path, **settings)
 
     monkeypatch.setattr(clips, "open_video", dies)
     one = replace(QUICK, num_workers=1)

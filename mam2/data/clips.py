@@ -19,7 +19,7 @@ from mam2.data import sampling, transforms
 from mam2.data.catalog import Catalog, read_catalog
 from mam2.data.sampling import Short
 from mam2.data.video.open import open_video
-from mam2.data.video.source import Backend
+from mam2.data.video.source import Backend, VideoSource
 
 Sampling = Literal["dense", "uniform"]
 """A window of frames `stride_frames` apart, or frames spread over the whole video (TSN; App. B, SSv2)."""
@@ -48,6 +48,8 @@ class Data:
             a new clip every time.
         short: handling of a video too short for the clip: "shrink" brings the clip's frames closer
             together, "repeat" repeats the last frame, "skip" does without the video.
+        decode_short_side: frames are scaled down to this short side, pixels, while they are decoded, which keeps memory
+            to what a clip needs; never below the encoder's size. 0 is off. Smaller frames stay as they are.
         backend: decoder of video files: "pyav", or "torchcodec" where that is installed.
         num_workers: processes that decode; 0 decodes in the training process.
         timeout_seconds: a process that makes nothing for so long is replaced, and a video that is to blame is left out.
@@ -73,6 +75,7 @@ class Data:
     repeats: Annotated[int, Ge(1)] = 1
     fixed_clips: Annotated[int, Ge(0)] = 0
     short: Short = "shrink"
+    decode_short_side: Annotated[int, Ge(0)] = 320
     backend: Backend = "pyav"
     num_workers: Annotated[int, Ge(0)] = 2
     timeout_seconds: Annotated[int, Ge(1)] = 120
@@ -94,13 +97,19 @@ def catalog_of(data: Data, *, labelled: bool, classes: Sequence[str] | None = No
     )
 
 
+def opened(path: str, data: Data, *, size: int) -> VideoSource:
+    """A video whose frames are decoded as large as crops of `size` pixels need them."""
+    short_side = max(data.decode_short_side, size) if data.decode_short_side else 0
+    return open_video(path, backend=data.backend, short_side=short_side)
+
+
 def train_clips(path: str, data: Data, *, num_frames: int, size: int, rng: random.Random) -> list[torch.Tensor]:
     """Clips of one video for training, `data.repeats` of them, of the same frames: uint8 (T, 3, size, size) each.
 
     Raises:
         UserError: a video that can't be decoded, or is too short.
     """
-    with open_video(path, backend=data.backend) as video:
+    with opened(path, data, size=size) as video:
         if data.sampling == "uniform":
             if video.num_frames < num_frames and data.short != "repeat":
                 raise sampling.ShortVideo(
@@ -142,7 +151,7 @@ def views_of(path: str, data: Data, *, num_frames: int, size: int, clips: int, c
     Raises:
         UserError: a video that can't be decoded.
     """
-    with open_video(path, backend=data.backend) as video:
+    with opened(path, data, size=size) as video:
         if data.sampling == "uniform":
             windows = sampling.uniform_views(video.num_frames, clip_frames=num_frames, clips=clips)
         else:

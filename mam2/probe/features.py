@@ -79,7 +79,16 @@ def extract(
         UserError: too many unusable videos.
     """
     files = fingerprint(item.path for item in catalog.items)
-    views = (clips, crops, data.sampling, data.stride_frames, squares, str(dtype), VIDEOS_PER_FILE)
+    views = (
+        clips,
+        crops,
+        data.sampling,
+        data.stride_frames,
+        data.decode_short_side,
+        squares,
+        str(dtype),
+        VIDEOS_PER_FILE,
+    )
     config = to_json(dataclasses.replace(encoder.config, drop_path=0.0))
     key = hashlib.sha256(repr((config, digest(encoder.state_dict()), files, views)).encode()).hexdigest()[:16]
     place = folder / key

@@ -56,6 +56,14 @@ class Index:
         return bisect_left(self.pts, self.pts[0] + seconds / self.tick_seconds - 1e-3)
 
 
+def scaled_down(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """The size of a frame whose short side is at most `short_side` pixels; 0 leaves it as it is."""
+    scale = short_side / min(height, width)
+    if not 0 < scale < 1:
+        return height, width
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def frame_at(seconds: float, *, fps: float | None, num_frames: int, path: str) -> int:
     """The number of the frame at a time in a video of evenly spaced frames; see `VideoSource.frame_at`."""
     if seconds <= 0 or math.isinf(seconds):

@@ -16,12 +16,13 @@ from mam2.data.video.torchcodec import TorchcodecVideo
 from mam2.files import segment_of
 
 
-def open_video(path: str | Path, *, backend: Backend = "pyav") -> VideoSource:
+def open_video(path: str | Path, *, backend: Backend = "pyav", short_side: int = 0) -> VideoSource:
     """Opens a video file with a backend, or a folder of frames if the path is a folder; or a segment of either.
 
     Args:
         path: of the file or folder; with `#t=START,END` (seconds) at its end, that segment.
         backend: decoder of files.
+        short_side: pixels; larger frames are scaled down to it while they are decoded. 0 leaves them as they are.
 
     Raises:
         VideoError: nothing there, no video, or one that is damaged from the start.
@@ -32,7 +33,11 @@ def open_video(path: str | Path, *, backend: Backend = "pyav") -> VideoSource:
     file, start, end = segment_of(str(path))
     source: VideoSource
     if os.path.isdir(file):
-        source = JpegFolder(file)
+        source = JpegFolder(file, short_side=short_side)
     else:
-        source = TorchcodecVideo(file) if backend == "torchcodec" else PyAVVideo(file)
+        source = (
+            TorchcodecVideo(file, short_side=short_side)
+            if backend == "torchcodec"
+            else PyAVVideo(file, short_side=short_side)
+        )
     return source if (start, end) == (0, math.inf) else Segment(source, start=start, end=end, path=str(path))

@@ -20,6 +20,7 @@ from mam2.data.video.index import (
     message,
     open_container,
     read_index,
+    scaled_down,
     stream_of,
     video_errors,
 )
@@ -39,7 +40,7 @@ class PyAVVideo:
         VideoError: the file is absent, no video, or damaged from the start.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, short_side: int = 0) -> None:
         self._container: Any = None
         self.path = str(path)
         with video_errors(self.path):
@@ -48,7 +49,8 @@ class PyAVVideo:
         self.num_frames = self._index.num_frames
         self.num_missing = self._index.num_missing
         self.fps = self._index.fps
-        self.height, self.width = self._index.upright
+        self._size = scaled_down(self._index.height, self._index.width, short_side)  # before it is turned upright
+        self.height, self.width = scaled_down(*self._index.upright, short_side)
         with video_errors(self.path):
             self._container = open_container(self.path)
         self._to_rgb = VideoReformatter()  # one for all frames: setting it up costs more than using it
@@ -70,7 +72,7 @@ class PyAVVideo:
         """See `VideoSource.frames`. Decoding starts at the nearest key frame and ends with the last frame asked for."""
         wanted = sorted(set(indices))
         check_indices(self, wanted)
-        rgb_THWC = np.empty((len(wanted), self._index.height, self._index.width, 3), np.uint8)
+        rgb_THWC = np.empty((len(wanted), *self._size, 3), np.uint8)
         for place, rgb_HWC in enumerate(self._each(wanted)):
             rgb_THWC[place] = rgb_HWC
         clip_TCHW = torch.from_numpy(rgb_THWC).permute(0, 3, 1, 2)
@@ -89,8 +91,7 @@ class PyAVVideo:
 
     def _each(self, wanted: Sequence[int]) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
         """The frames at sorted indices, one by one, not yet turned upright: RGB, uint8 (height, width, 3)."""
-        height = self._index.height
-        width = self._index.width
+        height, width = self._size
         with video_errors(self.path):
             for run in self._runs(wanted):
                 for frame in self._decode_run(run):

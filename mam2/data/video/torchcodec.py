@@ -13,7 +13,9 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from mam2.config import UserError
-from mam2.data.video.index import VideoError, check_indices, read_index, video_errors
+from mam2.data.video.index import VideoError, check_indices, read_index, scaled_down, video_errors
+
+_AT_ONCE = 4  # frames in memory as large as they are stored
 
 
 class TorchcodecVideo:
@@ -27,7 +29,7 @@ class TorchcodecVideo:
         UserError: torchcodec can't be loaded.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, short_side: int = 0) -> None:
         self.path = str(path)
         with video_errors(self.path):
             status = os.stat(self.path)
@@ -35,7 +37,7 @@ class TorchcodecVideo:
         self.num_frames = self._index.num_frames
         self.num_missing = self._index.num_missing
         self.fps = self._index.fps
-        self.height, self.width = self._index.upright
+        self.height, self.width = scaled_down(*self._index.upright, short_side)
         self._decoder = self._open()
 
     def __enter__(self) -> Self:
@@ -48,7 +50,8 @@ class TorchcodecVideo:
         """See `VideoSource.frames`."""
         wanted = sorted(set(indices))
         check_indices(self, wanted)
-        clip_TCHW = self._frames(wanted)
+        parts = [self._frames(wanted[first : first + _AT_ONCE]) for first in range(0, len(wanted), _AT_ONCE)]
+        clip_TCHW = torch.cat(parts)
         return clip_TCHW if list(indices) == wanted else clip_TCHW[[bisect_left(wanted, i) for i in indices]]
 
     def frame_at(self, seconds: float) -> int:

@@ -37,7 +37,7 @@ class Evaluation:
 
     def top(self, k: int) -> float:
         """Share of videos whose class is among the k most probable ones."""
-        return in_top(self.probabilities_BK, self.label_B, k).float().mean().item()
+        return in_top(self.probabilities_BK, self.label_B, k).double().mean().item()
 
     def confusion(self) -> Tensor:
         """Counts (K, K): true class by predicted class."""
@@ -49,7 +49,7 @@ class Evaluation:
         """Top-1 by class name; None for a class without videos."""
         counts = self.confusion()
         total = counts.sum(dim=1)
-        return {c: (counts[i, i] / total[i]).item() if total[i] else None for i, c in enumerate(classes)}
+        return {c: counts[i, i].item() / total[i].item() if total[i] else None for i, c in enumerate(classes)}
 
 
 def in_top(scores_BK: Tensor, label_B: Tensor, k: int) -> Tensor:
@@ -88,7 +88,7 @@ def evaluate(
         # Probabilities, not logits, are averaged, as VideoMAE does: about half a point on Kinetics-400.
         probabilities_VK = logits_VK.float().softmax(dim=1).cpu()
         label_V = torch.full((len(probabilities_VK),), video.label)
-        single = torch.stack([in_top(probabilities_VK, label_V, k).float().mean() for k in (1, 5)])
+        single = torch.stack([in_top(probabilities_VK, label_V, k).double().mean() for k in (1, 5)])
         rows.append((video.index, video.label, probabilities_VK.mean(dim=0), single))
     bad = loader.bad.of_all_processes()  # each process has forgiven its own share only
     rows = sorted((row for part in distributed.gather(rows) for row in part), key=lambda row: row[0])

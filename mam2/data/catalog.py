@@ -232,5 +232,5 @@ def _check_rows(rows: list[CsvRow], *, labelled: bool, csv_path: Path) -> None:
     if absent:
         raise UserError(
             f"{absent[0]} ({len(absent)} of {len(rows)} videos are missing). "
-            f"Paths must be absolute, or start from {csv_path.parent}."
+            f"Paths must be absolute, or start from {csv_path.parent.absolute()}."
         )

@@ -260,7 +260,7 @@ def _check_share(found: _Found, unreadable: Sequence[str], root: Path, max_missi
         first = _problem([*found.missing, *unreadable])
         raise UserError(
             f"{len(found.missing)} of the {num_listed} listed videos are missing from {root}, and {len(unreadable)} "
-            f"can't be read ({num_lost / num_listed:.1%}); the first: {'; '.join(first.first)}. At most "
+            f"can't be read ({num_lost / num_listed:.1%}); the first: {'; '.join(first.first).rstrip('.')}. At most "
             f"{max_missing_share:.1%} may be. Fetch them, or allow more with max_missing_share."
         )
 

@@ -225,6 +225,14 @@ def test_a_bad_video_that_a_list_holds_many_times_is_one_bad_video(folder, tmp_p
         list(train_loader(catalog, SMALL, batch_size=8, seed=1, num_steps=3))
 
 
+def test_a_stride_that_is_shrunk_for_most_videos_is_said_once(catalog, caplog):
+    for stride, said in ((5, 1), (4, 0)):  # the videos have 16 frames
+        loader = train_loader(catalog, replace(SMALL, stride_frames=stride), batch_size=3, seed=1, num_steps=9)
+        list(loader)
+        assert caplog.text.count("100% of the videos are too short for 4 frames 5 apart") == said
+        caplog.clear()
+
+
 def test_videos_too_short_for_the_policy_are_bad(catalog):
     data = Data(stride_frames=5, num_workers=0, short="skip")
     with pytest.raises(UserError, match=r"mp4 has 16 frames; 4 frames 5 apart need at least 20\. Use --data\.short"):

@@ -109,6 +109,14 @@ def train_clips(path: str, data: Data, *, num_frames: int, size: int, rng: rando
     Raises:
         UserError: a video that can't be decoded, or is too short.
     """
+    return train_clips_and_stride(path, data, num_frames=num_frames, size=size, rng=rng)[0]
+
+
+def train_clips_and_stride(
+    path: str, data: Data, *, num_frames: int, size: int, rng: random.Random
+) -> tuple[list[torch.Tensor], bool]:
+    """See `train_clips`; and whether the video was too short for the stride, which was shrunk for it."""
+    shrunk = False
     with opened(path, data, size=size) as video:
         if data.sampling == "uniform":
             if video.num_frames < num_frames and data.short != "repeat":
@@ -118,17 +126,14 @@ def train_clips(path: str, data: Data, *, num_frames: int, size: int, rng: rando
                 )
             indices = sampling.uniform(video.num_frames, clip_frames=num_frames, rng=rng)
         else:
+            stride = stride_of(video.fps, data)
             indices = sampling.dense(
-                video.num_frames,
-                clip_frames=num_frames,
-                stride_frames=stride_of(video.fps, data),
-                rng=rng,
-                short=data.short,
-                path=path,
+                video.num_frames, clip_frames=num_frames, stride_frames=stride, rng=rng, short=data.short, path=path
             )
+            shrunk = data.short == "shrink" and num_frames > 1 and indices[1] - indices[0] < stride
         frames_TCHW = video.frames(indices)
     # Crops keep the decoder's layout, channels last.
-    return [augmented(frames_TCHW, data, size=size, rng=rng).contiguous() for _ in range(data.repeats)]
+    return [augmented(frames_TCHW, data, size=size, rng=rng).contiguous() for _ in range(data.repeats)], shrunk
 
 
 def augmented(clip_TCHW: torch.Tensor, data: Data, *, size: int, rng: random.Random) -> torch.Tensor:

@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from mam2 import distributed
 from mam2.config import UserError, seed_of
 from mam2.data.bad_videos import BadVideos
 from mam2.data.catalog import Catalog, Item
-from mam2.data.clips import Data, train_clips
+from mam2.data.clips import Data, train_clips, train_clips_and_stride
 from mam2.data.workers import parallel
 from mam2.device import send
 
+log = logging.getLogger("mam2")
 _SHUFFLE, _SAMPLE, _FIXED = 0, 1, 2  # keep the seeds of the kinds of draw apart
 
 
@@ -162,14 +165,27 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         data = self._set.data
         made = parallel(self._set, self._steps, num_workers=data.num_workers, timeout_seconds=data.timeout_seconds)
-        for batch, bad in made:
+        num_drawn = num_shrunk = 0
+        for step, (batch, bad, shrunk) in zip(self._steps, made, strict=True):
             self.bad.add(bad)
             yield batch
+            num_drawn += len(self._set.positions)
+            num_shrunk += shrunk
+            if (
+                step + 1 == min(self.steps_per_epoch, self.num_steps)
+                and num_shrunk > num_drawn / 2
+                and distributed.rank() == 0
+            ):
+                log.warning(
+                    f"{num_shrunk / num_drawn:.0%} of the videos are too short for {self._set.num_frames} frames "
+                    f"{data.stride_frames} apart: their clips' frames are closer together (--data.short shrink)."
+                )
 
 
 @dataclass(frozen=True)
 class _TrainSet:
-    """step -> this process's batch (None if a place stays empty), and the unusable videos met on the way."""
+    """step -> this process's batch (None if a place stays empty), the unusable videos met on the way, and how many
+    were too short for their stride."""
 
     items: Sequence[Item]
     data: Data
@@ -181,17 +197,19 @@ class _TrainSet:
     num_attempts: int  # videos tried, one more than are forgiven: where all of them are unusable, the run ends
     quarantined: dict[str, str] = field(default_factory=dict)
 
-    def __getitem__(self, step: int) -> tuple[Batch | None, dict[str, str]]:
+    def __getitem__(self, step: int) -> tuple[Batch | None, dict[str, str], int]:
         bad = dict[str, str]()
         clips = list[torch.Tensor]()
         labels = list[int]()
         samples = list[int]()
         fixed = list[int]()
+        num_shrunk = 0
         repeats = self.data.repeats
         for position in self.positions:
-            item, which, of_video = self._sample(step, position, bad)
+            item, which, of_video, shrunk = self._sample(step, position, bad)
             if not of_video:
-                return None, bad
+                return None, bad, num_shrunk
+            num_shrunk += shrunk
             clips += of_video
             labels += [item.class_number] * repeats
             first = (step * self.batch_size + position) * repeats
@@ -203,10 +221,10 @@ class _TrainSet:
             sample_B=torch.tensor(samples),
             fixed_B=torch.tensor(fixed) if self.data.fixed_clips else None,
         )
-        return batch, bad
+        return batch, bad, num_shrunk
 
-    def _sample(self, step: int, position: int, bad: dict[str, str]) -> tuple[Item, int, list[torch.Tensor]]:
-        """The video, which of the fixed clips it is, and its clips."""
+    def _sample(self, step: int, position: int, bad: dict[str, str]) -> tuple[Item, int, list[torch.Tensor], bool]:
+        """The video, which of the fixed clips it is, its clips, and whether it was too short for the stride."""
         failed = set[str]()
         for attempt in range(len(self.items)):
             place = self._place(step, position, attempt)
@@ -223,12 +241,13 @@ class _TrainSet:
                 if self.data.fixed_clips:
                     which = place * self.data.fixed_clips + rng.randrange(self.data.fixed_clips)
                     rng = random.Random(seed_of(self.seed, _FIXED, which))
-                clips = train_clips(item.path, self.data, num_frames=self.num_frames, size=self.size, rng=rng)
-                return item, which, clips
+                sizes = {"num_frames": self.num_frames, "size": self.size}
+                clips, shrunk = train_clips_and_stride(item.path, self.data, **sizes, rng=rng)
+                return item, which, clips, shrunk
             except UserError as error:
                 bad[item.path] = str(error)
                 failed.add(item.path)
-        return item, 0, []
+        return item, 0, [], False
 
     def _place(self, step: int, position: int, attempt: int = 0) -> int:
         num_videos = len(self.items)

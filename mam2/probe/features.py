@@ -60,6 +60,7 @@ def extract(
     crops: int,
     squares: int,
     dtype: torch.dtype | None,
+    title: str = "features",
 ) -> Features:
     """Features of a data set, computed once: those that `folder` already holds are read.
 
@@ -74,6 +75,7 @@ def extract(
         clips, crops: views per video.
         squares: per side of a frame; each is the mean of its patches, and S is their number.
         dtype: of autocast; None computes in fp32.
+        title: of the progress bar.
 
     Raises:
         UserError: too many unusable videos.
@@ -112,7 +114,7 @@ def extract(
         )
         shown = track(
             loader,
-            description=f"features {part + 1}/{num_parts}",
+            description=f"{title} {part + 1}/{num_parts}",
             total=len(range(part, num_videos, num_parts)),
             console=Console(stderr=True),
             disable=distributed.rank() != 0,

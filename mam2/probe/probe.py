@@ -152,7 +152,7 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
     if both := {item.path for item in train.items} & {item.path for item in test.items}:
         log.warning(f"{len(both)} videos are in both train and test, such as {min(both)}: the result is too high.")
 
-    def judged(encoder: VideoEncoder) -> tuple[dict[str, Any], Evaluation, Features, Features]:
+    def judged(encoder: VideoEncoder, title: str) -> tuple[dict[str, Any], Evaluation, Features, Features]:
         features_of = partial(
             extract,
             encoder,
@@ -161,16 +161,16 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
             squares=squares_of(config, encoder),
             dtype=autocast_dtype(config.precision, local_device(), width=encoder.config.width),
         )
-        seen = features_of(train, clips=config.train_clips, crops=config.train_crops)
-        seen_test = features_of(test, clips=config.test_clips, crops=config.test_crops)
+        seen = features_of(train, clips=config.train_clips, crops=config.train_crops, title=f"{title}, train")
+        seen_test = features_of(test, clips=config.test_clips, crops=config.test_crops, title=f"{title}, test")
         heads = encoder.config.num_heads
         return *judge(config, seen, seen_test, num_classes=len(catalog.classes), num_heads=heads), seen, seen_test
 
-    report, result, seen, seen_test = judged(encoder)
+    report, result, seen, seen_test = judged(encoder, "features")
     baseline = None
     if config.baseline:
         torch.manual_seed(seed_of(config.seed, _WEIGHTS))
-        baseline = judged(VideoEncoder(encoder.config))[0]
+        baseline = judged(VideoEncoder(encoder.config), "untrained encoder")[0]
     report = {
         "kind": config.kind,
         "num_train": len(seen.label_N),

@@ -19,7 +19,7 @@ from mam2.config import UserError
 from mam2.data.video.jpeg_folder import read_meta
 from mam2.data.video.open import open_video
 from mam2.data.workers import parallel_map
-from mam2.files import segment_of
+from mam2.files import parse_json, segment_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def _read_journal(journal: Path) -> dict[str, VideoInfo]:
     known = {}
     for line in journal.read_bytes().splitlines() if journal.is_file() else ():
         try:
-            fields = json.loads(line)
+            fields = parse_json(line.decode())
             name = fields.pop("path")
             known[name] = VideoInfo(**fields)
         except (ValueError, KeyError, TypeError, AttributeError):  # a line cut short by a kill

@@ -15,6 +15,7 @@ from typing import Any
 
 from mam2.config import UserError, did_you_mean
 from mam2.data.catalog import SPLIT_WORDS, VIDEO_SUFFIXES
+from mam2.files import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +262,7 @@ def _read_ssv2(folder: _Folder, split: int) -> _Read:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(_text(file))
+        return parse_json(_text(file))
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}. Fetch it again.") from error
 

@@ -74,7 +74,8 @@ def print_recipes() -> None:
 def print_paper_table(number: str, tflops: float) -> None:
     """The rows of one of the paper's tables with the paper's numbers, estimated costs and commands."""
     paper = get_table(number)
-    columns = ("row", "recipe", "the paper's", "TFLOP/clip", "GiB/clip", "GPU-hours")
+    top5 = any(row.top5 for row in paper.rows)
+    columns = ("row", "recipe", "paper's top-1", *["paper's top-5"] * top5, "TFLOP/clip", "GiB/clip", "GPU-hours")
     table = Table(*columns, title=f"Table {number}: {paper.title}")
     commands = []
     for row in paper.rows:
@@ -93,10 +94,10 @@ def print_paper_table(number: str, tflops: float) -> None:
             )
         else:
             commands.append(f"mam2 finetune {row.recipe} --data.root DIR --out RUN --init PRETRAINED")
-        table.add_row(row.name, row.recipe, row.paper or "-", *estimates)
+        table.add_row(row.name, row.recipe, row.paper or "-", *[row.top5 or "-"] * top5, *estimates)
     show(
         table,
-        "Top-1 after fine-tuning as the paper has it; none has been rerun here. Estimates for pre-training: TFLOP with "
+        "Accuracy after fine-tuning as the paper has it; none has been rerun here. Estimates for pre-training: TFLOP with "
         "the targets; GiB kept for the backward pass in bf16, beside the weights; hours of one GPU at "
         f"{tflops:g} TFLOP/s.",
         *dict.fromkeys(commands),

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import cast
 
 import psutil
@@ -13,9 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from mam2.config import UserError
+from mam2.config import UserError, from_json, to_json
 from mam2.data.loader import steps_per_epoch
 from mam2.device import autocast_dtype
+from mam2.files import parse_json, write_text
 from mam2.masks import Mask, take
 from mam2.model.blocks import recompute_blocks
 from mam2.model.encoder import VideoEncoder
@@ -62,7 +68,7 @@ def this_cpu(*, width: int) -> Device:
         a @ b
         seconds.append(time.perf_counter() - start)
     return Device(
-        title=f"this CPU, {torch.get_num_threads()} threads",
+        title=f"CPU such as this, {torch.get_num_threads()} threads",
         peak_tflops=2 * 2048**3 / min(seconds) / 1e12,
         memory_gib=psutil.virtual_memory().total / 2**30,
     )
@@ -130,6 +136,25 @@ def estimate(config: Pretrain) -> Cost:
     )
 
 
+def remembered(config: Pretrain) -> Cost:
+    """`estimate`, counted once per machine and version of this package: later calls read it from `$XDG_CACHE_HOME/mam2`
+    (`~/.cache/mam2`)."""
+    fields = to_json(config)
+    counted = [fields[name] for name in ("encoder", "objective", "mask", "targets")]
+    key = hashlib.sha256(json.dumps([torch.__version__, config.loop.recompute, *counted]).encode())
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        key.update(source.read_bytes())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mam2"
+    file = folder / f"cost_{key.hexdigest()[:16]}.json"
+    with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged
+        return from_json(Cost, parse_json(file.read_text()))
+    cost = estimate(config)
+    with contextlib.suppress(OSError, UserError):  # a home that can't be written to
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(asdict(cost)))
+    return cost
+
+
 def parts_of(config: Pretrain) -> dict[str, float]:
     """TFLOP per clip of a step, by part; their sum is `estimate(config).tflop`.
 
@@ -175,6 +200,12 @@ def _encoder_tflop(config: Pretrain) -> float:
 def gpu_hours(config: Pretrain, cost: Cost, *, num_videos: int, tflops: float) -> float:
     """Hours of one GPU for the whole run, at `tflops` achieved; an upper bound if a token cache saves work.
 
+    Args:
+        config: the run.
+        cost: of a step.
+        num_videos: to train on; 0, unknown, will do for a run whose length is in steps.
+        tflops: TFLOP/s that the GPU achieves.
+
     Raises:
         UserError: `tflops` is not above 0.
     """
@@ -182,7 +213,8 @@ def gpu_hours(config: Pretrain, cost: Cost, *, num_videos: int, tflops: float) -
         raise UserError(f"tflops is {tflops}; a GPU achieves more than 0, such as 125.")
     per_epoch = steps_per_epoch(num_videos, config.loop.batch_size)
     num_clips = config.loop.duration.steps(per_epoch) * config.loop.batch_size * config.data.repeats
-    num_tokenised = min(num_clips, num_cached(config, num_videos)) if config.targets.cache else num_clips
+    caches = config.targets.cache and num_videos
+    num_tokenised = min(num_clips, num_cached(config, num_videos)) if caches else num_clips
     tokenizer_tflop = _targets_gflop(config)[0] / 1e3
     return (num_clips * (cost.tflop - tokenizer_tflop) + num_tokenised * tokenizer_tflop) / tflops / 3600
 

@@ -621,16 +621,16 @@ def test_the_cost_of_a_recipe(run) -> None:
         "alignment target",
         "whole step",
         "A100",
-        "3000 steps of 150 videos",
+        "seconds on one A100, for 3000 steps at 125 TFLOP/s (40% of 312)",
         "clips fit",
         "for the run's folder",
     ):
         assert part in out
     refused(run("cost", "mam2_b_k400", "--utilisation", "0"), "utilisation 0.0", "a share of the peak")
     refused(run("cost", "mam2_b_k400", "--utilisation", "2"), "utilisation 2.0", "up to 1")
-    status, out, _ = run("cost", "mam2_tiny")
-    assert status == 0
-    assert "give --videos N" in out
-    assert "hours of one" not in out
+    for length, said in (("9 epochs", "give --videos N"), ("900000 steps", "hours on one H100 SXM, for 900000 steps")):
+        status, out, _ = run("cost", "mam2_tiny", "--loop.duration", length)
+        assert status == 0
+        assert said in out
     refused(run("cost", "mam2_b_k4000"), "mam2_b_k400")
     refused(run("cost"), "Name a recipe")

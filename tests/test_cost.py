@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mam2.config import Epochs
-from mam2.cost import cache_gib, estimate, gpu_hours, num_cached, parts_of, run_folder_gib, this_cpu
+from mam2.cost import cache_gib, estimate, gpu_hours, num_cached, parts_of, remembered, run_folder_gib, this_cpu
 from mam2.data.clips import Data
 from mam2.masks import MaskConfig
 from mam2.model.encoder import EncoderConfig
@@ -212,3 +212,18 @@ def test_recomputing_trades_operations_for_memory() -> None:
     parts, parts_again = parts_of(SMALL), parts_of(again)
     assert parts_again["alignment target"] == pytest.approx(parts["alignment target"])  # nothing goes backward there
     assert parts_again["regressor and rest"] < 4 / 3 * parts["regressor and rest"]
+
+
+def test_a_cost_is_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    counted = []
+    monkeypatch.setattr("mam2.cost.estimate", lambda config: counted.append(config) or estimate(config))
+    wider = replace(SMALL, objective=replace(SMALL.objective, width=2 * SMALL.encoder.width))
+    longer = replace(SMALL, loop=replace(SMALL.loop, duration=Epochs(7)))
+    for config in (SMALL, wider, longer, SMALL, wider):
+        assert remembered(config) == estimate(config)
+    assert counted == [SMALL, wider]
+    for file in (tmp_path / "mam2").iterdir():
+        file.write_text("{")
+    assert remembered(SMALL) == estimate(SMALL)
+    assert len(counted) == 3

@@ -43,13 +43,13 @@ class CostCommand:
     Attributes:
         device: the machine to plan for; the CPU's peak is measured.
         utilisation: share of the peak that is reached.
-        videos: number of training videos; 0 reports no hours.
+        videos: number of training videos; for hours of a run whose length is in epochs.
     """
 
     config: Annotated[Pretrain, Flat]
     device: Annotated[Literal["h100", "a100", "cpu"], arg(help="the machine; a CPU's peak is measured")] = "h100"
     utilisation: Annotated[float, arg(help="share of the peak that is reached")] = 0.4
-    videos: Annotated[int, arg(help="number of training videos; 0 reports no hours")] = 0
+    videos: Annotated[int, arg(help="number of training videos, for hours of a run in epochs")] = 0
 
 
 def main(verb: str, arguments: list[str]) -> None:

@@ -82,7 +82,7 @@ def print_paper_table(number: str, tflops: float) -> None:
         config = RECIPES[row.recipe].make()
         estimates = ["-"] * 3
         if isinstance(config, Pretrain):
-            estimate = cost.estimate(config)
+            estimate = cost.remembered(config)
             num_videos = NUM_TRAINING_VIDEOS[RECIPES[row.recipe].data]
             hours = cost.gpu_hours(config, estimate, num_videos=num_videos, tflops=tflops)
             estimates = [f"{estimate.tflop:.2f}", f"{estimate.clip_gib:.1f}", f"{hours:,.0f}"]
@@ -127,13 +127,16 @@ def print_cost(recipe: str, config: Pretrain, *, device: str, utilisation: float
         table.add_row(name, f"{tflop:.4g}", f"{tflop / estimate.tflop:.0%}")
     table.add_section()
     table.add_row("whole step", f"{estimate.tflop:.4g}", "")
+    duration = config.loop.duration
     run = f"{on.title}: give --videos N, your number of training videos, for hours."
-    if num_videos:
+    if num_videos or duration.unit == "steps":
         achieved = utilisation * on.peak_tflops
         hours = cost.gpu_hours(config, estimate, num_videos=num_videos, tflops=achieved)
+        length = f"{duration} of {num_videos:,} videos" if duration.unit == "epochs" else str(duration)
+        time = f"{hours:,.3g} hours" if hours >= 0.01 else f"{3600 * hours:.2g} seconds"
         run = (
-            f"{on.title}: {hours:,.4g} hours of one, for {config.loop.duration} of {num_videos:,} videos at "
-            f"{achieved:.3g} TFLOP/s ({utilisation:.0%} of {on.peak_tflops:.3g})."
+            f"{time} on one {on.title}, for {length} at {achieved:.3g} TFLOP/s "
+            f"({utilisation:.0%} of {on.peak_tflops:.3g})."
         )
     disk = f"Disk: up to {cost.run_folder_gib(config, estimate):.2f} GiB for the run's folder"
     if config.targets.cache and num_videos:

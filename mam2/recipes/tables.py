@@ -116,7 +116,9 @@ TABLES: dict[str, PaperTable] = {
             TableRow("ViT-L, 800 epochs", "mam2_l_k400", "85.3", "finetune_l_k400", "96.7"),
         ),
     ),
-    "4": PaperTable("SSv2, 2 × 3 views", (TableRow("ViT-B, 1200 epochs", "mam2_b_ssv2", "71.3", "finetune_b_ssv2", "93.1"),)),
+    "4": PaperTable(
+        "SSv2, 2 × 3 views", (TableRow("ViT-B, 1200 epochs", "mam2_b_ssv2", "71.3", "finetune_b_ssv2", "93.1"),)
+    ),
     "5": PaperTable(
         "UCF101 and HMDB51",
         (

@@ -22,7 +22,7 @@ from mam2.config import UserError, from_json, to_json
 from mam2.data.loader import steps_per_epoch
 from mam2.device import autocast_dtype
 from mam2.files import parse_json, write_text
-from mam2.masks import Mask, take
+from mam2.masks import take
 from mam2.model.blocks import recompute_blocks
 from mam2.model.encoder import VideoEncoder
 from mam2.targets.cache import row_bytes
@@ -99,7 +99,7 @@ class Cost:
 def estimate(config: Pretrain) -> Cost:
     """Cost of a step per clip, counted by running one on fake tensors: no weights, no data, a few seconds."""
     encoder = config.encoder
-    sizes = target_sizes(config.targets, patch_size=encoder.patch_size)
+    sizes = target_sizes(config.targets, patch_size=encoder.patch_size, tubelet=encoder.tubelet)
     real = config.mask(encoder.tubelets, encoder.grid, sample_B=torch.tensor([0]), seed=0)
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -114,15 +114,13 @@ def estimate(config: Pretrain) -> Cost:
         model = model.to_empty(device=torch.device("cpu"))
         if config.loop.recompute:
             recompute_blocks(model)
-        visible_BTV = torch.zeros(real.visible_BTV.shape, dtype=torch.int64)
-        masked_BTM = torch.zeros(real.masked_BTM.shape, dtype=torch.int64)
-        aligned_BA = None if real.aligned_BA is None else torch.zeros(real.aligned_BA.shape, dtype=torch.int64)
+        mask = real.map(lambda x: torch.zeros(x.shape, dtype=torch.int64))
         clip_BTCHW = torch.empty(1, encoder.frames, 3, encoder.size, encoder.size, dtype=torch.uint8)
         targets = _empty_targets(config)
         counter = FlopCounterMode(display=False)
         with counter:
             with torch.autocast("cpu", COUNTING_DTYPE), saved_tensors_hooks(keep, lambda tensor: tensor):
-                total = model(clip_BTCHW, Mask(visible_BTV, masked_BTM, aligned_BA), targets, 0).total
+                total = model(clip_BTCHW, mask, targets, 0).total
             total.backward()
         learned = [p for p in model.parameters() if p.requires_grad]
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -164,7 +162,7 @@ def parts_of(config: Pretrain) -> dict[str, float]:
     parts = {"encoder, visible patches": _encoder_tflop(config)}
     for name, objective in config.objective.without_parts().items():
         parts[name] = whole.train_tflop - estimate(replace(config, objective=objective)).train_tflop
-    parts["regressor and rest"] = whole.train_tflop - sum(parts.values())
+    parts["rest"] = whole.train_tflop - sum(parts.values())
     appearance, motion = _targets_gflop(config)
     parts |= {
         f"{config.targets.appearance}, target": appearance / 1e3,
@@ -190,10 +188,11 @@ def _encoder_tflop(config: Pretrain) -> float:
         if config.loop.recompute:
             recompute_blocks(encoder)
         clip_BTCHW = torch.empty(1, sizes.frames, 3, sizes.size, sizes.size, dtype=torch.uint8)
-        visible_BTV = torch.zeros(mask.visible_BTV.shape, dtype=torch.int64)
-        with torch.autocast("cpu", COUNTING_DTYPE):
-            features_BTVD = encoder.encode(take(encoder.embed(clip_BTCHW), visible_BTV))
-        features_BTVD.sum().backward()
+        for each in mask.all():
+            visible_BTV = torch.zeros(each.visible_BTV.shape, dtype=torch.int64)
+            with torch.autocast("cpu", COUNTING_DTYPE):
+                features_BTVD = encoder.encode(take(encoder.embed(clip_BTCHW), visible_BTV))
+            features_BTVD.sum().backward()
     return counter.get_total_flops() / 1e12
 
 
@@ -235,7 +234,7 @@ def _empty_targets(config: Pretrain) -> Targets:
     """Targets of the right shapes and types for one clip."""
     encoder, objective = config.encoder, config.objective
     frames, num_patches = encoder.tubelets, encoder.grid[0] * encoder.grid[1]
-    sizes = target_sizes(config.targets, patch_size=encoder.patch_size)
+    sizes = target_sizes(config.targets, patch_size=encoder.patch_size, tubelet=encoder.tubelet)
     appearance = motion = None
     if objective.needs_appearance and APPEARANCES[config.targets.appearance].load:
         appearance = torch.zeros(1, frames, num_patches, dtype=torch.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,14 @@ class Losses:
     total: Tensor
     parts: dict[str, Tensor]
     features_BTD: Tensor | None
+
+
+def average(losses: Sequence[Losses]) -> Losses:
+    """The mean of a batch's losses under several masks; features are those of the first."""
+    if len(losses) == 1:
+        return losses[0]
+    parts = {name: torch.stack([each.parts[name] for each in losses]).mean() for name in losses[0].parts}
+    return Losses(torch.stack([each.total for each in losses]).mean(), parts, losses[0].features_BTD)
 
 
 def squared_error(predicted: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:

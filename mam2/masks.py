@@ -1,4 +1,4 @@
-"""Masks: tube, cube and random ones (Sec. 2.1, App. E, Table 1d).
+"""Masks: tube, cube and random ones (Sec. 2.1, App. E, Table 1d); rivals' blocks, and masks guided by motion.
 
 A mask depends on its sample's own number, so that neither the number of GPUs nor an interruption changes it.
 To add a kind: one function and one line in MASKS (docs/add_a_mask.md).
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -29,17 +29,27 @@ class Mask:
         visible_BTV: int64 (B, T, V), in each frame the sorted positions in [0, N) that the encoder sees.
         masked_BTM: int64 (B, T, M), the sorted other positions, V + M = N; or those of them that are predicted.
         aligned_BA: int64 (B, A), which of the M are aligned (Eq. 1); None: all.
+        second: another mask of the same clips, which is predicted apart (V-JEPA); None: there is one mask.
     """
 
     visible_BTV: Tensor
     masked_BTM: Tensor
     aligned_BA: Tensor | None = None
+    second: Mask | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Mask:
+        """The mask with all its tensors changed."""
+        aligned_BA = None if self.aligned_BA is None else change(self.aligned_BA)
+        second = None if self.second is None else self.second.map(change)
+        return Mask(change(self.visible_BTV), change(self.masked_BTM), aligned_BA, second)
 
     def to(self, device: torch.device) -> Mask:
         """The same mask on another device."""
-        aligned_BA = None if self.aligned_BA is None else send(self.aligned_BA, device)
-        visible_BTV, masked_BTM = (send(x, device) for x in (self.visible_BTV, self.masked_BTM))
-        return Mask(visible_BTV, masked_BTM, aligned_BA)
+        return self.map(lambda x: send(x, device))
+
+    def all(self) -> tuple[Mask, ...]:
+        """The masks of the clips, one or two: a method averages its loss over them."""
+        return (self,) if self.second is None else (self, self.second)
 
     def aligned(self, x_BTMD: Tensor) -> Tensor:
         """The tokens (B, T, A, D) of the aligned patches, from those of all masked patches (B, T, M, D)."""
@@ -65,19 +75,66 @@ def cube(num_frames: int, grid: tuple[int, int], num_masked: int, generator: Gen
     Paper: "block-wise" masks, whose share varies from clip to clip in BEiT's; here: exactly `num_masked` patches,
     for which the last block is cut short (docs/decisions.md).
     """
-    high, wide = grid
     masked = torch.zeros(grid, dtype=torch.bool)
     while (short := num_masked - int(masked.sum())) > 0:
         draw = torch.rand(4, generator=generator).tolist()
         area = 16 + draw[0] * max(0, short - 16)
         aspect = 0.3 ** (1 - 2 * draw[1])  # from 0.3 to 1 / 0.3, upright as often as lying
-        rows = min(high, max(1, round(math.sqrt(area * aspect))))
-        columns = min(wide, max(1, round(math.sqrt(area / aspect))))
-        top, left = int(draw[2] * (high - rows + 1)), int(draw[3] * (wide - columns + 1))
-        block = torch.zeros_like(masked)
-        block[top : top + rows, left : left + columns] = True
-        masked.view(-1)[(block & ~masked).flatten().nonzero()[:short, 0]] = True
+        _mask_block(masked, area, aspect, (draw[2], draw[3]), at_most=short)
     return masked.flatten().expand(num_frames, -1)
+
+
+def _mask_block(masked: Tensor, area: float, aspect: float, place: tuple[float, float], *, at_most: int) -> None:
+    """Masks a block of `area` patches, `aspect` times as high as wide, at a place in [0, 1)²; `at_most` new ones."""
+    high, wide = masked.shape
+    rows = min(high, max(1, round(math.sqrt(area * aspect))))
+    columns = min(wide, max(1, round(math.sqrt(area / aspect))))
+    top, left = int(place[0] * (high - rows + 1)), int(place[1] * (wide - columns + 1))
+    block = torch.zeros_like(masked)
+    block[top : top + rows, left : left + columns] = True
+    masked.view(-1)[(block & ~masked).flatten().nonzero()[:at_most, 0]] = True
+
+
+def short_range(num_frames: int, grid: tuple[int, int], num_masked: int, generator: Generator) -> Tensor:
+    """V-JEPA's short-range masks: some 8 blocks of 15 % of a frame, the same in all frames: bool (T, N)."""
+    return _blocks(num_frames, grid, num_masked, generator, share=0.15)
+
+
+def long_range(num_frames: int, grid: tuple[int, int], num_masked: int, generator: Generator) -> Tensor:
+    """V-JEPA's long-range masks: some 2 blocks of 70 % of a frame, the same in all frames: bool (T, N)."""
+    return _blocks(num_frames, grid, num_masked, generator, share=0.7)
+
+
+def _blocks(num_frames: int, grid: tuple[int, int], num_masked: int, generator: Generator, *, share: float) -> Tensor:
+    """Blocks of one size until exactly `num_masked` patches are masked, the last one cut short.
+
+    V-JEPA draws a fixed number of blocks and cuts both parts to the shortest of the batch, so that a clip's mask
+    depends on its neighbours; here it does not.
+    """
+    masked = torch.zeros(grid, dtype=torch.bool)
+    aspect = 0.75 + 0.75 * torch.rand(1, generator=generator).item()
+    while (short := num_masked - int(masked.sum())) > 0:
+        top, left = torch.rand(2, generator=generator).tolist()
+        _mask_block(masked, share * masked.numel(), aspect, (top, left), at_most=short)
+    return masked.flatten().expand(num_frames, -1)
+
+
+def guided(motion_N: Tensor, num_frames: int, num_masked: int, generator: Generator) -> Tensor:
+    """Tubes guided by motion (TrackMAE): bool (T, N), True where masked.
+
+    The patches are split at the median of their motion, and half of the visible ones are drawn from each side; where
+    motion is equal, chance decides.
+    """
+    num_patches = len(motion_N)
+    shuffled = torch.randperm(num_patches, generator=generator)
+    ranked = shuffled[motion_N[shuffled].argsort(stable=True)]
+    num_visible = num_patches - num_masked
+    masked_N = torch.ones(num_patches, dtype=torch.bool)
+    for side, count in zip(
+        ranked.tensor_split([num_patches // 2]), (num_visible // 2, num_visible - num_visible // 2), strict=True
+    ):
+        masked_N[side[torch.randperm(len(side), generator=generator)[:count]]] = False
+    return masked_N.expand(num_frames, -1)
 
 
 def random(num_frames: int, grid: tuple[int, int], num_masked: int, generator: Generator) -> Tensor:
@@ -92,7 +149,11 @@ MASKS: dict[str, Callable[[int, tuple[int, int], int, Generator], Tensor]] = {
     "tube": tube,
     "cube": cube,
     "random": random,
+    "short_range": short_range,
+    "long_range": long_range,
 }
+GUIDED = "motion"
+"""The kind of mask that needs the clip's motion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,24 +161,37 @@ class MaskConfig:
     """Masking of patches; the defaults are the paper's.
 
     Attributes:
-        kind: "tube", "cube" or "random" (in space and time).
+        kind: "tube", "cube", "random" (in space and time), "short_range" and "long_range" (V-JEPA's blocks), or
+            "motion" (tubes; half of the visible ones where the clip moves more than its median, by `targets.motion`).
         ratio: share of each frame's patches that is masked (the paper: 0.75, which is 147 of 196).
         predicted: share of the masked patches that is regressed and predicted, drawn at random (the paper: all); the
             others are left out, as in VideoMAE V2's dual masking.
         aligned: share of those that is aligned, drawn at random (the paper: all).
+        second_kind: of a second mask of each clip, over which the loss is averaged (V-JEPA); "" is none.
+        second_ratio: share that it masks.
     """
 
     kind: str = "tube"
     ratio: Annotated[float, Gt(0), Lt(1)] = 0.75
     predicted: Annotated[float, Gt(0), Le(1)] = 1.0
     aligned: Annotated[float, Gt(0), Le(1)] = 1.0
+    second_kind: str = ""
+    second_ratio: Annotated[float, Gt(0), Lt(1)] = 0.75
 
     def __post_init__(self) -> None:
         check(self, "mask.")
-        if self.kind not in MASKS:
-            raise UserError(f"mask.kind is {self.kind!r}. {did_you_mean(self.kind, MASKS)}")
+        for name, kind in (("kind", self.kind), ("second_kind", self.second_kind or self.kind)):
+            if kind not in (kinds := [*MASKS, GUIDED]):
+                raise UserError(f"mask.{name} is {kind!r}. {did_you_mean(kind, kinds)}")
 
-    def __call__(self, num_frames: int, grid: tuple[int, int], *, sample_B: Tensor, seed: int) -> Mask:
+    @property
+    def is_guided(self) -> bool:
+        """Whether the masks depend on the clip's motion."""
+        return GUIDED in (self.kind, self.second_kind)
+
+    def __call__(
+        self, num_frames: int, grid: tuple[int, int], *, sample_B: Tensor, seed: int, motion_BN: Tensor | None = None
+    ) -> Mask:
         """Draws the masks of a batch.
 
         Args:
@@ -125,23 +199,38 @@ class MaskConfig:
             grid: patches (high, wide) in a frame.
             sample_B: int64 (B,), each clip's number in the whole run.
             seed: the run's seed.
+            motion_BN: motion of each patch position, for masks that it guides; None takes all as equal.
 
         Raises:
             UserError: the frame has so few patches that none would be masked, or none visible.
         """
+        if not self.second_kind:
+            return self._mask(num_frames, grid, sample_B, seed, motion_BN)
+        first = replace(self, second_kind="")(num_frames, grid, sample_B=sample_B, seed=seed, motion_BN=motion_BN)
+        other = replace(self, second_kind="", kind=self.second_kind, ratio=self.second_ratio)
+        second = other(num_frames, grid, sample_B=sample_B, seed=seed_of(seed, 1), motion_BN=motion_BN)
+        return replace(first, second=second)
+
+    def _mask(
+        self, num_frames: int, grid: tuple[int, int], sample_B: Tensor, seed: int, motion_BN: Tensor | None
+    ) -> Mask:
         num_patches = grid[0] * grid[1]
         num_masked = round(self.ratio * num_patches)
         if not 0 < num_masked < num_patches:
             raise UserError(
-                f"MaskConfig {self.ratio:.0%} of {num_patches} patches leaves {num_masked} masked and "
+                f"A mask of {self.ratio:.0%} of {num_patches} patches leaves {num_masked} masked and "
                 f"{num_patches - num_masked} visible; both are needed. Use a larger image or another mask ratio."
             )
         num_predicted = max(1, round(self.predicted * num_masked))
         num_aligned = max(1, round(self.aligned * num_predicted))
         clips, predicted, aligned = [], [], []
-        for sample in sample_B.tolist():
+        motion_BN = torch.zeros(len(sample_B), num_patches) if motion_BN is None else motion_BN.cpu()
+        for sample, motion_N in zip(sample_B.tolist(), motion_BN, strict=True):
             generator = Generator().manual_seed(seed_of(seed, sample, 0x3A5C))
-            clips.append(MASKS[self.kind](num_frames, grid, num_masked, generator))
+            if self.kind == GUIDED:
+                clips.append(guided(motion_N, num_frames, num_masked, generator))
+            else:
+                clips.append(MASKS[self.kind](num_frames, grid, num_masked, generator))
             predicted.append(torch.randperm(num_masked, generator=generator)[:num_predicted].sort().values)
             aligned.append(torch.randperm(num_predicted, generator=generator)[:num_aligned].sort().values)
         masked_BTN = torch.stack(clips)

@@ -122,7 +122,7 @@ def test_parts_add_up_and_are_what_the_step_benchmark_counts() -> None:
     assert parts == {  # benchmarks/results/step_vit_b_cpu.json
         "encoder, visible patches": pytest.approx(0.547, abs=0.001),
         "alignment target": pytest.approx(0.547, abs=0.001),
-        "regressor and rest": pytest.approx(0.434, abs=0.001),
+        "rest": pytest.approx(0.434, abs=0.001),
         "appearance decoder and head": pytest.approx(0.727, abs=0.001),
         "motion decoder": pytest.approx(0.283, abs=0.001),
         "vqgan_16384, target": pytest.approx(1.721),
@@ -141,7 +141,7 @@ def test_parts_of_variants_add_up() -> None:
 def test_what_is_not_predicted_is_not_paid_for() -> None:
     whole, half = (parts_of(replace(SMALL, mask=MaskConfig(predicted=share))) for share in (1.0, 0.5))
     assert half["encoder, visible patches"] == whole["encoder, visible patches"]
-    for name in ("alignment target", "regressor and rest", "appearance decoder and head", "motion decoder"):
+    for name in ("alignment target", "rest", "appearance decoder and head", "motion decoder"):
         assert 0.4 * whole[name] < half[name] < 0.75 * whole[name], name
     aligned = parts_of(replace(SMALL, mask=MaskConfig(aligned=0.5)))
     assert aligned["alignment target"] < 0.55 * whole["alignment target"]
@@ -211,7 +211,7 @@ def test_recomputing_trades_operations_for_memory() -> None:
     assert recomputed.state_gib == plain.state_gib
     parts, parts_again = parts_of(SMALL), parts_of(again)
     assert parts_again["alignment target"] == pytest.approx(parts["alignment target"])  # nothing goes backward there
-    assert parts_again["regressor and rest"] < 4 / 3 * parts["regressor and rest"]
+    assert parts_again["rest"] < 4 / 3 * parts["rest"]
 
 
 def test_a_cost_is_counted_once(tmp_path, monkeypatch):

@@ -97,8 +97,8 @@ def print_paper_table(number: str, tflops: float) -> None:
         table.add_row(row.name, row.recipe, row.paper or "-", *[row.top5 or "-"] * top5, *estimates)
     show(
         table,
-        "Accuracy after fine-tuning as the paper has it; none has been rerun here. Estimates for pre-training: TFLOP with "
-        "the targets; GiB kept for the backward pass in bf16, beside the weights; hours of one GPU at "
+        "Accuracy after fine-tuning as the paper has it; none has been rerun here. Estimates for pre-training: TFLOP "
+        "with the targets; GiB kept for the backward pass in bf16, beside the weights; hours of one GPU at "
         f"{tflops:g} TFLOP/s.",
         *dict.fromkeys(commands),
     )

@@ -14,7 +14,7 @@ from torch.utils._triton import has_triton
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from mam2.model.attention import AttentionKind, CrossAttention, SelfAttention
-from mam2.model.positions import Positions
+from mam2.model.positions import Positions, SequencePositions
 
 NORM_EPS = 1e-6
 
@@ -150,17 +150,14 @@ def init_weights(module: nn.Module) -> None:
     """Initialises every parameter of `module`: Xavier-uniform Linear and convolution weights, zero biases, unit norms,
     then learned tokens from a normal distribution of standard deviation 0.02."""
     for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.Conv2d):
-            nn.init.xavier_uniform_(part.weight.view(part.weight.shape[0], -1))
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(part.weight.flatten(1))
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
-        elif isinstance(part, Positions | Residual):
+        elif isinstance(part, Positions | SequencePositions | Residual):
             part.reset()
     for part in module.modules():
         if isinstance(part, LearnedToken):

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from mam2.losses import Reduction, appearance_loss, motion_loss
+from mam2.masks import Mask
 from mam2.model.attention import AttentionKind
 from mam2.model.blocks import BLOCKS, LearnedToken, layer_norm
-from mam2.model.regressor import Latent
+from mam2.model.encoder import EncoderConfig
+from mam2.model.positions import make_positions
+from mam2.model.regressor import Latent, MaskTokens
 
 
 class AppearanceHead(nn.Module):
@@ -73,6 +76,33 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x_BTSD = block(x_BTSD)
         return self.norm(x_BTSD)
+
+
+class MaskDecoder(nn.Module):
+    """MAE's decoder: visible features and mask tokens, at positions of its own, to predictions for masked patches.
+
+    `decoder(visible_BTVD, mask, layout) -> hidden_BTMD`; `decoder.head` makes predictions (B, T, M, K) of them.
+
+    Args:
+        encoder: whose features come in; attention and positions follow it.
+        bias: whether the linear layer from the encoder's width has one.
+        num_outputs: K.
+    """
+
+    def __init__(
+        self, encoder: EncoderConfig, *, width: int, depth: int, num_heads: int, bias: bool, num_outputs: int
+    ) -> None:
+        super().__init__()
+        self.project = nn.Linear(encoder.width, width, bias=bias)
+        self.positions = make_positions(encoder.positions, encoder.tubelets, encoder.grid, width)
+        self.mask_tokens = MaskTokens(width)
+        self.head = AppearanceHead(width, num_outputs)
+        self.transformer = Decoder(width=width, depth=depth, num_heads=num_heads, attention=encoder.attention, heads={})
+
+    def forward(self, visible_BTVD: Tensor, mask: Mask, layout: tuple[int, tuple[int, int]]) -> Tensor:
+        """Hidden states (B, T, M, D); `layout` is the clip's, as `VideoEncoder.layout` has it."""
+        position_BTND = self.positions(*layout).expand(len(visible_BTVD), -1, -1, -1)
+        return self.transformer(self.mask_tokens(self.project(visible_BTVD), position_BTND, mask))
 
 
 class OrderDecoder(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mam2.config import UserError, check
 from mam2.model.attention import AttentionKind
 from mam2.model.blocks import BLOCKS, JointBlock, SpaceTimeBlock, init_weights, layer_norm
-from mam2.model.positions import Positions
+from mam2.model.positions import PositionKind, make_positions
 from mam2.patches import IMAGENET_MEAN, IMAGENET_STD, to_float
 
 log = logging.getLogger("mam2")
@@ -38,6 +38,7 @@ class EncoderConfig:
             T counts tubelets in tensor names, and targets are those of each tubelet's first frame.
         attention: "factorised" over time and then space, the paper's, or "joint" over all tokens, as in VideoMAE.
             The decoders follow it.
+        positions: "separable" for time and space and learned, the paper's; or "sequence", VideoMAE's fixed ones.
         layer_scale: initial value of a learned scale on every branch of a block (CAE: 0.1); 0 is none, the paper's.
         drop_path: stochastic depth, rising linearly from 0 to this in the last block; 0 in pre-training.
     """
@@ -51,6 +52,7 @@ class EncoderConfig:
     patch_size: Annotated[int, Ge(1), Le(1024)] = 16
     tubelet: Annotated[int, Ge(1), Le(1024)] = 1
     attention: AttentionKind = "factorised"
+    positions: PositionKind = "separable"
     layer_scale: Annotated[float, Ge(0)] = 0.0
     drop_path: Annotated[float, Ge(0), Lt(1)] = 0.0
 
@@ -96,7 +98,7 @@ class VideoEncoder(nn.Module):
         self.config = config
         size, depth = config.patch_size, config.depth
         self.patch_embed = nn.Conv2d(3 * config.tubelet, config.width, kernel_size=size, stride=size)
-        self.positions = Positions(config.tubelets, config.grid, config.width)
+        self.positions = make_positions(config.positions, config.tubelets, config.grid, config.width)
         self.blocks = nn.ModuleList(
             BLOCKS[config.attention](
                 config.width,
@@ -142,10 +144,16 @@ class VideoEncoder(nn.Module):
         """Position embeddings (T, N, D) for clips of this shape."""
         config = self.config
         _, frames, _, height, width = clip_BTCHW.shape
-        grid = (height // config.patch_size, width // config.patch_size)
+        num_tubelets, grid = self.layout(clip_BTCHW)
         if (frames, grid) != (config.frames, config.grid):
             warn_of_interpolation(config, frames, height, width)
-        return self.positions(frames // config.tubelet, grid)
+        return self.positions(num_tubelets, grid)
+
+    def layout(self, clip_BTCHW: Tensor) -> tuple[int, tuple[int, int]]:
+        """Tubelets and patches (high, wide) of clips of this shape."""
+        patch_size = self.config.patch_size
+        grid = (clip_BTCHW.shape[3] // patch_size, clip_BTCHW.shape[4] // patch_size)
+        return clip_BTCHW.shape[1] // self.config.tubelet, grid
 
     def encode(self, x_BTVD: Tensor, *, norm: bool = True) -> Tensor:
         """The blocks, on any subset of the embedded patches: (B, T, V, D) to (B, T, V, D)."""

@@ -1,4 +1,4 @@
-"""Separable learnable positions e^t and e^s (Sec. 2.1).
+"""Positions: separable learnable ones, e^t and e^s (Sec. 2.1), or VideoMAE's fixed table.
 
 T frames, N patches per frame, D width.
 """
@@ -6,10 +6,15 @@ T frames, N patches per frame, D width.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+PositionKind = Literal["separable", "sequence"]
+"""Learnable, for time and for space (the paper); or fixed sines and cosines of a token's place in the sequence of all
+tokens, frame after frame (VideoMAE)."""
 
 
 class Positions(nn.Module):
@@ -52,8 +57,41 @@ class Positions(nn.Module):
         return F.interpolate(image, size=grid, mode="bicubic").flatten(2)[0].T
 
 
+class SequencePositions(nn.Module):
+    """Fixed sines and cosines of a token's place in the sequence of all tokens, frame after frame (VideoMAE)."""
+
+    def __init__(self, num_frames: int, grid: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.trained = (num_frames, *grid)
+        self.table_SD: Tensor
+        self.register_buffer("table_SD", torch.empty(math.prod(self.trained), width), persistent=False)
+        self.reset()
+
+    def reset(self) -> None:
+        """Fills the table: sines in the even channels, cosines in the odd ones."""
+        num_places, width = self.table_SD.shape
+        places = torch.arange(num_places, dtype=torch.float64, device=self.table_SD.device)  # float32 is 1e-4 off
+        sine_SD, cosine_SD = sine_cosine(places, width).chunk(2, dim=1)
+        self.table_SD.copy_(torch.stack([sine_SD, cosine_SD], dim=2).flatten(1))
+
+    def forward(self, num_frames: int, grid: tuple[int, int]) -> Tensor:
+        """Positions (T, N, D), interpolated where number and grid are not the trained ones."""
+        shape = (num_frames, *grid)
+        if shape == self.trained:
+            return self.table_SD.unflatten(0, (num_frames, -1))
+        volume = self.table_SD.T.unflatten(1, self.trained)[None]
+        return F.interpolate(volume, size=shape, mode="trilinear")[0].flatten(2).permute(1, 2, 0)
+
+
+def make_positions(kind: PositionKind, num_frames: int, grid: tuple[int, int], width: int) -> nn.Module:
+    """Positions of a kind: `positions(num_frames, grid) -> (T, N, D)`."""
+    return {"separable": Positions, "sequence": SequencePositions}[kind](num_frames, grid, width)
+
+
 def sine_cosine(places: Tensor, width: int) -> Tensor:
     """Sine-cosine embedding (len(places), width) with wavelengths from 2π to 20,000π; `width` must be even."""
     half = width // 2
-    angles = places[:, None].float() * torch.exp(-math.log(10_000) * torch.arange(half) / half)
+    places = places if places.is_floating_point() else places.float()
+    steps = torch.arange(half, dtype=places.dtype, device=places.device) / half
+    angles = places[:, None] * torch.exp(-math.log(10_000) * steps)
     return torch.cat([angles.sin(), angles.cos()], dim=1)

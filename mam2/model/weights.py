@@ -26,6 +26,7 @@ from mam2.files import (
 )
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, VideoEncoder
+from mam2.model.positions import Positions
 
 log = logging.getLogger("mam2")
 FORMAT_ENCODER = "mam2.encoder"
@@ -163,7 +164,8 @@ def copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None:
             f"or {flags}."
         )
     tensors = source.state_dict()
-    if (source.config.frames, source.config.size) != (target.config.frames, target.config.size):
+    resized = (source.config.frames, source.config.size) != (target.config.frames, target.config.size)
+    if resized and isinstance(source.positions, Positions):  # fixed ones are made anew
         log.warning(
             f"Positions are interpolated from {source.config.frames} frames of {source.config.size}² to "
             f"{target.config.frames} frames of {target.config.size}²."

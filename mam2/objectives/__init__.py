@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from mam2.objectives.mae import MAEConfig
 from mam2.objectives.mam2 import MAM2Config
+from mam2.objectives.masked_input import MaskedInputConfig
+from mam2.objectives.vjepa import VJEPAConfig
 
-ObjectiveChoice = MAM2Config  # or MAM2Config | YourConfig
+ObjectiveChoice = MAM2Config | MAEConfig | MaskedInputConfig | VJEPAConfig
 """The configurations that a pre-training can have."""

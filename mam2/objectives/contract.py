@@ -62,21 +62,25 @@ class Objective(Protocol):
 
 
 class ObjectiveConfig(Protocol):
-    """The configuration of a method: a frozen dataclass."""
+    """The configuration of a method: a frozen dataclass. One that inherits from this takes over its bodies."""
 
     @property
     def needs_appearance(self) -> bool:
         """Whether an appearance target is predicted."""
+        return True
 
     @property
     def needs_motion(self) -> bool:
         """Whether a motion target is predicted."""
+        return False
 
     def check_fits(self, encoder: EncoderConfig, sizes: TargetSizes, *, same_mask_in_all_frames: bool) -> None:
-        """Raises UserError unless the method can work with this encoder, these targets and masks."""
+        """Raises UserError unless the method can work with this encoder, these targets and masks; all will do here."""
+        return None
 
     def idle_options(self, mask: MaskConfig) -> list[str]:
-        """Options that are set and have no effect, because of others."""
+        """Options that are set and have no effect, because of others; here, as nothing is aligned."""
+        return ["mask.aligned"] if mask.aligned < 1 else []
 
     def build(self, encoder: EncoderConfig, sizes: TargetSizes, *, steps_per_epoch: int) -> Objective:
         """The method with random weights.
@@ -86,6 +90,8 @@ class ObjectiveConfig(Protocol):
             sizes: what the targets ask of the decoders.
             steps_per_epoch: for settings that change over epochs.
         """
+        ...
 
     def without_parts(self) -> dict[str, Self]:
-        """By name of a part, the same method without it: what a part costs is the difference."""
+        """By name of a part, the same method without it: what a part costs is the difference; here none."""
+        return {}

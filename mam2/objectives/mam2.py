@@ -15,7 +15,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from mam2.config import Duration, Steps, UserError, check
-from mam2.losses import Losses, Reduction, alignment_loss, motion_loss_of_none
+from mam2.losses import Losses, Reduction, alignment_loss, average, motion_loss_of_none
 from mam2.masks import Mask, MaskConfig, take
 from mam2.model.attention import AttentionKind
 from mam2.model.blocks import init_weights, layer_norm
@@ -183,6 +183,10 @@ class MAM2(nn.Module):
 
     def forward(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets, step: int) -> Losses:
         """Eq. 4 for a batch of clips, uint8 or floats in [0, 1]; `step` counts from 0 over the run."""
+        return average([self.loss(clip_BTCHW, each, targets, step) for each in mask.all()])
+
+    def loss(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets, step: int) -> Losses:
+        """Eq. 4 under one mask."""
         target = targets.at(mask)
         seen = self.predict(clip_BTCHW, mask, target.swapped_BM)
         parts = self.losses(seen, mask, target)

@@ -68,8 +68,9 @@ def predict(model: Objective, targets: TargetMaker, masking: MaskConfig, clip_TC
     grid = (clip.shape[3] // patch_size, clip.shape[4] // patch_size)
     num_patches = grid[0] * grid[1]
     everything = replace(masking, predicted=1.0, aligned=1.0)  # whatever share training predicts
-    mask = everything(clip.shape[1], grid, sample_B=sample_B, seed=seed).to(device)
-    target = targets(clip, sample_B=sample_B, seed=seed)
+    motion_BN = targets.motion_of(whole) if masking.is_guided else None
+    mask = everything(clip.shape[1], grid, sample_B=sample_B, seed=seed, motion_BN=motion_BN).to(device)
+    target = targets(whole, sample_B=sample_B, seed=seed)
     masked = target.at(mask)
     predicted = model.reconstruct(whole, mask, target)
     notes: list[str] = []
@@ -77,9 +78,11 @@ def predict(model: Objective, targets: TargetMaker, masking: MaskConfig, clip_TC
     appearance_TCHW = agreement_TN = None
     appearance_name = "Predicted appearance"
     appearance_BTMK = predicted.appearance_BTMK
-    if appearance_BTMK is not None and targets.tokenizer is None:
+    num_pixels = 3 * patch_size**2
+    if appearance_BTMK is not None and targets.tokenizer is None and appearance_BTMK.shape[-1] % num_pixels == 0:
         appearance_name = "Predicted pixels, normalised per patch"
-        pixels_BTND = put(appearance_BTMK.float(), mask.masked_BTM, num_patches)
+        first_BTMD = appearance_BTMK.unflatten(-1, (3, -1, patch_size**2))[..., 0, :].flatten(-2)  # of a tubelet
+        pixels_BTND = put(first_BTMD.float(), mask.masked_BTM, num_patches)
         appearance_TCHW = unpatchify(0.5 + pixels_BTND[0] / 6, patch_size, grid).clamp(0, 1).cpu()  # ±3σ
     elif appearance_BTMK is not None and masked.appearance is not None:
         codes_BTM = appearance_BTMK.argmax(dim=-1)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mam2.config import UserError, did_you_mean
-from mam2.recipes import ablations, finetune, pretrain
+from mam2.recipes import ablations, finetune, pretrain, rivals
 from mam2.train.finetune import Finetune
 from mam2.train.pretrain import Pretrain
 
@@ -37,6 +37,16 @@ RECIPES: dict[str, Recipe] = {
     "mam2_b_k400_rp": Recipe(pretrain.mam2_b_k400_rp, "Kinetics-400", "ViT-B"),
     "mam2_lite_b_k400": Recipe(pretrain.mam2_lite_b_k400, "Kinetics-400", "ViT-B"),
     "mam2_lite_l_k400": Recipe(pretrain.mam2_lite_l_k400, "Kinetics-400", "ViT-L"),
+    "videomae_b_k400": Recipe(rivals.videomae_b_k400, "Kinetics-400", "ViT-B"),
+    "videomae_l_k400": Recipe(rivals.videomae_l_k400, "Kinetics-400", "ViT-L"),
+    "videomae_b_ssv2": Recipe(rivals.videomae_b_ssv2, "SSv2", "ViT-B"),
+    "videomae_b_ucf101": Recipe(rivals.videomae_b_ucf101, "UCF101", "ViT-B"),
+    "videomae_b_hmdb51": Recipe(rivals.videomae_b_hmdb51, "HMDB51", "ViT-B"),
+    "stmae_b_k400": Recipe(rivals.stmae_b_k400, "Kinetics-400", "ViT-B"),
+    "stmae_l_k400": Recipe(rivals.stmae_l_k400, "Kinetics-400", "ViT-L"),
+    "maskfeat_b_k400": Recipe(rivals.maskfeat_b_k400, "Kinetics-400", "ViT-B"),
+    "tokens_b_k400": Recipe(rivals.tokens_b_k400, "Kinetics-400", "ViT-B"),
+    "vjepa_b_k400": Recipe(rivals.vjepa_b_k400, "Kinetics-400", "ViT-B"),
     "mam2_tiny": Recipe(pretrain.mam2_tiny, "any folder", "tiny"),
     "finetune_b_k400": Recipe(finetune.finetune_b_k400, "Kinetics-400", "ViT-B"),
     "finetune_l_k400": Recipe(finetune.finetune_l_k400, "Kinetics-400", "ViT-L"),

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from mam2.config import Epochs
 from mam2.masks import MaskConfig
+from mam2.objectives.mam2 import MAM2Config
 from mam2.recipes.pretrain import mam2_b_ucf101
 from mam2.train.pretrain import Pretrain
 
@@ -24,7 +25,7 @@ def ablation() -> Pretrain:
 
 def _depth(appearance: int, motion: int) -> Pretrain:
     base = ablation()
-    return replace(base, objective=replace(base.objective, appearance_depth=appearance, motion_depth=motion))
+    return replace(base, objective=MAM2Config(appearance_depth=appearance, motion_depth=motion))
 
 
 def ablation_depth_2_2() -> Pretrain:
@@ -54,7 +55,7 @@ def ablation_stride_8() -> Pretrain:
 
 def _width(width: int) -> Pretrain:
     base = ablation()
-    return replace(base, objective=replace(base.objective, width=width, num_heads=width // 64))
+    return replace(base, objective=MAM2Config(width=width, num_heads=width // 64))
 
 
 def ablation_width_384() -> Pretrain:
@@ -122,28 +123,28 @@ def ablation_coupled() -> Pretrain:
     Paper: its depth not given; here: the appearance decoder's 4 blocks.
     """
     base = ablation()
-    return replace(base, objective=replace(base.objective, decoders="coupled"))
+    return replace(base, objective=MAM2Config(decoders="coupled"))
 
 
 def ablation_no_appearance() -> Pretrain:
     """Table 2, w/o appearance: the motion decoder alone; 87.56. Needs no tokenizer."""
     base = ablation()
-    return replace(base, objective=replace(base.objective, decoders="motion"))
+    return replace(base, objective=MAM2Config(decoders="motion"))
 
 
 def ablation_no_motion() -> Pretrain:
     """Table 2, w/o motion: the appearance decoder alone; 90.03."""
     base = ablation()
-    return replace(base, objective=replace(base.objective, decoders="appearance"))
+    return replace(base, objective=MAM2Config(decoders="appearance"))
 
 
 def ablation_no_regressor() -> Pretrain:
     """Table 2, w/o regressor: decoders see visible features and mask queries; 90.84."""
     base = ablation()
-    return replace(base, objective=replace(base.objective, regressor_depth=0))
+    return replace(base, objective=MAM2Config(regressor_depth=0))
 
 
 def ablation_no_alignment() -> Pretrain:
     """Table 2, w/o alignment: α = 0; 90.63."""
     base = ablation()
-    return replace(base, objective=replace(base.objective, alignment_weight=0.0))
+    return replace(base, objective=MAM2Config(alignment_weight=0.0))

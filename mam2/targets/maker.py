@@ -17,7 +17,7 @@ from mam2.device import send
 from mam2.masks import Mask, take
 from mam2.patches import normalise_patches, patchify, to_float
 from mam2.targets.cache import TokenCache
-from mam2.targets.motion import clip_order, clip_scale
+from mam2.targets.motion import clip_order, clip_scale, rgb_difference
 from mam2.targets.table import APPEARANCES, MOTIONS, TargetsConfig, target_sizes
 
 
@@ -26,7 +26,7 @@ class Targets:
     """Targets of a batch; None where none is asked for.
 
     Attributes:
-        appearance: int64 (B, T, N), the tokenizer's code of every patch; or normalised pixels (B, T, N, C·P·P).
+        appearance: int64 (B, T, N), the tokenizer's code of every patch; or numbers (B, T, N, K), such as pixels.
         motion: (B, T-1, N, D), the motion target of every patch of all frames but the last; or, for clip order,
             int64 (B, N), whether a tube is shown with its halves swapped.
     """
@@ -74,8 +74,10 @@ class TargetMaker:
         config: what to predict.
         patch_size: the encoder's P, pixels.
         device: where to compute.
+        tubelet: frames of a token; targets are those of each tubelet's first frame, unless they say otherwise.
         appearance: whether an appearance target is wanted.
         motion: whether a motion target is wanted.
+        guide: whether `motion_of` is wanted, for masks.
 
     Attributes:
         tokenizer: frames to codes; None where the appearance target is none of these.
@@ -91,12 +93,15 @@ class TargetMaker:
         *,
         patch_size: int,
         device: torch.device,
+        tubelet: int = 1,
         appearance: bool = True,
         motion: bool = True,
+        guide: bool = False,
     ) -> None:
         self.config = config
         self.patch_size = patch_size
-        self.sizes = target_sizes(config, patch_size=patch_size)
+        self.tubelet = tubelet
+        self.sizes = target_sizes(config, patch_size=patch_size, tubelet=tubelet)
         self.has_appearance = appearance
         self.has_motion = motion
         load_tokenizer = APPEARANCES[config.appearance].load
@@ -104,7 +109,7 @@ class TargetMaker:
         self.tokenizer = load_tokenizer(config, patch_size, device) if appearance and load_tokenizer else None
         if self.tokenizer:
             self.sizes = replace(self.sizes, appearance=self.tokenizer.num_codes)  # a file states its own
-        self.motion = load_motion(config, patch_size, device) if motion and load_motion else None
+        self.motion = load_motion(config, patch_size, device) if (motion or guide) and load_motion else None
         self.cache: TokenCache | None = None
 
     @torch.no_grad()
@@ -112,39 +117,55 @@ class TargetMaker:
         """Targets of clips that are uint8 or floats in [0, 1], computed in float32 but for what `config` allows.
 
         Args:
-            clip_BTCHW: the clips.
+            clip_BTCHW: the clips, all frames of every tubelet.
             sample_B: int64 (B,), each clip's number in the whole run; the clip order follows from it.
             seed: the run's seed.
             fixed_B: int64 (B,), the clip's number among the fixed ones, for the cache.
         """
         with torch.autocast(clip_BTCHW.device.type, enabled=False):  # argmin over codes is not stable in bf16
-            clip = to_float(clip_BTCHW)
+            whole = to_float(clip_BTCHW)
+            clip = whole[:, :: self.tubelet]
             appearance = None
-            if self.has_appearance:
-                if self.cache and fixed_B is not None:
-                    appearance = self._cached(clip, fixed_B, self.cache)
-                else:
-                    appearance = self._appearance(clip)
+            if self.has_appearance and self.tokenizer is None:
+                appearance = self._values(whole)
+            elif self.has_appearance and self.cache and fixed_B is not None:
+                appearance = self._cached(clip, fixed_B, self.cache)
+            elif self.has_appearance:
+                appearance = self._codes(clip)
             motion = None
-            if self.motion is not None:
+            if self.has_motion and self.motion is not None:
                 motion = self._motion_patches(self.motion(clip))
             elif self.has_motion:
                 num_patches = clip.shape[3] * clip.shape[4] // self.patch_size**2
                 motion = send(clip_order(num_patches, sample_B=sample_B, seed=seed), clip.device)
             return Targets(appearance, motion)
 
+    @torch.no_grad()
+    def motion_of(self, clip_BTCHW: Tensor) -> Tensor:
+        """Mean length of the motion in each patch position over the clip, (B, N): the motion target's field, or the RGB
+        difference where that is clip order."""
+        with torch.autocast(clip_BTCHW.device.type, enabled=False):
+            clip = to_float(clip_BTCHW)[:, :: self.tubelet]
+            field_BTCHW = (self.motion or rgb_difference)(clip)
+            length_BTHW = field_BTCHW.norm(dim=2)
+            return F.avg_pool2d(length_BTHW, self.patch_size).mean(dim=1).flatten(1)
+
     def _cached(self, clip_BTCHW: Tensor, fixed_B: Tensor, cache: TokenCache) -> Tensor:
         codes_BTN, found_B = cache.read(fixed_B)
         codes_BTN = send(codes_BTN, clip_BTCHW.device)
         if len(missing := (~found_B).nonzero()[:, 0]):  # the tokenizer's codes are waited for, once each
             there = send(missing, clip_BTCHW.device)
-            codes_BTN[there] = made = self._appearance(clip_BTCHW[there])
+            codes_BTN[there] = made = self._codes(clip_BTCHW[there])
             cache.write(fixed_B[missing], made)
         return codes_BTN
 
-    def _appearance(self, clip_BTCHW: Tensor) -> Tensor:
-        if self.tokenizer is None:
-            return normalise_patches(patchify(clip_BTCHW, self.patch_size))
+    def _values(self, clip_BTCHW: Tensor) -> Tensor:
+        row = APPEARANCES[self.config.appearance]
+        assert row.values, "a target without codes has numbers"
+        return row.values[0](clip_BTCHW.unflatten(1, (-1, self.tubelet)), self.patch_size)
+
+    def _codes(self, clip_BTCHW: Tensor) -> Tensor:
+        assert self.tokenizer is not None
         frames_FCHW = clip_BTCHW.flatten(0, 1)
         if self.tokenizer.patch_size != self.patch_size:  # the same picture, at the size that gives a code per patch
             scale = self.tokenizer.patch_size / self.patch_size

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mam2.config import UserError, check, did_you_mean
 from mam2.targets.motion import rgb_difference
+from mam2.targets.values import hog, num_hog, num_pixels, num_pixels_of_tubelets, pixels, pixels_of_tubelets
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class TargetSizes:
     """Numbers that the decoders must predict.
 
     Attributes:
-        appearance: numbers predicted for a patch: K logits, or C·P·P pixels.
+        appearance: numbers predicted for a patch: K logits, or the K numbers of a target such as pixels.
         motion: numbers predicted for a patch and frame, or 2 for a tube's order.
         clip_order: whether the motion target is clip order.
     """
@@ -104,7 +105,8 @@ class Appearance:
         num_outputs: K; 0 where the configuration says, or the patch side.
         gflop: forward, per clip of 16 frames.
         weights: where its weights come from.
-        load: the tokenizer for a configuration and patch side, on a device; None for pixels.
+        load: the tokenizer for a configuration and patch side, on a device; None where the target is no codes.
+        values: where the target is no codes: its numbers, and how many they are for a patch side and a tubelet.
     """
 
     title: str
@@ -114,6 +116,7 @@ class Appearance:
     gflop: int
     weights: str
     load: Callable[[TargetsConfig, int, torch.device], Tokenizer] | None
+    values: tuple[Callable[[Tensor, int], Tensor], Callable[[int, int], int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,20 @@ APPEARANCES: dict[str, Appearance] = {
     "dalle": Appearance("DALL-E dVAE", 112, "[0.1, 0.9]", 8192, 834, "openai/DALL-E", _dalle),
     "vq": Appearance("small VQ of one's own video", 224, "[-2, 2]", 0, 2, "mam2 tokenizer train", _vq),
     "random_projection": Appearance("BEST-RQ random projection", 112, "[-1, 1]", 0, 1, "none", _random_projection),
-    "pixels": Appearance("pixels, normalised per patch", 224, "mean 0, variance 1", 0, 0, "none", None),
+    "pixels": Appearance(
+        "pixels, normalised per patch (MAE)", 224, "mean 0, variance 1", 0, 0, "none", None, (pixels, num_pixels)
+    ),
+    "pixels_of_tubelets": Appearance(
+        "pixels of all frames, normalised per channel (VideoMAE)",
+        224,
+        "mean 0, variance 1",
+        0,
+        0,
+        "none",
+        None,
+        (pixels_of_tubelets, num_pixels_of_tubelets),
+    ),
+    "hog": Appearance("gradients' directions (MaskFeat)", 224, "[0, 1]", 0, 0, "none", None, (hog, num_hog)),
 }
 
 
@@ -205,14 +221,17 @@ MOTIONS: dict[str, Motion] = {
 }
 
 
-def target_sizes(config: TargetsConfig, *, patch_size: int) -> TargetSizes:
-    """Numbers that the decoders must predict, without loading any network."""
+def target_sizes(config: TargetsConfig, *, patch_size: int, tubelet: int = 1) -> TargetSizes:
+    """Numbers that the decoders must predict, without loading any network.
+
+    Raises:
+        UserError: a target that can't be made of patches of this size.
+    """
     appearance = APPEARANCES[config.appearance]
     motion = MOTIONS[config.motion]
-    pixels = 3 * patch_size**2
     num_codes = appearance.num_outputs or config.num_codes
     return TargetSizes(
-        appearance=num_codes if appearance.load else pixels,
+        appearance=appearance.values[1](patch_size, tubelet) if appearance.values else num_codes,
         motion=motion.channels * patch_size**2 if motion.load else 2,
         clip_order=motion.load is None,
     )

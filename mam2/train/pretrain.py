@@ -74,20 +74,20 @@ class Pretrain:
                 "targets.cache keeps the codes of fixed clips; say how many per video: --data.fixed-clips 4."
             )
         mask = self.mask(encoder.tubelets, encoder.grid, sample_B=torch.tensor([0]), seed=0)
-        same = mask.same_in_all_frames()
+        same = all(each.same_in_all_frames() for each in mask.all())
         if encoder.attention == "factorised" and not same:
             raise UserError(
                 f"The mask {self.mask.kind!r} differs from frame to frame, but factorised attention follows a patch "
                 "through time. Use --encoder.attention joint, or --mask.kind tube."
             )
-        sizes = target_sizes(self.targets, patch_size=encoder.patch_size)
+        sizes = target_sizes(self.targets, patch_size=encoder.patch_size, tubelet=encoder.tubelet)
         self.objective.check_fits(encoder, sizes, same_mask_in_all_frames=same)
 
     def idle_options(self) -> list[str]:
         """Options that are set and have no effect, because of others."""
         targets = self.targets
         appearance = self.objective.needs_appearance
-        flow = self.objective.needs_motion and targets.motion == "optical_flow"
+        flow = (self.objective.needs_motion or self.mask.is_guided) and targets.motion == "optical_flow"
         idle = {
             "targets.cache": targets.cache and not appearance,
             "targets.file": targets.file and not (appearance and APPEARANCES[targets.appearance].weights != "none"),
@@ -161,9 +161,9 @@ def loss_function(
     """The loss of a batch at a step: its masks and its targets, and what the model makes of them."""
 
     def loss_of(model: nn.Module, batch: Batch, step: int) -> Losses:
-        drawn = mask(encoder.tubelets, encoder.grid, sample_B=batch.sample_B, seed=seed)
-        first_BTCHW = batch.clip_BTCHW[:, :: encoder.tubelet]  # targets are those of each tubelet's first frame
-        target = targets(first_BTCHW, sample_B=batch.sample_B, seed=seed, fixed_B=batch.fixed_B)
+        motion_BN = targets.motion_of(batch.clip_BTCHW) if mask.is_guided else None
+        drawn = mask(encoder.tubelets, encoder.grid, sample_B=batch.sample_B, seed=seed, motion_BN=motion_BN)
+        target = targets(batch.clip_BTCHW, sample_B=batch.sample_B, seed=seed, fixed_B=batch.fixed_B)
         losses: Losses = model(batch.clip_BTCHW, drawn.to(batch.clip_BTCHW.device), target, step)
         return losses
 
@@ -192,9 +192,11 @@ def make_targets(config: Pretrain, folder: Path, device: torch.device) -> Target
     return TargetMaker(
         targets,
         patch_size=config.encoder.patch_size,
+        tubelet=config.encoder.tubelet,
         device=device,
         appearance=config.objective.needs_appearance,
         motion=config.objective.needs_motion,
+        guide=config.mask.is_guided,
     )
 
 
@@ -250,8 +252,9 @@ def build(config: Pretrain, sizes: TargetSizes | None = None, *, steps_per_epoch
     """
     torch.manual_seed(config.loop.seed)
     objective: ObjectiveConfig = config.objective
-    sizes = sizes or target_sizes(config.targets, patch_size=config.encoder.patch_size)
-    return objective.build(config.encoder, sizes, steps_per_epoch=steps_per_epoch)
+    encoder = config.encoder
+    sizes = sizes or target_sizes(config.targets, patch_size=encoder.patch_size, tubelet=encoder.tubelet)
+    return objective.build(encoder, sizes, steps_per_epoch=steps_per_epoch)
 
 
 def load_run(folder: str | Path) -> tuple[Objective, TargetMaker, Pretrain]:

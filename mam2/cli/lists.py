@@ -12,6 +12,7 @@ from mam2.cli import tables
 from mam2.cli.parse import Flat, first_word, parse
 from mam2.config import UserError, to_json
 from mam2.recipes import RECIPES, get_recipe
+from mam2.recipes.scales import ScaleName
 from mam2.recipes.tables import NUM_TRAINING_VIDEOS
 from mam2.train.pretrain import Pretrain
 
@@ -24,11 +25,13 @@ class RecipesCommand:
         name: a recipe.
         table: a table of the paper, such as 1d: its rows with the paper's numbers, commands and estimated cost.
         tflops: TFLOP/s that a GPU achieves, for the estimate; 125 is 40 % of an A100's 312 in bf16.
+        scale: of the table's recipes: tiny for a laptop, small for a GPU, base as printed.
     """
 
     name: Positional[str] = ""
     table: str = ""
     tflops: float = 125.0
+    scale: ScaleName = "base"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ def recipes(command: RecipesCommand) -> None:
     if command.table and command.name:
         raise UserError("Give a recipe's name or --table, not both.")
     if command.table:
-        tables.print_paper_table(command.table, command.tflops)
+        tables.print_paper_table(command.table, command.tflops, command.scale)
     elif command.name:
         print(json.dumps(to_json(get_recipe(command.name)), indent=2))
     else:

@@ -14,9 +14,10 @@ from mam2.config import printable
 from mam2.data.prepare.manifest import Report
 from mam2.evaluate import Evaluation
 from mam2.recipes import RECIPES
+from mam2.recipes.scales import ScaleName, scaled
 from mam2.recipes.tables import NUM_TRAINING_VIDEOS, get_table, tables_of
 from mam2.targets.table import APPEARANCES, MOTIONS
-from mam2.train.pretrain import Pretrain
+from mam2.train.pretrain import Pretrain, trains_tokenizer
 
 
 def show(table: Table, *notes: str) -> None:
@@ -71,7 +72,7 @@ def print_recipes() -> None:
     show(table, "`mam2 recipes NAME` prints a recipe; `mam2 recipes --table 1d` a table of the paper, with costs.")
 
 
-def print_paper_table(number: str, tflops: float) -> None:
+def print_paper_table(number: str, tflops: float, scale: ScaleName) -> None:
     """The rows of one of the paper's tables with the paper's numbers, estimated costs and commands."""
     paper = get_table(number)
     top5 = any(row.top5 for row in paper.rows)
@@ -81,19 +82,22 @@ def print_paper_table(number: str, tflops: float) -> None:
     for row in paper.rows:
         config = RECIPES[row.recipe].make()
         estimates = ["-"] * 3
+        at = "" if scale == "base" else f" --scale {scale}"
         if isinstance(config, Pretrain):
+            config = scaled(config, scale)
             estimate = cost.remembered(config)
             num_videos = NUM_TRAINING_VIDEOS[RECIPES[row.recipe].data]
             hours = cost.gpu_hours(config, estimate, num_videos=num_videos, tflops=tflops)
-            estimates = [f"{estimate.tflop:.2f}", f"{estimate.clip_gib:.1f}", f"{hours:,.0f}"]
-            needs = config.objective.needs_appearance and APPEARANCES[config.targets.appearance].weights != "none"
+            estimates = [f"{estimate.tflop:.3g}", f"{estimate.clip_gib:.2g}", f"{hours:,.3g}"]
+            weights = APPEARANCES[config.targets.appearance].weights
+            needs = config.objective.needs_appearance and weights != "none" and not trains_tokenizer(config)
             commands.append(
-                f"mam2 pretrain {row.recipe} --data.root DIR --out RUN{' --targets.file FILE' * needs}"
-                f" && mam2 finetune {row.finetune} --init RUN --data.root DIR --out TUNED"
+                f"mam2 pretrain {row.recipe}{at} --data.root DIR --out RUN{' --targets.file FILE' * needs}"
+                f" && mam2 finetune {row.finetune}{at} --init RUN --data.root DIR --out TUNED"
                 " && mam2 evaluate TUNED --data.root TEST"
             )
         else:
-            commands.append(f"mam2 finetune {row.recipe} --data.root DIR --out RUN --init PRETRAINED")
+            commands.append(f"mam2 finetune {row.recipe}{at} --data.root DIR --out RUN --init PRETRAINED")
         table.add_row(row.name, row.recipe, row.paper or "-", *[row.top5 or "-"] * top5, *estimates)
     show(
         table,

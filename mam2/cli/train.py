@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, cast, get_args
 
 import tyro
 from tyro.conf import arg
 
 from mam2.cli.parse import OUT_HELP, Flat, finished, first_word, parse
+from mam2.config import UserError
 from mam2.model.weights import read_encoder_config
 from mam2.recipes import RECIPES, get_recipe
+from mam2.recipes.scales import ScaleName, scaled, scaled_finetune
 from mam2.train.finetune import Finetune, as_pretrained, finetune
 from mam2.train.pretrain import Pretrain, pretrain
 
 Out = Annotated[Path, arg(help=OUT_HELP)]
+Scale = Annotated[ScaleName, arg(help="replace the recipe's sizes and lengths: tiny for a laptop, small for a GPU")]
 Resume = Annotated[bool, arg(help="refuse a run that is there already, instead of resuming it")]
 
 
@@ -26,6 +29,7 @@ class PretrainCommand:
 
     config: Annotated[Pretrain, Flat]
     out: Out
+    scale: Scale = "base"
     resume: Resume = True
 
 
@@ -35,6 +39,7 @@ class FinetuneCommand:
 
     config: Annotated[Finetune, Flat]
     out: Out
+    scale: Scale = "base"
     resume: Resume = True
 
 
@@ -43,21 +48,25 @@ def main(verb: str, arguments: list[str]) -> None:
     recipe, rest = first_word(verb, arguments, names="a recipe (`mam2 recipes` lists them)")
     start = time.monotonic()
     out = cast(Path, tyro.MISSING)
+    scale = scale_of(recipe, rest)
     if verb == "pretrain":
-        config = cast(Pretrain, get_recipe(recipe, Pretrain))
+        config = scaled(cast(Pretrain, get_recipe(recipe, Pretrain)), scale)
         if (init := Path(option("--init", rest))).exists() and init.name:
             encoder = replace(read_encoder_config(init), drop_path=config.encoder.drop_path)
             config = replace(config, encoder=encoder)
-        command = parse(PretrainCommand, f"pretrain {recipe}", rest, default=PretrainCommand(config=config, out=out))
+        command = parse(
+            PretrainCommand, f"pretrain {recipe}", rest, default=PretrainCommand(config=config, out=out, scale=scale)
+        )
         run = command.out
         if pretrain(command.config, run, resume=command.resume):
-            tune = f"mam2 finetune {finetune_recipe(recipe)} --init {run} --data.root LABELLED --out {run}_tuned"
+            same = "" if scale == "base" else f" --scale {scale}"
+            tune = f"mam2 finetune {finetune_recipe(recipe)}{same} --init {run} --data.root LABELLED --out {run}_tuned"
             look = f"mam2 show {run} VIDEO"
             finished(f"{run}/encoder.safetensors, log.jsonl, checkpoints/", start, tune, look)
     else:
-        tuning = sized(cast(Finetune, get_recipe(recipe, Finetune)), rest)
+        tuning = sized(scaled_finetune(cast(Finetune, get_recipe(recipe, Finetune)), scale), rest)
         tune_command = parse(
-            FinetuneCommand, f"finetune {recipe}", rest, default=FinetuneCommand(config=tuning, out=out)
+            FinetuneCommand, f"finetune {recipe}", rest, default=FinetuneCommand(config=tuning, out=out, scale=scale)
         )
         run = tune_command.out
         if finetune(tune_command.config, run, resume=tune_command.resume):
@@ -72,6 +81,20 @@ def sized(config: Finetune, arguments: list[str]) -> Finetune:
         if place.name and (place.is_file() or any(place.glob("*.safetensors"))):
             return as_pretrained(config, place)
     return config
+
+
+def scale_of(recipe: str, arguments: list[str]) -> ScaleName:
+    """The scale that the arguments name.
+
+    Raises:
+        UserError: no scale, or a recipe that has its own sizes.
+    """
+    scale = option("--scale", arguments) or "base"
+    if scale not in (names := get_args(ScaleName)):
+        raise UserError(f"--scale is {scale!r}; accepted: {', '.join(names)}.")
+    if scale != "base" and recipe in RECIPES and not RECIPES[recipe].model.startswith("ViT"):
+        raise UserError(f"{recipe} has sizes of its own; --scale is for recipes of ViT-B and ViT-L. Leave it out.")
+    return cast(ScaleName, scale)
 
 
 def option(name: str, arguments: list[str]) -> str:

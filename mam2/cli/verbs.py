@@ -34,6 +34,10 @@ PROBE = (
     "runs/mine --train LABELLED --test TEST",
     "runs/mine --train LABELLED --test TEST --kind knn",
 )
+STUDY = (
+    "fig2 --unlabelled VIDEOS --train LABELLED --test TEST --out runs/fig2",
+    "table2 --unlabelled VIDEOS --train LABELLED --test TEST --out runs/table2 --seeds 0 1",
+)
 COST = ("mam2_tiny --videos 1000 --device cpu", "mam2_b_k400_rp --videos 240000 --loop.duration '100 epochs'")
 VERBS = {
     "quickstart": Verb("quickstart", "", "Render videos, pre-train, fine-tune, report: ten minutes on two cores"),
@@ -45,6 +49,10 @@ VERBS = {
     ),
     "evaluate": Verb("evaluate", "RUN --data.root DIR", "Test a fine-tuned run on labelled videos"),
     "probe": Verb("evaluate", "RUN --train DIR --test DIR", "Probe a frozen encoder: linear, attentive, knn", PROBE),
+    "study": Verb(
+        "study", "NAME --unlabelled DIR --train DIR --test DIR --out DIR", "Compare recipes by one protocol", STUDY
+    ),
+    "compare": Verb("study", "RUN [RUN ...]", "Compare finished runs: accuracy over seeds, difference, cost"),
     "show": Verb("show", "RUN VIDEO", "Draw what a pre-trained run predicts for a video"),
     "masks": Verb("show", "[VIDEO]", "Draw every kind of mask over a video (Fig. 3)"),
     "recipes": Verb("lists", "[RECIPE]", "List the recipes, print one, or a table of the paper"),

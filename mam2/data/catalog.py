@@ -30,10 +30,15 @@ _SHOTS = 0x5407  # keeps the seeds of few_shot apart from others
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One video, or a segment of one: its path and, in a labelled data set, the number of its class."""
+    """One video, or a segment of one: its path and, in a labelled data set, the number of its class.
+
+    Attributes:
+        group: of videos that belong together and must not be in both training and test; empty where none is said.
+    """
 
     path: str
     label: int | None
+    group: str = ""
 
     @property
     def class_number(self) -> int:
@@ -102,7 +107,7 @@ def read_catalog(
         found = "is neither a folder nor a .csv" if root.exists() else "does not exist"
         raise UserError(f"{root} {found}. Accepted: a folder of videos, or a .csv with the columns path and label.")
     if not labelled:
-        return Catalog(items=tuple(Item(path=row.path, label=None) for row in rows), classes=())
+        return Catalog(items=tuple(Item(path=row.path, label=None, group=row.group) for row in rows), classes=())
     if root.is_dir():  # a folder's name is a name, be it 2019
         known = tuple(sorted({row.label for row in rows})) if classes is None else tuple(classes)
         numbers = False
@@ -116,7 +121,8 @@ def read_catalog(
     for row in rows:
         if not numbers and row.label not in number_of:
             raise UserError(f"{row.place}: {row.label!r} is not a known class. {did_you_mean(row.label, number_of)}")
-        items.append(Item(path=row.path, label=int(row.label) if numbers else number_of[row.label]))
+        label = int(row.label) if numbers else number_of[row.label]
+        items.append(Item(path=row.path, label=label, group=row.group))
     return Catalog(items=tuple(items), classes=known)
 
 

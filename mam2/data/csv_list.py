@@ -14,7 +14,7 @@ from mam2 import distributed
 from mam2.config import UserError
 
 log = logging.getLogger("mam2")
-_COLUMNS = ("path", "label", "split", "start", "end")
+_COLUMNS = ("path", "label", "split", "start", "end", "group")
 _OF_MANIFESTS = ("frames", "fps", "width", "height")  # `mam2 prepare` writes them for people
 
 
@@ -26,12 +26,14 @@ class CsvRow:
         path: as found; in a CSV, from the CSV's folder. One of a segment ends with `#t=START,END`.
         label, split: empty where there is none.
         place: where it was found, for messages.
+        group: of videos that belong together, such as those of one speaker; empty where none is said.
     """
 
     path: str
     label: str
     split: str
     place: str
+    group: str = ""
 
 
 def read_rows(
@@ -63,14 +65,14 @@ def read_rows(
                     )
             _say_ignored(csv_path, tuple(name for name in found if name not in (*called, *_OF_MANIFESTS)))
             for record in reader:
-                path, label, split, start, end = ((record.get(name) or "").strip() for name in _COLUMNS)
+                path, label, split, start, end, group = ((record.get(name) or "").strip() for name in _COLUMNS)
                 place = f"{csv_path}, line {reader.line_num}"
                 if not any((path, label, split)):
                     continue  # a line of commas
                 if not path:
                     raise UserError(f"{place} has no path. Write one, or remove the line.")
                 path = str(csv_path.parent / path) + _segment(start, end, place)  # an absolute path replaces the folder
-                rows.append(CsvRow(path=path, label=label, split=split, place=place))
+                rows.append(CsvRow(path=path, label=label, split=split, place=place, group=group))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{csv_path} can't be read: {error}. Save it as comma-separated UTF-8.") from error
     if not rows:

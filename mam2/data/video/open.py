@@ -1,4 +1,4 @@
-"""Opens a video: a file by a backend, or a folder of JPEG frames."""
+"""Opens a video: a file by a backend, a folder of JPEG frames, or decoded frames in a .npy file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import typing
 from pathlib import Path
 
 from mam2.config import UserError
+from mam2.data.video.frame_file import SUFFIX as FRAMES
+from mam2.data.video.frame_file import FrameFile
 from mam2.data.video.jpeg_folder import JpegFolder
 from mam2.data.video.pyav import PyAVVideo
 from mam2.data.video.segment import Segment
@@ -17,7 +19,7 @@ from mam2.files import segment_of
 
 
 def open_video(path: str | Path, *, backend: Backend = "pyav", short_side: int = 0) -> VideoSource:
-    """Opens a video file with a backend, or a folder of frames if the path is a folder; or a segment of either.
+    """Opens a video file with a backend, a folder of frames if the path is a folder, or a .npy file; or a segment.
 
     Args:
         path: of the file or folder; with `#t=START,END` (seconds) at its end, that segment.
@@ -34,6 +36,8 @@ def open_video(path: str | Path, *, backend: Backend = "pyav", short_side: int =
     source: VideoSource
     if os.path.isdir(file):
         source = JpegFolder(file, short_side=short_side)
+    elif file.endswith(FRAMES):
+        source = FrameFile(file)
     else:
         source = (
             TorchcodecVideo(file, short_side=short_side)

@@ -1,0 +1,95 @@
+"""`mam2 study` and `mam2 compare`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, cast
+
+import tyro
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from mam2.cli import tables
+from mam2.cli.parse import Flat, finished, first_word, parse
+from mam2.config import UserError
+from mam2.files import write_text
+from mam2.studies.builtin import STUDIES
+from mam2.studies.compare import compared
+from mam2.studies.report import html_table, write_study_report
+from mam2.studies.run import run_study
+from mam2.studies.study import Settings, get_study
+from mam2.studies.summary import as_markdown, as_text, table_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCommand:
+    """Run a comparison: pre-train every cell, fine-tune and probe it, test it; or go on with it."""
+
+    config: Annotated[Settings, Flat]
+    out: Annotated[Path, arg(help="folder of the study; an interrupted study goes on there")]
+    jobs: Annotated[int, arg(help="runs side by side")] = 1
+    shard: Annotated[str, arg(help="i/n: only every n-th run, from number i, counted from 0")] = "0/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand:
+    """Compare finished runs: accuracy over seeds, difference from the first, cost.
+
+    Attributes:
+        runs: folders of fine-tunings that `mam2 evaluate` has tested.
+        out: a file to write the table to: .md, .csv or .html.
+    """
+
+    runs: Positional[tuple[Path, ...]]
+    out: Path | None = None
+
+
+def main(verb: str, arguments: list[str]) -> None:
+    """Runs a study, or compares runs."""
+    if verb == "compare":
+        compare(parse(CompareCommand, verb, arguments))
+    else:
+        name, rest = first_word(verb, arguments, names=f"a study ({', '.join(STUDIES)})")
+        get_study(name, STUDIES)
+        default = StudyCommand(config=Settings(), out=cast(Path, tyro.MISSING))
+        study(name, parse(StudyCommand, f"study {name}", rest, default=default))
+
+
+def study(name: str, command: StudyCommand) -> None:
+    """Runs a study."""
+    start = time.monotonic()
+    try:
+        i, n = (int(part) for part in command.shard.split("/"))
+    except ValueError:
+        i, n = 0, 0
+    if not 0 <= i < n or command.jobs < 1:
+        raise UserError(
+            f"--shard is {command.shard!r} and --jobs {command.jobs}; accepted: i/n with i from 0 to n - 1, such as "
+            "0/4, and at least one job."
+        )
+    chosen = get_study(name, STUDIES)
+    report = run_study(name, chosen, command.config, command.out, jobs=command.jobs, shard=(i, n))
+    lines = table_of(report)
+    show(lines, report["title"])
+    write_text(command.out / "table.md", as_markdown(lines))
+    page = write_study_report(report, command.out, chance=1 / report["num_classes"])
+    finished(f"{command.out}/study.json, table.md, {page.name}", start)
+
+
+def compare(command: CompareCommand) -> None:
+    """Compares runs."""
+    lines = compared(command.runs)
+    show(lines, f"{len(command.runs)} runs")
+    if command.out:
+        suffix = command.out.suffix
+        write_text(command.out, html_table(lines) if suffix == ".html" else as_text(lines, suffix))
+
+
+def show(lines: list[list[str]], title: str) -> None:
+    """Prints a table."""
+    table = Table(*lines[0], title=title)
+    for line in lines[1:]:
+        table.add_row(*line)
+    tables.show(table)

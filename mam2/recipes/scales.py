@@ -1,0 +1,173 @@
+"""Any recipe at another size: `scaled(config, "tiny")` runs on a laptop, "small" on one GPU, "base" is as printed.
+
+A scale replaces sizes, lengths, and what depends on them: batch and learning rate. What makes a recipe a row of a
+table stays: parts, masks, targets, strides, and widths and depths as shares of the base's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Literal
+
+from mam2.config import Duration, Steps
+from mam2.data.clips import Data
+from mam2.model.encoder import EncoderConfig, vit_b
+from mam2.objectives import ObjectiveChoice
+from mam2.objectives.mae import MAEConfig
+from mam2.objectives.mam2 import MAM2Config
+from mam2.objectives.vjepa import VJEPAConfig
+from mam2.recipes.finetune import finetune_tiny
+from mam2.recipes.pretrain import mam2_tiny
+from mam2.targets.table import TargetsConfig
+from mam2.train.finetune import Finetune
+from mam2.train.pretrain import Pretrain
+
+ScaleName = Literal["tiny", "small", "base"]
+BASE = vit_b()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Sizes that replace ViT-B's.
+
+    Attributes:
+        encoder: its sizes in place of ViT-B's; ViT-L keeps its ratio to that.
+        pretrain: whose optimiser, batch and length pre-trainings get.
+        finetune: whose optimiser, batch, length, augmentation and views fine-tunings get.
+        tokens: tokenizers that stand for the paper's: a name of APPEARANCES and a number of codes.
+    """
+
+    encoder: EncoderConfig
+    pretrain: Pretrain
+    finetune: Finetune
+    tokens: dict[str, tuple[str, int]]
+
+
+def _tiny() -> Scale:
+    return Scale(encoder=mam2_tiny().encoder, pretrain=mam2_tiny(), finetune=finetune_tiny(), tokens=_tokens(128))
+
+
+def _small() -> Scale:
+    tiny, encoder = _tiny(), EncoderConfig(width=384, depth=12, num_heads=6, frames=16, size=112, patch_size=8)
+    optim = replace(tiny.pretrain.optim, base_lr=1.2e-3, warmup=Steps(500))
+    loop = replace(tiny.pretrain.loop, batch_size=128, duration=Steps(20_000), save_every=Steps(1000))
+    tuning = replace(tiny.finetune.optim, base_lr=1e-3)
+    return Scale(
+        encoder=encoder,
+        pretrain=replace(tiny.pretrain, optim=optim, loop=loop),
+        finetune=replace(tiny.finetune, optim=tuning, loop=replace(tiny.finetune.loop, batch_size=64)),
+        tokens=_tokens(1024),
+    )
+
+
+def _tokens(num_codes: int) -> dict[str, tuple[str, int]]:
+    """A VQ model of one's own videos for either VQGAN, the smaller with half the codes; a random projection for
+    DALL-E."""
+    return {
+        "vqgan_16384": ("vq", num_codes),
+        "vqgan_8192": ("vq", num_codes // 2),
+        "dalle": ("random_projection", num_codes),
+        "random_projection": ("random_projection", num_codes),
+    }
+
+
+SCALES = {"tiny": _tiny, "small": _small}
+
+
+def scaled(config: Pretrain, scale: ScaleName) -> Pretrain:
+    """A pre-training recipe, one of those for ViT-B or ViT-L, at a scale."""
+    if scale == "base":
+        return config
+    to = SCALES[scale]()
+    loop = replace(to.pretrain.loop, seed=config.loop.seed)
+    return replace(
+        config,
+        data=_data(config.data),
+        encoder=scaled_encoder(config.encoder, to),
+        objective=_objective(config.objective, to, loop.duration),
+        targets=_targets(config.targets, to),
+        optim=replace(to.pretrain.optim, betas=config.optim.betas, weight_decay=config.optim.weight_decay),
+        loop=loop,
+    )
+
+
+def scaled_finetune(config: Finetune, scale: ScaleName) -> Finetune:
+    """A fine-tuning recipe, likewise: flip, sampling and what follows from the data set stay."""
+    if scale == "base":
+        return config
+    to = SCALES[scale]()
+    data = replace(to.finetune.data, flip=config.data.flip, sampling=config.data.sampling, short=config.data.short)
+    encoder = replace(scaled_encoder(config.encoder, to), drop_path=to.finetune.encoder.drop_path)
+    return replace(to.finetune, data=replace(data, root=config.data.root), encoder=encoder, init=config.init)
+
+
+def scaled_encoder(encoder: EncoderConfig, to: Scale) -> EncoderConfig:
+    """The encoder's kind of attention, tubelets and positions, with sizes in proportion to ViT-B's."""
+    width, heads = _width(encoder.width, encoder.num_heads, to)
+    return replace(
+        encoder,
+        width=width,
+        num_heads=heads,
+        depth=_depth(encoder.depth, to),
+        frames=to.encoder.frames,
+        size=to.encoder.size,
+        patch_size=to.encoder.patch_size,
+    )
+
+
+def with_duration(config: Pretrain, duration: Duration) -> Pretrain:
+    """The recipe for another duration; what follows from it, α's ramp and the rise of a momentum, is kept in
+    proportion."""
+    share = duration.value / config.loop.duration.value if duration.unit == config.loop.duration.unit else None
+    objective = config.objective
+    if share is not None and isinstance(objective, MAM2Config):
+        objective = replace(objective, alignment_ramp=_times(objective.alignment_ramp, share))
+    if share is not None and isinstance(objective, VJEPAConfig):
+        objective = replace(objective, momentum_rise=_times(objective.momentum_rise, share))
+    return replace(config, objective=objective, loop=replace(config.loop, duration=duration))
+
+
+def _times(duration: Duration, share: float) -> Duration:
+    value = duration.value * share
+    return replace(duration, value=round(value) if duration.unit == "steps" else value)
+
+
+def _data(data: Data) -> Data:
+    return replace(data, repeats=1)
+
+
+def _objective(objective: ObjectiveChoice, to: Scale, duration: Duration) -> ObjectiveChoice:
+    match objective:
+        case MAM2Config():
+            width, heads = _width(objective.width or BASE.width, objective.num_heads or BASE.num_heads, to)
+            return replace(
+                objective,
+                width=width if objective.width else 0,
+                num_heads=heads if objective.num_heads else 0,
+                regressor_depth=_depth(objective.regressor_depth, to),
+                appearance_depth=_depth(objective.appearance_depth, to),
+                motion_depth=_depth(objective.motion_depth, to),
+                alignment_ramp=_times(duration, 0.5),  # a constant α can make small models collapse
+            )
+        case MAEConfig() | VJEPAConfig():
+            width, heads = _width(objective.width, objective.num_heads, to)
+            sized = replace(objective, width=width, num_heads=heads, depth=_depth(objective.depth, to))
+            return replace(sized, momentum_rise=_times(duration, 1.25)) if isinstance(sized, VJEPAConfig) else sized
+        case _:
+            return objective
+
+
+def _targets(targets: TargetsConfig, to: Scale) -> TargetsConfig:
+    appearance, num_codes = to.tokens.get(targets.appearance, (targets.appearance, targets.num_codes))
+    return replace(targets, appearance=appearance, num_codes=num_codes, vq_steps=200, file="")
+
+
+def _width(width: int, heads: int, to: Scale) -> tuple[int, int]:
+    heads = max(1, round(heads * to.encoder.num_heads / BASE.num_heads))
+    step = 4 * heads if heads % 2 else 2 * heads if heads % 4 else heads
+    return step * max(1, round(width * to.encoder.width / BASE.width / step)), heads
+
+
+def _depth(depth: int, to: Scale) -> int:
+    return ceil(depth * to.encoder.depth / BASE.depth)

@@ -1,0 +1,1 @@
+"""Studies: comparisons of recipes under one protocol, by one command (docs/studies.md)."""

@@ -1,0 +1,64 @@
+"""Budgets of a study: the same number of epochs, steps, operations or minutes of pre-training for every cell."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from mam2.config import UserError
+
+Unit = Literal["epochs", "steps", "TFLOP", "minutes"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Written `20 epochs`, `300 steps`, `50 TFLOP` or `10 minutes`."""
+
+    value: float
+    unit: Unit
+
+    def __str__(self) -> str:
+        return f"{self.value:g} {self.unit}"
+
+    def share(self, share: float) -> Budget:
+        """A part of the budget."""
+        return Budget(self.value * share, self.unit)
+
+    def steps(self, *, steps_per_epoch: int, tflop_per_step: float, seconds_per_step: float) -> int:
+        """How many steps it pays for.
+
+        Raises:
+            UserError: not even one.
+        """
+        per_step = {
+            "steps": 1.0,
+            "epochs": 1 / steps_per_epoch,
+            "TFLOP": tflop_per_step,
+            "minutes": seconds_per_step / 60,
+        }[self.unit]
+        steps = int(self.value / per_step + 1e-6)
+        if steps < 1:
+            raise UserError(f"A budget of {self} is less than one step, which takes {per_step:.3g} {self.unit}.")
+        return steps
+
+
+def parse_budget(text: str) -> Budget:
+    """Reads `20 epochs`, `300 steps`, `50 TFLOP`, `10 minutes`.
+
+    Raises:
+        UserError: anything else.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([A-Za-z]+)\s*", text)
+    units = {name.lower(): name for name in get_args(Unit)}
+    if found and (unit := units.get(found[2].lower()) or units.get(f"{found[2].lower()}s")):
+        try:
+            value = float(found[1])
+        except ValueError:
+            value = 0.0
+        if value > 0:
+            return Budget(value, cast(Unit, unit))
+    raise UserError(
+        f"{text!r} is no budget. Accepted: a number above 0 and a unit, such as '20 epochs', '300 steps', "
+        "'50 TFLOP' or '10 minutes'."
+    )

@@ -1,0 +1,65 @@
+"""The built-in studies: the paper's figures and tables, and ours."""
+
+from __future__ import annotations
+
+from mam2.recipes.tables import TABLES
+from mam2.studies.study import Cell, Study
+
+
+def _table(number: str, first: str) -> Study:
+    """A table of the paper with the row `first` as the reference, and training from scratch."""
+    rows = sorted(TABLES[number].rows, key=lambda row: row.name != first)
+    cells = tuple(Cell(row.name, row.recipe, paper=row.paper) for row in rows)
+    return Study(
+        title=f"Table {number}: {TABLES[number].title}",
+        cells=(*cells, Cell("from scratch", "ablation", scratch=True)),
+        finetune=rows[0].finetune,
+    )
+
+
+STUDIES: dict[str, Study] = {
+    "fig2": Study(
+        title="Fig. 2: top-1 against epochs of pre-training",
+        cells=(
+            Cell("MAM²", "mam2_b_k400", paper="82.3"),
+            Cell("VideoMAE", "videomae_b_k400", paper="80.9"),
+            Cell("ST-MAE", "stmae_b_k400", paper="81.3"),
+            Cell("from scratch", "mam2_b_k400", scratch=True),
+            Cell("from scratch, joint attention", "videomae_b_k400", scratch=True),
+        ),
+        finetune="finetune_b_k400",
+        shares=(0.5, 1.0),
+    ),
+    "table1a": _table("1a", "4, 2"),
+    "table1b": _table("1b", "4"),
+    "table1c": _table("1c", "768"),
+    "table1d": _table("1d", "tube 75%"),
+    "table1e": _table("1e", "VQGAN-16384"),
+    "table1f": _table("1f", "RGB-diff"),
+    "table2": _table("2", "MAM²"),
+    "flops": Study(
+        title="Top-1 against operations of pre-training",
+        cells=(
+            Cell("VideoMAE", "videomae_b_k400"),
+            Cell("MAM²", "mam2_b_k400"),
+            Cell("MAM² lite", "mam2_lite_b_k400"),
+            Cell("ST-MAE", "stmae_b_k400"),
+            Cell("V-JEPA", "vjepa_b_k400"),
+            Cell("MaskFeat", "maskfeat_b_k400"),
+            Cell("from scratch", "videomae_b_k400", scratch=True),
+        ),
+        finetune="finetune_b_k400",
+        shares=(0.5, 1.0),
+        budget="10 TFLOP",
+    ),
+    "adapt": Study(
+        title="An encoder file, adapted to one's own videos",
+        cells=(
+            Cell("from scratch", "mam2_b_k400", scratch=True),
+            Cell("pre-trained from random weights", "mam2_b_k400"),
+            Cell("adapted", "mam2_b_k400", starts=True),
+            Cell("frozen, as it is", "mam2_b_k400", scratch=True, frozen=True),
+        ),
+        finetune="finetune_b_k400",
+    ),
+}

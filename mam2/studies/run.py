@@ -1,0 +1,341 @@
+"""Runs a study: each cell is pre-trained, fine-tuned, probed and tested under one protocol.
+
+Every cell, budget and seed is a job with ordinary run folders of its own: a killed study resumes, finished jobs are not
+repeated, and jobs can be spread over processes, GPUs or a cluster's array.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import statistics
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mam2 import cost
+from mam2.config import Duration, UserError
+from mam2.data.catalog import Catalog
+from mam2.data.clips import Data, catalog_of
+from mam2.data.loader import steps_per_epoch
+from mam2.distributed import end_with_parent
+from mam2.files import parse_json, write_text
+from mam2.pictures.report import read_log
+from mam2.probe.probe import Probe, probe_encoder
+from mam2.recipes import get_recipe
+from mam2.recipes.scales import scaled, scaled_finetune, with_duration
+from mam2.studies.budget import Budget, parse_budget
+from mam2.studies.frames import shared_frames
+from mam2.studies.study import Cell, Job, Settings, Study, jobs_of
+from mam2.studies.summary import summarised
+from mam2.train.finetune import Finetune, as_pretrained, evaluate_run, finetune
+from mam2.train.pretrain import Pretrain, pretrain
+
+log = logging.getLogger("mam2")
+
+
+@dataclass(frozen=True)
+class Videos:
+    """The data sets of a study: lists of frames that are decoded already."""
+
+    unlabelled: str
+    train: str
+    test: str
+    num_unlabelled: int
+    num_classes: int
+
+
+def run_study(
+    name: str, study: Study, settings: Settings, out: str | Path, *, jobs: int = 1, shard: tuple[int, int] = (0, 1)
+) -> dict[str, Any]:
+    """Runs a study, or what is left of it, and writes study.json.
+
+    Args:
+        name: of the study, for messages.
+        study: the cells.
+        settings: data, scale, budget, seeds.
+        out: a new folder, or that of the same study.
+        jobs: processes that work side by side.
+        shard: (i, n) runs every n-th job, from number i; the last to end writes the whole study.json.
+
+    Returns:
+        The contents of study.json.
+
+    Raises:
+        UserError: data that can't be compared on, a budget too small for one step, another study in `out`.
+    """
+    out = Path(out)
+    check_cells(study, settings)
+    claim(out, name, settings)
+    videos = prepare(settings, study, out)
+    todo = jobs_of(study, settings)[shard[0] :: shard[1]]
+    budget = parse_budget(settings.budget or study.budget) if settings.budget or settings.scale == "tiny" else None
+    for job in todo:
+        if not job.cell.scratch:
+            plan(job, settings, budget, videos, out)  # or fail before hours of training
+    work = partial(run_job, study=study, settings=settings, budget=budget, videos=videos, out=out)
+    threads = max(1, torch.get_num_threads() // jobs)
+    if jobs == 1:
+        for job in todo:
+            log.info(f"{job.cell.name}, {job.share:g} of the budget, seed {job.seed}.")
+            work(job)
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(threads,)) as pool:
+            for job, _ in zip(todo, pool.map(work, todo), strict=True):
+                log.info(f"Done: {job.cell.name}, {job.share:g} of the budget, seed {job.seed}.")
+    report = collect(name, study, settings, videos, out)
+    write_text(out / "study.json", json.dumps(report, indent=2))
+    return report
+
+
+def _begin(threads: int) -> None:
+    end_with_parent()
+    torch.set_num_threads(threads)
+    logging.getLogger("mam2").setLevel(logging.ERROR)
+
+
+def check_cells(study: Study, settings: Settings) -> None:
+    """Raises UserError for settings that the study can't use."""
+    if not settings.seeds:
+        raise UserError("A study needs a seed: --seeds 0 1 2.")
+    if any(cell.starts or (cell.frozen and cell.scratch) for cell in study.cells) and not settings.init:
+        raise UserError(
+            "This study starts from an encoder: give --init, a run's folder or an encoder.safetensors file."
+        )
+    if not settings.tests:
+        raise UserError("A study needs a test: --tests finetune linear knn.")
+
+
+def claim(out: Path, name: str, settings: Settings) -> None:
+    """Makes the folder a study's, or checks that it is this one's.
+
+    Raises:
+        UserError: other settings, with the difference; or a folder that is no study's.
+    """
+    file = out / "settings.json"
+    mine = {"study": name, **json.loads(json.dumps(asdict(settings)))}
+    if file.exists():
+        theirs = parse_json(file.read_text())
+        different = [f"{key} {theirs.get(key)!r} (now {mine[key]!r})" for key in mine if theirs.get(key) != mine[key]]
+        grows = mine["seeds"][: len(theirs.get("seeds", []))] == theirs.get("seeds")
+        if [key for key in mine if theirs.get(key) != mine[key]] == ["seeds"] and grows:
+            different = []  # more seeds continue a study
+        if different:
+            raise UserError(f"{out} holds a study with other settings: {'; '.join(different)}. Give another --out.")
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} exists and is no study's folder. Give another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(mine, indent=2))
+
+
+def prepare(settings: Settings, study: Study, out: Path) -> Videos:
+    """Reads the three data sets, checks that they can be compared on, and shares their decoded frames.
+
+    Raises:
+        UserError: fewer than two classes, other classes in the test set, videos or groups in both.
+    """
+    unlabelled = _catalog(settings.unlabelled, settings.unlabelled_split, labelled=False)
+    train = _catalog(settings.train, settings.train_split, labelled=True)
+    test = _catalog(settings.test, settings.test_split, labelled=True)
+    if len(train.classes) < 2:
+        raise UserError(f"{settings.train} has one class, {train.classes[0]}; a study needs two at least.")
+    if missing := sorted(set(train.classes) ^ set(test.classes)):
+        raise UserError(
+            f"Classes of only one of {settings.train} and {settings.test}: {', '.join(missing[:5])}. Both need all."
+        )
+    _keep_apart("video", *({os.path.realpath(item.path) for item in of.items} for of in (train, test)))
+    _keep_apart("group", *({item.group for item in of.items} - {""} for of in (train, test)))
+    size = max(scaled(_pretrain(cell), settings.scale).encoder.size for cell in study.cells)
+    lists = {
+        name: str(shared_frames(catalog, out / "frames", size=size, name=name))
+        for name, catalog in (("unlabelled", unlabelled), ("train", train), ("test", test))
+    }
+    return Videos(**lists, num_unlabelled=len(unlabelled.items), num_classes=len(train.classes))
+
+
+def _keep_apart(what: str, train: set[str], test: set[str]) -> None:
+    if both := train & test:
+        raise UserError(
+            f"{len(both)} {what}s are in both train and test, such as {min(both)}: results would be too high. Keep a "
+            f"{what} in one of them."
+        )
+
+
+def _catalog(root: str, split: str, *, labelled: bool) -> Catalog:
+    return catalog_of(Data(root=root, split=split), labelled=labelled)
+
+
+def _pretrain(cell: Cell) -> Pretrain:
+    config = get_recipe(cell.recipe, Pretrain)
+    assert isinstance(config, Pretrain)
+    return config
+
+
+def plan(job: Job, settings: Settings, budget: Budget | None, videos: Videos, out: Path) -> Pretrain:
+    """The pre-training of a job.
+
+    Raises:
+        UserError: a budget too small for one step.
+    """
+    config = scaled(_pretrain(job.cell), settings.scale)
+    data = replace(_data(config.data, settings), root=videos.unlabelled)
+    config = replace(config, data=data, loop=replace(config.loop, seed=job.seed))
+    if job.cell.starts:
+        config = replace(config, init=settings.init)
+    batch = config.loop.batch_size
+    per_epoch = steps_per_epoch(videos.num_unlabelled, batch)
+    if budget is None:
+        return with_duration(config, Duration(config.loop.duration.value * job.share, config.loop.duration.unit))
+    spent = budget.share(job.share)
+    steps = spent.steps(
+        steps_per_epoch=per_epoch,
+        tflop_per_step=cost.remembered(config).tflop * batch * config.data.repeats if spent.unit == "TFLOP" else 0.0,
+        seconds_per_step=_seconds_per_step(config, job, out) if spent.unit == "minutes" else 0.0,
+    )
+    save_every = Duration(max(1, steps // 4), "steps")
+    config = with_duration(config, Duration(steps, "steps"))
+    return replace(config, loop=replace(config.loop, save_every=save_every))
+
+
+def _data(data: Data, settings: Settings) -> Data:
+    """The recipe's data settings for a study's videos."""
+    stride = data.stride_frames
+    if settings.stride_frames:
+        stride = max(1, round(stride * settings.stride_frames / Data().stride_frames))
+    flip = data.flip if settings.flip == "recipe" else settings.flip == "on"
+    return replace(
+        data, stride_frames=stride, flip=flip, num_workers=0 if settings.scale == "tiny" else data.num_workers
+    )
+
+
+def _seconds_per_step(config: Pretrain, job: Job, out: Path) -> float:
+    """Of a short run of the cell, measured once for all seeds and shares."""
+    folder = out / "speed" / job.folder.split("/")[0]
+    if not (folder / "encoder.safetensors").exists():
+        loop = replace(config.loop, duration=Duration(40, "steps"), save_every=Duration(40, "steps"), log_every=10)
+        _finish(pretrain(replace(config, loop=loop), folder))
+    return seconds_per_step(folder, config.loop.batch_size * config.data.repeats)
+
+
+def seconds_per_step(run: Path, num_clips: int) -> float:
+    """The median over the log of a pre-training whose steps have so many clips, without its first line."""
+    rows = read_log(run / "log.jsonl")
+    speeds = [row["clips_per_second"] for row in rows if row.get("clips_per_second")]
+    return num_clips / statistics.median(speeds[1:] or speeds)
+
+
+def run_job(
+    job: Job, *, study: Study, settings: Settings, budget: Budget | None, videos: Videos, out: Path
+) -> dict[str, Any]:
+    """Runs a job, unless it is done, and writes its result.json. What fails is written down, and the others go on."""
+    folder = out / "runs" / job.folder
+    file = folder / "result.json"
+    if file.exists() and "error" not in (found := parse_json(file.read_text())):
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"cell": job.cell.name, "share": job.share, "seed": job.seed}
+    with _own_output(folder / "output.txt"):
+        try:
+            result |= _measured(job, study, settings, budget, videos, out)
+        except Exception as error:
+            log.exception(f"{job.cell.name}, seed {job.seed}")
+            result["error"] = str(error) or type(error).__name__
+    write_text(file, json.dumps(result, indent=2))
+    return result
+
+
+@contextlib.contextmanager
+def _own_output(file: Path) -> Iterator[None]:
+    """Progress bars go to a file."""
+    with file.open("a") as output, contextlib.redirect_stderr(output):
+        yield
+
+
+def _measured(
+    job: Job, study: Study, settings: Settings, budget: Budget | None, videos: Videos, out: Path
+) -> dict[str, Any]:
+    folder, cell = out / "runs" / job.folder, job.cell
+    config = scaled(_pretrain(cell), settings.scale)
+    result: dict[str, Any] = {"steps": 0, "epochs": 0.0, "tflop": 0.0, "seconds": 0.0}
+    init = settings.init if cell.frozen and cell.scratch else "scratch"
+    if not cell.scratch:
+        config = plan(job, settings, budget, videos, out)
+        _finish(pretrain(config, folder / "pretrain"))
+        init = str(folder / "pretrain")
+        per_epoch = steps_per_epoch(videos.num_unlabelled, config.loop.batch_size)
+        steps = config.loop.duration.steps(per_epoch)
+        num_clips = config.loop.batch_size * config.data.repeats
+        result = {
+            "steps": steps,
+            "epochs": steps / per_epoch,
+            "tflop": cost.remembered(config).tflop * steps * num_clips,
+            "seconds": seconds_per_step(folder / "pretrain", num_clips) * steps,
+        }
+    if "finetune" in settings.tests and not cell.frozen:
+        tuned = folder / "finetune"
+        _finish(finetune(_tuning(study, settings, config, init, videos, job.seed), tuned))
+        found, _ = evaluate_run(tuned, videos.test)
+        result["finetune"] = found.top(1)
+    for kind in ("linear", "knn"):
+        if kind in settings.tests and init != "scratch":
+            probe = Probe(
+                encoder=init, train=videos.train, test=videos.test, kind=kind, baseline=False, shots=settings.shots,
+                stride_frames=_data(config.data, settings).stride_frames, seed=job.seed, num_workers=0,
+            )  # fmt: skip
+            result[kind] = probe_encoder(probe, folder / "probe")["top1"]
+    return result
+
+
+def _finish(is_done: bool) -> None:
+    if not is_done:
+        raise SystemExit(143)  # SIGTERM: all is saved, and the same command goes on
+
+
+def _tuning(study: Study, settings: Settings, pretraining: Pretrain, init: str, videos: Videos, seed: int) -> Finetune:
+    """The fine-tuning of a cell, the same for all but for the encoder."""
+    recipe = get_recipe(study.finetune, Finetune)
+    assert isinstance(recipe, Finetune)
+    config = scaled_finetune(recipe, settings.scale)
+    encoder = replace(pretraining.encoder, drop_path=config.encoder.drop_path)
+    config = replace(config, encoder=encoder) if init == "scratch" else as_pretrained(config, init)
+    data = replace(_data(config.data, settings), root=videos.train)
+    if init == "scratch":
+        data = replace(data, stride_frames=_data(pretraining.data, settings).stride_frames)
+    else:
+        data = replace(data, stride_frames=config.data.stride_frames)
+    duration = Duration(settings.finetune_epochs, "epochs") if settings.finetune_epochs else config.loop.duration
+    loop = replace(config.loop, seed=seed, duration=duration)
+    return replace(config, init=init, data=data, loop=loop, shots=settings.shots)
+
+
+def collect(name: str, study: Study, settings: Settings, videos: Videos, out: Path) -> dict[str, Any]:
+    """The results that there are, as in study.json: all jobs, and for each cell and share their summary."""
+    found = []
+    for job in jobs_of(study, settings):
+        file = out / "runs" / job.folder / "result.json"
+        if file.exists():
+            found.append(parse_json(file.read_text()))
+    return {
+        "study": name,
+        "title": study.title,
+        "settings": asdict(settings),
+        "machine": machine(),
+        "num_classes": videos.num_classes,
+        "jobs": found,
+        "cells": summarised(study, settings, found),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the results were measured on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {"cores": os.cpu_count(), "gpu": gpu, "torch": torch.__version__}

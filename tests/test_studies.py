@@ -1,0 +1,302 @@
+"""Studies: equal budgets, one protocol, resuming, failures, and the numbers in their tables."""
+
+import json
+import math
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mam2 import cost
+from mam2.config import Epochs, Steps, UserError
+from mam2.data.catalog import read_catalog
+from mam2.data.synthetic import MOTIONS, render, write_video
+from mam2.data.video.open import open_video
+from mam2.masks import MaskConfig
+from mam2.model.encoder import EncoderConfig
+from mam2.recipes import RECIPES, get_recipe
+from mam2.recipes.scales import SCALES, Scale, scaled, scaled_finetune
+from mam2.studies import run as running
+from mam2.studies.budget import parse_budget
+from mam2.studies.builtin import STUDIES
+from mam2.studies.compare import compared
+from mam2.studies.frames import shared_frames
+from mam2.studies.report import write_study_report
+from mam2.studies.run import run_study
+from mam2.studies.study import Cell, Settings, Study, jobs_of
+from mam2.studies.summary import as_csv, as_markdown, interval, summarised, table_of
+from mam2.train.finetune import Finetune
+from mam2.train.pretrain import Pretrain, build
+
+
+def minute() -> Scale:
+    """A scale at which a run takes a second."""
+    tiny = SCALES_TINY()
+    encoder = EncoderConfig(width=24, depth=2, num_heads=2, frames=4, size=16, patch_size=4)
+    loop = replace(tiny.pretrain.loop, batch_size=2, log_every=1)
+    tuning = replace(tiny.finetune.loop, batch_size=2, duration=Epochs(1))
+    return replace(
+        tiny,
+        encoder=encoder,
+        pretrain=replace(tiny.pretrain, encoder=encoder, loop=loop),
+        finetune=replace(tiny.finetune, encoder=encoder, loop=tuning, clips=1),
+        tokens=dict.fromkeys(("vqgan_16384", "vqgan_8192", "dalle"), ("random_projection", 16)),
+    )
+
+
+SCALES_TINY = SCALES["tiny"]
+SMALL = Study(
+    title="two methods",
+    cells=(
+        Cell("MAM²", "mam2_b_k400", paper="82.3"),
+        Cell("VideoMAE", "videomae_b_k400"),
+        Cell("scratch", "mam2_b_k400", scratch=True),
+    ),
+    shares=(0.5, 1.0),
+)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(SCALES, "tiny", minute)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def settings_for(videos: Path, tmp_path: Path, **fields: object) -> Settings:
+    """The fixture's videos for training, and others of the same classes for testing."""
+    test = tmp_path / "test"
+    for motion in (MOTIONS[0], MOTIONS[6]):
+        (test / motion).mkdir(parents=True, exist_ok=True)
+        write_video(test / motion / "9.mp4", render(motion, seed=9, num_frames=10, size=24))
+    base = Settings(
+        unlabelled=str(videos), train=str(videos), test=str(test), seeds=(0,), tests=("finetune",), budget="4 steps"
+    )
+    return replace(base, **fields)
+
+
+def test_a_study_runs_resumes_and_grows(small: None, videos: Path, tmp_path: Path) -> None:
+    settings = settings_for(videos, tmp_path, tests=("finetune", "knn"))
+    out = tmp_path / "study"
+    report = run_study("small", SMALL, settings, out)
+    steps = {(line["cell"], line["share"]): line["steps"] for line in report["cells"]}
+    assert steps == {
+        ("MAM²", 0.5): 2, ("MAM²", 1.0): 4, ("VideoMAE", 0.5): 2, ("VideoMAE", 1.0): 4, ("scratch", 1.0): 0,
+    }  # fmt: skip
+    for job in report["jobs"]:
+        assert 0 <= job["finetune"] <= 1
+        assert ("knn" in job) == (job["cell"] != "scratch")
+        encoder = json.loads((out / "runs" / "MAM" / "1" / "seed_0" / "finetune" / "run.json").read_text())
+        assert encoder["config"]["data"]["root"] == str(out / "frames" / "train.csv")
+    files = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    assert json.loads((out / "study.json").read_text()) == json.loads(json.dumps(report))
+
+    again = run_study("small", SMALL, settings, out)  # nothing is done twice
+    assert again["jobs"] == report["jobs"]
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")} == files
+
+    (out / "runs" / "VideoMAE" / "1" / "seed_0" / "result.json").unlink()  # as after a kill
+    assert run_study("small", SMALL, settings, out)["jobs"] == report["jobs"]
+    more = run_study("small", SMALL, replace(settings, seeds=(0, 1)), out)
+    assert [job for job in more["jobs"] if job["seed"] == 0] == report["jobs"]
+    assert len(more["jobs"]) == 10
+    with pytest.raises(UserError, match=r"other settings: budget '4 steps' \(now '5 steps'\)"):
+        run_study("small", SMALL, replace(settings, seeds=(0, 1), budget="5 steps"), out)
+    with pytest.raises(UserError, match="is no study's folder"):
+        run_study("small", SMALL, settings, videos)
+
+    page = write_study_report(more, out, chance=0.5).read_text()
+    assert "VideoMAE" in page
+    assert (out / "study.png").stat().st_size > 10_000
+
+
+def test_jobs_and_shards_share_the_work(small: None, videos: Path, tmp_path: Path) -> None:
+    settings = settings_for(videos, tmp_path)
+    one = replace(SMALL, shares=(1.0,))
+    whole = run_study("small", one, settings, tmp_path / "whole")
+    first = run_study("small", one, settings, tmp_path / "parts", shard=(0, 2))
+    assert [job["cell"] for job in first["jobs"]] == ["MAM²", "scratch"]
+    both = run_study("small", one, settings, tmp_path / "parts", shard=(1, 2))
+    keep = ("cell", "seed", "steps", "finetune")
+    assert [[job[k] for k in keep] for job in both["jobs"]] == [[job[k] for k in keep] for job in whole["jobs"]]
+
+
+def test_a_cell_that_fails_leaves_the_others(small: None, videos: Path, tmp_path: Path) -> None:
+    study = replace(SMALL, shares=(1.0,), cells=(SMALL.cells[1], Cell("flow", "ablation_optical_flow")))
+    report = run_study("small", study, settings_for(videos, tmp_path), tmp_path / "study")
+    lines = table_of(report)
+    assert [line[0] for line in lines[1:]] == ["VideoMAE", "flow"]
+    assert lines[2][4] == "- (1 failed)"
+    assert "error" not in report["jobs"][0]
+    assert report["cells"][1]["errors"] == [report["jobs"][1]["error"]]
+    assert (tmp_path / "study" / "runs" / "flow" / "1" / "seed_0" / "output.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train": "one"}, "has one class"),
+        ({"test": "other"}, "Classes of only one of .*: approach, far"),
+        ({"test": "same"}, "4 videos are in both train and test"),
+        ({"train": "list.csv", "test": "test.csv"}, "1 groups are in both train and test, such as anna"),
+        ({"budget": "0.1 steps"}, r"budget of 0\.05 steps is less than one step"),
+        ({"budget": "3 miles"}, "'3 miles' is no budget"),
+        ({"seeds": ()}, "needs a seed"),
+    ],
+)
+def test_what_can_not_be_compared_is_refused(
+    small: None, videos: Path, tmp_path: Path, fields: dict[str, object], message: str
+) -> None:
+    settings = settings_for(videos, tmp_path)
+    left, approach = MOTIONS[0], MOTIONS[6]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / left).symlink_to(videos / left)
+    (tmp_path / "same").mkdir()
+    (tmp_path / "same" / left).symlink_to(videos / left)
+    (tmp_path / "same" / approach).symlink_to(tmp_path / "test" / approach)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / left).symlink_to(tmp_path / "test" / left)
+    (tmp_path / "other" / "far").symlink_to(tmp_path / "test" / approach)
+    for name, root in (("list", videos), ("test", tmp_path / "test")):
+        number = 0 if name == "list" else 9
+        rows = [f"{root}/{motion}/{number}.mp4,{motion},anna" for motion in (left, approach)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["path,label,group", *rows]))
+    places = {k: str(tmp_path / v) if k in ("train", "test") else v for k, v in fields.items()}
+    with pytest.raises(UserError, match=message):
+        run_study("small", SMALL, replace(settings, **places), tmp_path / "study")
+
+
+def test_budgets_in_steps(small: None) -> None:
+    sizes = {"steps_per_epoch": 50, "tflop_per_step": 0.2, "seconds_per_step": 0.5}
+    for text, steps in (
+        ("20 epochs", 1000),
+        ("300 steps", 300),
+        ("50 TFLOP", 250),
+        ("10 minutes", 1200),
+        ("1 epoch", 50),
+    ):
+        assert parse_budget(text).steps(**sizes) == steps
+    assert str(parse_budget("10 tflop").share(0.5)) == "5 TFLOP"
+    for text in ("0 steps", "-1 steps", "ten steps", "10", "1e999 steps x", "1.2.3 steps"):
+        with pytest.raises(UserError, match="is no budget"):
+            parse_budget(text)
+
+
+def test_a_budget_of_operations_is_equal_for_all_methods(small: None, videos: Path, tmp_path: Path) -> None:
+    settings = settings_for(videos, tmp_path, budget="0.01 TFLOP")
+    data = running.Videos("u", "t", "e", num_unlabelled=8, num_classes=2)
+    for cell in SMALL.cells[:2]:
+        job = running.Job(cell, 1.0, 0)
+        config = running.plan(job, settings, parse_budget(settings.budget), data, tmp_path)
+        spent = cost.estimate(config).tflop * 2 * config.loop.duration.value
+        assert 0.009 < spent <= 0.01
+
+
+def test_a_summary_pairs_seeds_and_states_intervals() -> None:
+    settings = Settings(seeds=(0, 1, 2), tests=("finetune",))
+    study = replace(SMALL, cells=SMALL.cells[:2], shares=(1.0,))
+    values = {"MAM²": (0.5, 0.6, 0.7), "VideoMAE": (0.4, 0.55, 0.55)}
+    jobs = [
+        {"cell": cell, "share": 1.0, "seed": seed, "steps": 10, "epochs": 1.0, "tflop": 2000.0, "seconds": 60.0,
+         "finetune": values[cell][seed]}
+        for cell in values for seed in settings.seeds
+    ]  # fmt: skip
+    first, second = summarised(study, settings, jobs)
+    assert first["finetune"]["mean"] == pytest.approx(0.6)
+    assert first["finetune"]["interval"] == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
+    assert first["finetune"]["difference"] is None
+    differences = [-0.1, -0.05, -0.15]
+    assert second["finetune"]["difference"] == pytest.approx(statistics.fmean(differences))
+    assert second["finetune"]["difference_interval"] == pytest.approx(interval(differences))
+    report = {"cells": [first, second], "settings": {"tests": ("finetune",)}}
+    lines = table_of(report)
+    assert lines[0] == ["cell", "epochs", "PFLOP", "minutes", "finetune", "finetune - MAM²", "paper"]
+    assert lines[1] == ["MAM²", "1", "2", "1", "60.0 ± 24.8", "-", "82.3"]
+    assert lines[2] == ["VideoMAE", "1", "2", "1", "50.0 ± 21.5", "-10.0 ± 12.4", "-"]
+    assert as_markdown(lines).count("\n") == 4
+    assert as_csv(lines).splitlines()[1] == "MAM²,1,2,1,60.0 ± 24.8,-,82.3"
+
+
+def test_compare_makes_a_line_of_runs_that_differ_in_their_seeds(small: None, videos: Path, tmp_path: Path) -> None:
+    study = replace(SMALL, shares=(1.0,))
+    report = run_study("small", study, settings_for(videos, tmp_path, seeds=(0, 1)), tmp_path / "study")
+    runs = [
+        tmp_path / "study" / "runs" / cell / "1" / f"seed_{seed}" / "finetune"
+        for cell in ("VideoMAE", "scratch") for seed in (0, 1)
+    ]  # fmt: skip
+    lines = compared(runs)
+    top1 = {(job["cell"], job["seed"]): job["finetune"] for job in report["jobs"]}
+    mean = {cell: statistics.fmean(top1[cell, seed] for seed in (0, 1)) for cell in ("VideoMAE", "scratch")}
+    assert [line[2] for line in lines] == ["seeds", "0, 1", "0, 1"]
+    assert [line[3] for line in lines[1:]] == [f"{100 * mean[cell]:.1f}" for cell in ("VideoMAE", "scratch")]
+    assert lines[2][5].startswith(f"{100 * (mean['scratch'] - mean['VideoMAE']):+.1f}")
+    with pytest.raises(UserError, match="is not tested"):
+        compared([tmp_path / "study" / "runs" / "VideoMAE" / "1" / "seed_0" / "pretrain"])
+
+
+def test_shared_frames_are_the_videos_own(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    (tmp_path / "set" / "a" / "broken.mp4").write_bytes(b"no video")
+    for name in ("x", "y"):
+        (tmp_path / "set" / "a" / f"{name}.mp4").symlink_to(videos / MOTIONS[0] / "0.mp4")
+    listed = shared_frames(
+        read_catalog(tmp_path / "set", labelled=True), tmp_path / "frames", size=14, name="train"
+    )  # 14 · 256 / 224 = 16
+    catalog = read_catalog(listed, labelled=True)
+    assert (len(catalog.items), catalog.classes) == (2, ("a",))
+    with open_video(videos / MOTIONS[0] / "0.mp4", short_side=16) as video:
+        expected = video.frames(range(video.num_frames))
+    with open_video(catalog.items[0].path) as shared:
+        assert torch.equal(shared.frames(range(shared.num_frames)), expected)
+        assert torch.equal(torch.stack(list(shared.each())), expected)
+        assert (shared.height, shared.width) == (16, 16)
+    Path(catalog.items[0].path).write_bytes(b"x" * 100)
+    with pytest.raises(UserError, match="holds no frames"):
+        open_video(catalog.items[0].path)
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.model.startswith("ViT")])
+def test_every_recipe_can_be_scaled(name: str) -> None:
+    config = get_recipe(name)
+    for scale in ("tiny", "small"):
+        if isinstance(config, Finetune):
+            tuning = scaled_finetune(config, scale)
+            assert (tuning.data.flip, tuning.data.sampling) == (config.data.flip, config.data.sampling)
+            continue
+        assert isinstance(config, Pretrain)
+        small = scaled(config, scale)
+        kept = ("attention", "tubelet", "positions")
+        assert [getattr(small.encoder, k) for k in kept] == [getattr(config.encoder, k) for k in kept]
+        assert (small.mask, type(small.objective)) == (config.mask, type(config.objective))
+        assert small.data == replace(config.data, repeats=1)
+        with torch.device("meta"):
+            build(small)
+    assert scaled(get_recipe("ablation", Pretrain), "base") == get_recipe("ablation")
+
+
+def test_scaled_rows_of_a_table_still_differ() -> None:
+    """But for those whose tokenizer or stride alone differ, no two rows of Tables 1a, 1c, 2 get the same model."""
+    for number in ("a", "c"):
+        names = {"a": ("ablation", "ablation_depth_2_2", "ablation_depth_4_4"),
+                 "c": ("ablation", "ablation_width_384", "ablation_width_512")}[number]  # fmt: skip
+        sizes = set()
+        for name in names:
+            config = scaled(get_recipe(name, Pretrain), "tiny")
+            with torch.device("meta"):
+                sizes.add(sum(p.numel() for p in build(config).parameters()))
+        assert len(sizes) == 3
+    assert scaled(get_recipe("ablation_tube_90"), "tiny").mask == MaskConfig(ratio=0.9)
+    jepa = scaled(get_recipe("vjepa_b_k400"), "tiny")
+    assert jepa.objective.momentum_rise == Steps(3750)
+
+
+def test_built_in_studies_name_recipes_that_are_there() -> None:
+    for name, study in STUDIES.items():
+        settings = Settings(seeds=(0,))
+        for job in jobs_of(study, settings):
+            assert isinstance(get_recipe(job.cell.recipe), Pretrain), name
+        folders = [job.folder for job in jobs_of(study, settings)]
+        assert len(set(folders)) == len(folders)
+        assert isinstance(get_recipe(study.finetune), Finetune)
+        parse_budget(study.budget)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mam2.cross_entropy import linear_cross_entropy
 
 Reduction = Literal["mean", "sum"]
-"""Over the channels of a token. Paper: summed (Eq. 1, 3); the default is the mean, as CAE has it with the same α."""
+"""Over the channels of a token. Paper: summed in Eq. 1 and 3; here: a field each, by default the mean (decision 3)."""
 
 
 @dataclass(frozen=True)

@@ -305,7 +305,7 @@ VARIANTS = {
     "w/o alignment": replace(CONFIG, alignment_weight=0.0),
     "coupled, w/o regressor": replace(CONFIG, decoders="coupled", regressor_depth=0),
     "concat": replace(CONFIG, context="concat"),
-    "sum": replace(CONFIG, loss_reduction="sum"),
+    "sum": replace(CONFIG, alignment_reduction="sum", motion_reduction="sum"),
     "layer_norm": replace(CONFIG, alignment_target="layer_norm"),
     "teacher": replace(CONFIG, teacher_momentum=0.9),
     "narrow": NARROW,

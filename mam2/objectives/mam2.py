@@ -50,7 +50,9 @@ class MAM2Config:
             channel of that target over the batch first, "layer_norm" each token over its channels.
         teacher_momentum: 0 aligns with the encoder itself, as the paper does; above 0, with a moving average of its
             weights, which keeps this share of itself in every step.
-        loss_reduction: "mean" or "sum" over the channels of a token in Eq. 1 and 3.
+        alignment_reduction: "mean" or "sum" over the channels of a token in Eq. 1.
+        motion_reduction: "mean" or "sum" over the numbers of a patch in Eq. 3; the sum, the paper's to the letter, is
+            768 times larger.
     """
 
     width: Annotated[int, Ge(0)] = 0
@@ -64,7 +66,8 @@ class MAM2Config:
     alignment_ramp: Duration = Steps(0)
     alignment_target: Literal["plain", "batch", "layer_norm"] = "plain"
     teacher_momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
-    loss_reduction: Reduction = "mean"
+    alignment_reduction: Reduction = "mean"
+    motion_reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
         check(self, "objective.")
@@ -215,15 +218,18 @@ class MAM2(nn.Module):
 
     def losses(self, seen: Predictions, mask: Mask, target: Targets) -> dict[str, Tensor]:
         """The parts of Eq. 4 before weighting; `target` is that of masked patches."""
-        reduction = self.config.loss_reduction
-        parts = {kind: head.loss(seen.hidden[name], target.of(kind), reduction) for name, kind, head in self.heads()}
+        parts = {kind: self.loss_of(kind, head, seen.hidden[name], target) for name, kind, head in self.heads()}
         return parts | self.alignment.losses(seen, mask)
+
+    def loss_of(self, kind: str, head: Head, hidden: Tensor, target: Targets) -> Tensor:
+        """Eq. 2 or 3."""
+        return head.loss(hidden, target.of(kind), self.config.motion_reduction if kind == "motion" else "mean")
 
     def metrics(self, target: Targets) -> dict[str, Tensor]:
         """Values to judge the losses by: the motion loss of predicting no motion."""
         if target.motion is None:
             return {}
-        return {"motion_of_none": motion_loss_of_none(target.motion, self.config.loss_reduction)}
+        return {"motion_of_none": motion_loss_of_none(target.motion, self.config.motion_reduction)}
 
     def heads(self) -> Iterator[tuple[str, str, Head]]:
         """Each head: its decoder's name, the target that it predicts, and itself."""
@@ -279,7 +285,7 @@ class Alignment(nn.Module):
         assert seen.target_BTAD is not None
         regressed_BTAD = mask.aligned(seen.latent.x_BTSD)  # all of a regressor's tokens are masked patches
         target_BTAD = self.standardise(seen.target_BTAD.float())
-        return {"alignment": alignment_loss(regressed_BTAD, target_BTAD, self.config.loss_reduction)}
+        return {"alignment": alignment_loss(regressed_BTAD, target_BTAD, self.config.alignment_reduction)}
 
     def standardise(self, target_BTAD: Tensor) -> Tensor:
         """The target as `alignment_target` of the configuration asks for it."""

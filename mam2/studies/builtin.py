@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mam2.config import Steps
 from mam2.recipes.tables import TABLES
 from mam2.studies.study import Cell, Study
 
@@ -51,6 +52,38 @@ STUDIES: dict[str, Study] = {
         finetune="finetune_b_k400",
         shares=(0.5, 1.0),
         budget="10 TFLOP",
+    ),
+    "motion": Study(
+        title="Eq. 3 averaged, as it is written, and for motion of one size in every clip",
+        cells=(
+            Cell("mean", "mam2_b_k400_rp"),
+            Cell("sum (Eq. 3)", "mam2_b_k400_rp", changes=(("objective.motion_reduction", "sum"),)),
+            Cell("mean, motion_scale clip", "mam2_b_k400_rp", changes=(("targets.motion_scale", "clip"),)),
+            Cell("no motion", "mam2_b_k400_rp", changes=(("objective.decoders", "appearance"),)),
+        ),
+    ),
+    "alignment": Study(
+        title="What regressed representations are aligned with, and how fast α rises",
+        cells=(
+            Cell("ramp", "mam2_b_k400_rp"),
+            Cell("constant α (the paper)", "mam2_b_k400_rp", changes=(("objective.alignment_ramp", Steps(0)),)),
+            Cell("none", "mam2_b_k400_rp", changes=(("objective.alignment_weight", 0.0),)),
+            Cell("ramp, target by batch", "mam2_b_k400_rp", changes=(("objective.alignment_target", "batch"),)),
+            Cell("ramp, target by token", "mam2_b_k400_rp", changes=(("objective.alignment_target", "layer_norm"),)),
+            Cell("ramp, teacher", "mam2_b_k400_rp", changes=(("objective.teacher_momentum", 0.99),)),
+        ),
+    ),
+    "lite": Study(
+        title="Cheaper steps of MAM²",
+        cells=(
+            Cell("paper's step", "mam2_b_k400_rp"),
+            Cell("tubelets", "mam2_b_k400_rp", changes=(("encoder.tubelet", 2),)),
+            Cell("lite: tubelets, quarter aligned", "mam2_lite_b_k400"),
+            Cell("half predicted", "mam2_b_k400_rp", changes=(("mask.predicted", 0.5),)),
+            Cell("from scratch", "mam2_b_k400_rp", scratch=True),
+            Cell("from scratch, tubelets", "mam2_lite_b_k400", scratch=True),
+        ),
+        shares=(0.5, 1.0),
     ),
     "adapt": Study(
         title="An encoder file, adapted to one's own videos",

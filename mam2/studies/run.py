@@ -31,10 +31,10 @@ from mam2.files import parse_json, write_text
 from mam2.pictures.report import read_log
 from mam2.probe.probe import Probe, probe_encoder
 from mam2.recipes import get_recipe
-from mam2.recipes.scales import scaled, scaled_finetune, with_duration
+from mam2.recipes.scales import scaled_finetune, with_duration
 from mam2.studies.budget import Budget, parse_budget
 from mam2.studies.frames import shared_frames
-from mam2.studies.study import Cell, Job, Settings, Study, jobs_of
+from mam2.studies.study import Job, Settings, Study, jobs_of
 from mam2.studies.summary import summarised
 from mam2.train.finetune import Finetune, as_pretrained, evaluate_run, finetune
 from mam2.train.pretrain import Pretrain, pretrain
@@ -82,8 +82,10 @@ def run_study(
         if not job.cell.scratch:
             plan(job, settings, budget, videos, out)  # or fail before hours of training
     work = partial(run_job, study=study, settings=settings, budget=budget, videos=videos, out=out)
-    threads = max(1, torch.get_num_threads() // jobs)
+    # A second thread makes models of the tiny scale slower, not faster.
+    threads = 1 if settings.scale == "tiny" else max(1, torch.get_num_threads() // jobs)
     if jobs == 1:
+        torch.set_num_threads(threads)
         for job in todo:
             log.info(f"{job.cell.name}, {job.share:g} of the budget, seed {job.seed}.")
             work(job)
@@ -154,7 +156,7 @@ def prepare(settings: Settings, study: Study, out: Path) -> Videos:
         )
     _keep_apart("video", *({os.path.realpath(item.path) for item in of.items} for of in (train, test)))
     _keep_apart("group", *({item.group for item in of.items} - {""} for of in (train, test)))
-    size = max(scaled(_pretrain(cell), settings.scale).encoder.size for cell in study.cells)
+    size = max(cell.config(settings.scale).encoder.size for cell in study.cells)
     lists = {
         name: str(shared_frames(catalog, out / "frames", size=size, name=name))
         for name, catalog in (("unlabelled", unlabelled), ("train", train), ("test", test))
@@ -174,19 +176,13 @@ def _catalog(root: str, split: str, *, labelled: bool) -> Catalog:
     return catalog_of(Data(root=root, split=split), labelled=labelled)
 
 
-def _pretrain(cell: Cell) -> Pretrain:
-    config = get_recipe(cell.recipe, Pretrain)
-    assert isinstance(config, Pretrain)
-    return config
-
-
 def plan(job: Job, settings: Settings, budget: Budget | None, videos: Videos, out: Path) -> Pretrain:
     """The pre-training of a job.
 
     Raises:
         UserError: a budget too small for one step.
     """
-    config = scaled(_pretrain(job.cell), settings.scale)
+    config = job.cell.config(settings.scale)
     data = replace(_data(config.data, settings), root=videos.unlabelled)
     config = replace(config, data=data, loop=replace(config.loop, seed=job.seed))
     if job.cell.starts:
@@ -264,7 +260,7 @@ def _measured(
     job: Job, study: Study, settings: Settings, budget: Budget | None, videos: Videos, out: Path
 ) -> dict[str, Any]:
     folder, cell = out / "runs" / job.folder, job.cell
-    config = scaled(_pretrain(cell), settings.scale)
+    config = cell.config(settings.scale)
     result: dict[str, Any] = {"steps": 0, "epochs": 0.0, "tflop": 0.0, "seconds": 0.0}
     init = settings.init if cell.frozen and cell.scratch else "scratch"
     if not cell.scratch:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mam2.config import UserError, did_you_mean
-from mam2.recipes.scales import ScaleName
+from mam2.recipes import get_recipe
+from mam2.recipes.scales import ScaleName, scaled
+from mam2.train.pretrain import Pretrain
 
 Test = Literal["finetune", "linear", "knn"]
 """How an encoder is judged: fine-tuned, or probed while it is frozen."""
@@ -20,6 +22,7 @@ class Cell:
         name: of the line.
         recipe: of pre-training.
         paper: the paper's top-1 in per cent; empty where it has none.
+        changes: fields of the scaled recipe by dotted name, such as "objective.alignment_weight", and other values.
         scratch: nothing is pre-trained: the recipe's encoder starts from random weights.
         starts: pre-training starts from the encoder file that the study is given.
         frozen: only probed, not fine-tuned; with `scratch`, the given file as it is.
@@ -28,9 +31,20 @@ class Cell:
     name: str
     recipe: str
     paper: str = ""
+    changes: tuple[tuple[str, object], ...] = ()
     scratch: bool = False
     starts: bool = False
     frozen: bool = False
+
+    def config(self, scale: ScaleName) -> Pretrain:
+        """The pre-training at a scale, with the changes."""
+        recipe = get_recipe(self.recipe, Pretrain)
+        assert isinstance(recipe, Pretrain)
+        config = scaled(recipe, scale)
+        for name, value in self.changes:
+            part, _, field = name.partition(".")
+            config = replace(config, **{part: replace(getattr(config, part), **{field: value})})
+        return config
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ DATA_LEVELS = (
         "labels",
         "catalog",
         "video/segment",
+        "video/still",
         "workers",
         "bad_videos",
         "synthetic",

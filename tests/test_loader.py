@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from helpers import write_video
+from PIL import Image
 
 from mam2.config import UserError, from_json, seed_of, to_json
 from mam2.data import clips, sampling, transforms
@@ -223,6 +224,27 @@ def test_a_bad_video_that_a_list_holds_many_times_is_one_bad_video(folder, tmp_p
     catalog = read_catalog(tmp_path / "list.csv", labelled=False)
     with pytest.raises(UserError, match=r"^1 of 1 videos can't be used"):
         list(train_loader(catalog, SMALL, batch_size=8, seed=1, num_steps=3))
+
+
+def test_images_are_a_share_of_the_samples_and_stand_still(catalog, tmp_path):
+    colours = (40, 200)
+    for grey in colours:
+        Image.new("RGB", (30, 20), (grey,) * 3).save(tmp_path / f"{grey}.png")
+    (tmp_path / "damaged.jpg").write_bytes(b"no image")
+    data = replace(SMALL, images=str(tmp_path), image_share=0.25, max_bad_share=0.5)
+    loader = train_loader(catalog, data, batch_size=8, seed=1, num_steps=50)
+    clips = torch.cat([batch.clip_BTCHW for batch in loader])
+    flat = clips.flatten(1).float()
+    still = flat.std(dim=1) == 0
+    assert still.sum().item() == pytest.approx(0.25 * len(clips), abs=30)
+    assert set(flat[still, 0].tolist()) == set(colours)
+    assert [path.endswith("damaged.jpg") for path in loader.bad.reasons] == [True]
+    again = train_loader(catalog, data, batch_size=8, seed=1, num_steps=50, start_step=49)
+    assert torch.equal(next(iter(again)).clip_BTCHW, clips[-8:])
+    videos = torch.cat([b.clip_BTCHW for b in train_loader(catalog, SMALL, batch_size=8, seed=1, num_steps=50)])
+    assert torch.equal(videos[~still], clips[~still])  # images replace videos; the others are the same
+    with pytest.raises(UserError, match="holds no images"):
+        train_loader(catalog, replace(data, images=str(tmp_path / "none")), batch_size=8, seed=1, num_steps=1)
 
 
 def test_a_stride_that_is_shrunk_for_most_videos_is_said_once(catalog, caplog):

@@ -232,11 +232,13 @@ def test_numbers_of_tables_3_to_5() -> None:
         ("3", "BEVT, Swin-B (here ViT-B)"): ("tokens_b_k400", "80.6", ""),
         ("3", "VideoMAE, ViT-B"): ("videomae_b_k400", "80.9", "94.7"),
         ("3", "VideoMAE, ViT-L"): ("videomae_l_k400", "84.7", "96.5"),
+        ("3", "OmniMAE, ViT-B"): ("omnimae_b_k400", "80.6", ""),
         ("3", "ST-MAE, ViT-B"): ("stmae_b_k400", "81.3", "94.9"),
         ("3", "ST-MAE, ViT-L"): ("stmae_l_k400", "84.8", "96.2"),
         ("3", "MAM², ViT-B, 800 epochs"): ("mam2_b_k400", "82.3", "95.3"),
         ("3", "MAM², ViT-L, 600 epochs"): ("mam2_l_k400_600", "84.8", "96.4"),
         ("3", "MAM², ViT-L, 800 epochs"): ("mam2_l_k400", "85.3", "96.7"),
+        ("4", "OmniMAE, ViT-B"): ("omnimae_b_ssv2", "69.5", ""),
         ("4", "VideoMAE, ViT-B"): ("videomae_b_ssv2", "70.6", "92.7"),
         ("4", "MAM², ViT-B, 1200 epochs"): ("mam2_b_ssv2", "71.3", "93.1"),
         ("5", "VideoMAE, UCF101"): ("videomae_b_ucf101", "90.8", ""),
@@ -253,7 +255,7 @@ def test_numbers_of_tables_3_to_5() -> None:
     assert changes("mam2_l_k400_600", "mam2_l_k400") == {"loop.duration": "600 epochs"}
 
 
-RIVALS = ("videomae", "stmae", "maskfeat", "tokens", "vjepa")
+RIVALS = ("videomae", "omnimae", "stmae", "maskfeat", "tokens", "vjepa")
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith(RIVALS)])

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 
-from mam2.config import check
+from mam2.config import UserError, check
 from mam2.data import sampling, transforms
 from mam2.data.catalog import Catalog, read_catalog
 from mam2.data.sampling import Short
 from mam2.data.video.open import open_video
 from mam2.data.video.source import Backend, VideoSource
+from mam2.data.video.still import read_image
 
 Sampling = Literal["dense", "uniform"]
 """A window of frames `stride_frames` apart, or frames spread over the whole video (TSN; App. B, SSv2)."""
@@ -50,6 +51,9 @@ class Data:
             together, "repeat" repeats the last frame, "skip" does without the video.
         decode_short_side: frames are scaled down to this short side, pixels, while they are decoded, which keeps memory
             to what a clip needs; never below the encoder's size. 0 is off. Smaller frames stay as they are.
+        images: a folder of still images, at any depth, to train on beside the videos (OmniMAE); "" is none. A clip of
+            one repeats it, so nothing moves.
+        image_share: share of the samples that are images.
         backend: decoder of video files: "pyav", or "torchcodec" where that is installed.
         num_workers: processes that decode; 0 decodes in the training process.
         timeout_seconds: a process that makes nothing for so long is replaced, and a video that is to blame is left out.
@@ -76,6 +80,8 @@ class Data:
     fixed_clips: Annotated[int, Ge(0)] = 0
     short: Short = "shrink"
     decode_short_side: Annotated[int, Ge(0)] = 320
+    images: str = ""
+    image_share: Annotated[float, Gt(0), Lt(1)] = 0.5
     backend: Backend = "pyav"
     num_workers: Annotated[int, Ge(0)] = 2
     timeout_seconds: Annotated[int, Ge(1)] = 120
@@ -83,6 +89,8 @@ class Data:
 
     def __post_init__(self) -> None:
         check(self, "data.")
+        if self.images and self.fixed_clips:
+            raise UserError("data.fixed_clips are of videos; leave them out, or data.images.")
 
 
 def catalog_of(data: Data, *, labelled: bool, classes: Sequence[str] | None = None) -> Catalog:
@@ -110,6 +118,17 @@ def train_clips(path: str, data: Data, *, num_frames: int, size: int, rng: rando
         UserError: a video that can't be decoded, or is too short.
     """
     return train_clips_and_stride(path, data, num_frames=num_frames, size=size, rng=rng)[0]
+
+
+def image_clips(path: str, data: Data, *, num_frames: int, size: int, rng: random.Random) -> list[torch.Tensor]:
+    """Clips of a still image, as `train_clips`: it is repeated.
+
+    Raises:
+        UserError: an image that can't be read.
+    """
+    short_side = max(data.decode_short_side, size) if data.decode_short_side else 0
+    frames_TCHW = read_image(path, short_side=short_side).expand(num_frames, -1, -1, -1)
+    return [augmented(frames_TCHW, data, size=size, rng=rng).contiguous() for _ in range(data.repeats)]
 
 
 def train_clips_and_stride(

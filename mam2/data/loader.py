@@ -21,12 +21,13 @@ from mam2 import distributed
 from mam2.config import UserError, seed_of
 from mam2.data.bad_videos import BadVideos
 from mam2.data.catalog import Catalog, Item
-from mam2.data.clips import Data, train_clips, train_clips_and_stride
+from mam2.data.clips import Data, image_clips, train_clips, train_clips_and_stride
+from mam2.data.video.still import image_paths
 from mam2.data.workers import parallel
 from mam2.device import send
 
 log = logging.getLogger("mam2")
-_SHUFFLE, _SAMPLE, _FIXED = 0, 1, 2  # keep the seeds of the kinds of draw apart
+_SHUFFLE, _SAMPLE, _FIXED, _IMAGE = 0, 1, 2, 3  # keep the seeds of the kinds of draw apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,13 +147,16 @@ class TrainLoader:
             )
         self.steps_per_epoch = steps_per_epoch(len(catalog.items), batch_size)
         self.num_steps = num_steps
-        num_videos = len({item.path for item in catalog.items})  # a list may hold a video several times
-        self.bad = BadVideos(num_videos=num_videos, max_share=data.max_bad_share)
+        images = [Item(path=path, label=None) for path in image_paths(data.images)] if data.images else []
+        items = (*catalog.items, *images)
+        num_paths = len({item.path for item in items})  # a list may hold a video several times
+        self.bad = BadVideos(num_videos=num_paths, max_share=data.max_bad_share)
         self._steps = range(start_step, num_steps)
         local = batch_size // world_size
         positions = range(rank * local, (rank + 1) * local)
         num_attempts = self.bad.num_forgiven + 1
-        self._set = _TrainSet(catalog.items, data, num_frames, size, batch_size, positions, seed, num_attempts)
+        num_videos = len(catalog.items)
+        self._set = _TrainSet(items, num_videos, data, num_frames, size, batch_size, positions, seed, num_attempts)
 
     def count_bad(self) -> int:
         """Unusable videos that all processes met so far; every process must call it.
@@ -187,7 +191,8 @@ class _TrainSet:
     """step -> this process's batch (None if a place stays empty), the unusable videos met on the way, and how many
     were too short for their stride."""
 
-    items: Sequence[Item]
+    items: Sequence[Item]  # the videos, then the images
+    num_videos: int
     data: Data
     num_frames: int
     size: int
@@ -242,6 +247,8 @@ class _TrainSet:
                     which = place * self.data.fixed_clips + rng.randrange(self.data.fixed_clips)
                     rng = random.Random(seed_of(self.seed, _FIXED, which))
                 sizes = {"num_frames": self.num_frames, "size": self.size}
+                if place >= self.num_videos:
+                    return item, which, image_clips(item.path, self.data, **sizes, rng=rng), False
                 clips, shrunk = train_clips_and_stride(item.path, self.data, **sizes, rng=rng)
                 return item, which, clips, shrunk
             except UserError as error:
@@ -250,9 +257,12 @@ class _TrainSet:
         return item, 0, [], False
 
     def _place(self, step: int, position: int, attempt: int = 0) -> int:
-        num_videos = len(self.items)
-        batch_size = self.batch_size
-        return video_of(step, position, num_videos=num_videos, batch_size=batch_size, seed=self.seed, attempt=attempt)
+        num_videos, seed = self.num_videos, self.seed
+        drawn = {"batch_size": self.batch_size, "attempt": attempt}
+        num_images = len(self.items) - num_videos
+        if num_images and random.Random(seed_of(seed, _IMAGE, step, position)).random() < self.data.image_share:
+            return num_videos + video_of(step, position, num_videos=num_images, seed=seed_of(seed, _IMAGE), **drawn)
+        return video_of(step, position, num_videos=num_videos, seed=seed, **drawn)
 
     def paths(self, step: int) -> list[str]:
         return [self.items[self._place(step, position)].path for position in self.positions]

@@ -42,6 +42,8 @@ RECIPES: dict[str, Recipe] = {
     "videomae_b_ssv2": Recipe(rivals.videomae_b_ssv2, "SSv2", "ViT-B"),
     "videomae_b_ucf101": Recipe(rivals.videomae_b_ucf101, "UCF101", "ViT-B"),
     "videomae_b_hmdb51": Recipe(rivals.videomae_b_hmdb51, "HMDB51", "ViT-B"),
+    "omnimae_b_k400": Recipe(rivals.omnimae_b_k400, "Kinetics-400", "ViT-B"),
+    "omnimae_b_ssv2": Recipe(rivals.omnimae_b_ssv2, "SSv2", "ViT-B"),
     "stmae_b_k400": Recipe(rivals.stmae_b_k400, "Kinetics-400", "ViT-B"),
     "stmae_l_k400": Recipe(rivals.stmae_l_k400, "Kinetics-400", "ViT-L"),
     "maskfeat_b_k400": Recipe(rivals.maskfeat_b_k400, "Kinetics-400", "ViT-B"),

@@ -69,6 +69,11 @@ class Pretrain:
                 "data.short is 'repeat', but between a frame and its copy there is no motion to predict. Use "
                 "--data.short shrink or skip in pre-training."
             )
+        if self.data.images and self.objective.needs_motion:
+            raise UserError(
+                "data.images are still, and this objective predicts motion. Use one that does not, such as a recipe "
+                "videomae_..., or --objective.decoders appearance."
+            )
         if self.targets.cache and not self.data.fixed_clips:
             raise UserError(
                 "targets.cache keeps the codes of fixed clips; say how many per video: --data.fixed-clips 4."

@@ -106,7 +106,7 @@ def test_a_batch_holds_the_repeats_side_by_side(video: str) -> None:
         ({"repeats": 0}, "repeats is 0; accepted: at least 1"),
         ({"erasing": 1.5}, r"erasing is 1\.5; accepted: at least 0, at most 1"),
         ({"rand_augment_magnitude": 11}, "at least 0, at most 10"),
-        ({"sampling": "random"}, "accepted: dense, uniform"),
+        ({"sampling": "random"}, "accepted: dense, spread, uniform"),
     ],
 )
 def test_nonsense_is_refused(fields: dict[str, object], message: str) -> None:

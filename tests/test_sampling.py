@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from mam2.config import UserError
@@ -29,6 +30,19 @@ def test_shrink_takes_the_largest_stride_that_fits(num_frames, stride):
     clip = dense(num_frames, clip_frames=16, stride_frames=4, rng=random.Random(1))
     assert clip == list(range(clip[0], clip[0] + 16 * stride, stride))
     assert clip[-1] < num_frames
+
+
+def test_spread_clips_reach_from_the_first_frame_of_the_window_to_the_last():
+    clip = dense(64, clip_frames=16, stride_frames=4, rng=random.Random(0), spread=True)
+    assert clip == np.linspace(0, 63, 16).astype(int).tolist()  # SlowFast's
+    assert clip[:3] + clip[-2:] == [0, 4, 8, 58, 63]
+    for num_frames in range(16, 90):
+        clip = dense(num_frames, clip_frames=16, stride_frames=4, rng=random.Random(0), spread=True)
+        assert len(set(clip)) == 16
+        assert clip[-1] < num_frames
+    first, last = views(100, clip_frames=16, stride_frames=4, clips=2, spread=True)
+    assert (first[0], first[-1], last[0], last[-1]) == (0, 63, 36, 99)
+    assert views(20, clip_frames=1, stride_frames=4, clips=1, spread=True) == [[8]]
 
 
 def test_no_frame_is_taken_twice_unless_repeats_are_asked_for():

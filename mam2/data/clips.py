@@ -22,8 +22,9 @@ from mam2.data.video.open import open_video
 from mam2.data.video.source import Backend, VideoSource
 from mam2.data.video.still import read_image
 
-Sampling = Literal["dense", "uniform"]
-"""A window of frames `stride_frames` apart, or frames spread over the whole video (TSN; App. B, SSv2)."""
+Sampling = Literal["dense", "spread", "uniform"]
+"""A window of frames `stride_frames` apart; such a window from its first frame to its last (SlowFast, VideoMAE's
+fine-tuning); or frames of the whole video (TSN; App. B, SSv2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Data:
         split: which rows of a .csv that has several splits.
         path_column: name of the .csv's column of paths.
         label_column: name of the .csv's column of labels.
-        sampling: "dense" or "uniform".
+        sampling: "dense", "spread" or "uniform".
         stride_frames: the distance between neighbouring frames of a dense clip (App. B).
         target_fps: scales the stride by a video's own frame rate over this, as ST-MAE does with 30; 0 is off.
         rand_augment_ops: operations of RandAugment on each clip, before the crop; 0 is off (Table 8: 2).
@@ -147,9 +148,15 @@ def train_clips_and_stride(
         else:
             stride = stride_of(video.fps, data)
             indices = sampling.dense(
-                video.num_frames, clip_frames=num_frames, stride_frames=stride, rng=rng, short=data.short, path=path
+                video.num_frames,
+                clip_frames=num_frames,
+                stride_frames=stride,
+                rng=rng,
+                short=data.short,
+                spread=data.sampling == "spread",
+                path=path,
             )
-            shrunk = data.short == "shrink" and num_frames > 1 and indices[1] - indices[0] < stride
+            shrunk = data.short == "shrink" and video.num_frames < num_frames * stride
         frames_TCHW = video.frames(indices)
     # Crops keep the decoder's layout, channels last.
     return [augmented(frames_TCHW, data, size=size, rng=rng).contiguous() for _ in range(data.repeats)], shrunk
@@ -180,7 +187,13 @@ def views_of(path: str, data: Data, *, num_frames: int, size: int, clips: int, c
             windows = sampling.uniform_views(video.num_frames, clip_frames=num_frames, clips=clips)
         else:
             stride = stride_of(video.fps, data)
-            windows = sampling.views(video.num_frames, clip_frames=num_frames, stride_frames=stride, clips=clips)
+            windows = sampling.views(
+                video.num_frames,
+                clip_frames=num_frames,
+                stride_frames=stride,
+                clips=clips,
+                spread=data.sampling == "spread",
+            )
         frames_TCHW = video.frames([i for window in windows for i in window])
     cropped = transforms.test_crops(frames_TCHW, size=size, crops=crops)
     # Each crop holds the frames of all clips; the clip becomes the outer, the crop the inner dimension.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import random
+from fractions import Fraction
+from functools import partial
 from typing import Literal
 
 from mam2.config import UserError
@@ -28,6 +30,7 @@ def dense(
     stride_frames: int,
     rng: random.Random,
     short: Short = "shrink",
+    spread: bool = False,
     path: str = "The video",
 ) -> list[int]:
     """The frames of a training clip: a window at a random place (App. B, dense sampling).
@@ -39,6 +42,8 @@ def dense(
             short a video, the largest distance that fits is taken.
         rng: draws the start of the window.
         short: what to do where the window does not fit.
+        spread: the clip reaches from the window's first frame to its last, as in SlowFast: 16 frames of a window of 64
+            span 63 frames in place of 60.
         path: the video's name in messages.
 
     Returns:
@@ -62,10 +67,12 @@ def dense(
     if short == "shrink":
         stride_frames = min(stride_frames, num_frames // clip_frames)
     start = rng.randint(0, max(0, num_frames - clip_frames * stride_frames))
-    return _window(num_frames, start=start, clip_frames=clip_frames, stride_frames=stride_frames)
+    return _window(num_frames, start=start, clip_frames=clip_frames, stride_frames=stride_frames, spread=spread)
 
 
-def views(num_frames: int, *, clip_frames: int, stride_frames: int, clips: int) -> list[list[int]]:
+def views(
+    num_frames: int, *, clip_frames: int, stride_frames: int, clips: int, spread: bool = False
+) -> list[list[int]]:
     """The frames of the clips a video is tested on: windows evenly spaced from the first frame to the last.
 
     A short video is never refused: the stride shrinks; where stride 1 does not fit, the last frame repeats.
@@ -75,6 +82,7 @@ def views(num_frames: int, *, clip_frames: int, stride_frames: int, clips: int) 
         clip_frames: how many frames a clip has.
         stride_frames: the distance between neighbouring frames of a clip.
         clips: how many windows; 1 takes the centre.
+        spread: as in `dense`.
 
     Returns:
         `clips` lists of `clip_frames` indices.
@@ -82,7 +90,8 @@ def views(num_frames: int, *, clip_frames: int, stride_frames: int, clips: int) 
     stride_frames = max(1, min(stride_frames, num_frames // clip_frames))
     room = max(0, num_frames - clip_frames * stride_frames)
     starts = [room // 2] if clips == 1 else [round(i * room / (clips - 1)) for i in range(clips)]
-    return [_window(num_frames, start=s, clip_frames=clip_frames, stride_frames=stride_frames) for s in starts]
+    window = partial(_window, num_frames, clip_frames=clip_frames, stride_frames=stride_frames, spread=spread)
+    return [window(start=start) for start in starts]
 
 
 def uniform(num_frames: int, *, clip_frames: int, rng: random.Random) -> list[int]:
@@ -130,5 +139,8 @@ def stride_at(fps: float, stride_frames: int, target_fps: float = 30.0) -> int:
     return max(1, int(stride_frames * fps / target_fps + 0.5)) if fps > 0 else stride_frames
 
 
-def _window(num_frames: int, *, start: int, clip_frames: int, stride_frames: int) -> list[int]:
-    return [min(start + i * stride_frames, num_frames - 1) for i in range(clip_frames)]
+def _window(num_frames: int, *, start: int, clip_frames: int, stride_frames: int, spread: bool) -> list[int]:
+    step = Fraction(stride_frames)
+    if spread and clip_frames > 1:
+        step = Fraction(clip_frames * stride_frames - 1, clip_frames - 1)
+    return [min(start + int(i * step), num_frames - 1) for i in range(clip_frames)]

@@ -110,7 +110,7 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
         loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
         if distributed.rank() == 0:
             found = data_of(config.init) if starts else None
-            if found and config.data.sampling == "dense" and found.stride_frames != config.data.stride_frames:
+            if found and config.data.sampling != "uniform" and found.stride_frames != config.data.stride_frames:
                 log.warning(
                     f"data.stride_frames is {config.data.stride_frames}; the pre-training's is {found.stride_frames}."
                 )

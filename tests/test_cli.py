@@ -107,6 +107,32 @@ def test_evaluate_saves_predictions(tuned, videos) -> None:
         np.testing.assert_allclose(saved["probability"].sum(axis=1), 1, rtol=1e-5)
 
 
+def test_predict_names_the_classes_that_evaluation_found(run, tuned, videos, tmp_path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, video in enumerate(sorted(videos.rglob("*.mp4"))):
+        (flat / f"{number} {video.parent.name}.mp4").symlink_to(video)
+    (flat / "damaged.mp4").write_bytes(b"no video")
+    out = tmp_path / "deep" / "classes.jsonl"
+    status, shown, _ = run("predict", tuned, flat, "--out", out, "--clips", 2, "--crops", 3)
+    assert status == 0
+    assert "8 videos" in shown
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    found = {(Path(row["path"]).resolve().as_posix(), row["label"]): row["score"] for row in rows}
+    assert len(found) == 16
+    saved = np.load(tuned / "predictions.npz")
+    for path, probability in zip(saved["path"], saved["probability"], strict=True):
+        for name, value in zip(saved["classes"], probability, strict=True):
+            assert found[str(Path(path).resolve()), str(name)] == pytest.approx(value, abs=1e-5)
+    assert rows[0]["score"] >= rows[1]["score"]
+    assert run("predict", tuned, flat, "--out", tmp_path / "one.csv", "--top-k", 1)[0] == 0
+    assert (tmp_path / "one.csv").read_text().splitlines()[0] == "path,label,score"
+    assert len((tmp_path / "one.csv").read_text().splitlines()) == 9
+    refused(run("predict", tuned, flat, "--out", tmp_path / "x.txt"), "ending in .csv or .jsonl")
+    refused(run("predict", tuned, flat, "--out", tmp_path / "x.csv", "--top-k", 0), "at least 1 class")
+    refused(run("evaluate", tuned, "--data.root", flat), "has no label", "`mam2 predict` takes videos without labels")
+
+
 def test_evaluate_prints_accuracy(run, tuned, videos, tmp_path) -> None:
     status, out, _ = run("evaluate", tuned, "--data.root", videos, "--out", tmp_path)
     assert status == 0

@@ -18,7 +18,7 @@ LEVELS = (
     {"data", "model", "targets"},
     {"objectives", "evaluate"},
     {"train"},
-    {"probe", "pictures", "cost"},
+    {"probe", "pictures", "use", "cost"},
     {"recipes"},
     {"studies"},
     {"quickstart"},

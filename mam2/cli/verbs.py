@@ -48,6 +48,7 @@ VERBS = {
         "train", "RECIPE --init RUN --data.root DIR --out RUN", "Fine-tune on class folders, or a CSV", FINETUNE
     ),
     "evaluate": Verb("evaluate", "RUN --data.root DIR", "Test a fine-tuned run on labelled videos"),
+    "predict": Verb("evaluate", "RUN VIDEOS --out FILE", "Predict the classes of videos without labels"),
     "probe": Verb("evaluate", "RUN --train DIR --test DIR", "Probe a frozen encoder: linear, attentive, knn", PROBE),
     "study": Verb(
         "study", "NAME --unlabelled DIR --train DIR --test DIR --out DIR", "Compare recipes by one protocol", STUDY

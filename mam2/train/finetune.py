@@ -18,7 +18,7 @@ from torch import nn
 
 from mam2 import distributed
 from mam2.config import Epochs, UserError, check, from_json, seed_of
-from mam2.data.catalog import few_shot
+from mam2.data.catalog import Catalog, few_shot
 from mam2.data.clips import Data, catalog_of
 from mam2.data.loader import Batch
 from mam2.data.mixing import mix
@@ -198,38 +198,11 @@ def evaluate_run(
         UserError: no fine-tuned run, unknown labels, no usable videos.
     """
     run, out = Path(run), Path(out or run)
-    record = read_run(run)
-    classifier, classes = load_classifier(run)
-    config = from_json(Finetune, record["config"])
-    clips = config.clips if clips is None else clips
-    crops = config.crops if crops is None else crops
-    data = replace(
-        config.data,
-        root=root,
-        split=split,
-        path_column=path_column or config.data.path_column,
-        label_column=label_column or config.data.label_column,
-    )
-    catalog = catalog_of(data, labelled=True, classes=classes)
-    device = local_device()
     if distributed.rank() == 0:
         out.mkdir(parents=True, exist_ok=True)  # or fail before hours of testing
-    loader = ViewLoader(
-        catalog,
-        config.data,
-        num_frames=config.encoder.frames,
-        size=config.encoder.size,
-        clips=clips,
-        crops=crops,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    result = evaluate(
-        classifier.to(device),
-        loader,
-        num_videos=len(catalog.items),
-        dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
-    )
+    columns = {"path_column": path_column, "label_column": label_column}
+    result, catalog, views = run_on(run, root, labelled=True, split=split, **columns, clips=clips, crops=crops)
+    classes, (clips, crops) = catalog.classes, views
     report = {
         "top1": result.top(1),
         "top5": result.top(5),
@@ -252,6 +225,68 @@ def evaluate_run(
                 classes=np.array(classes),
             )
     return result, classes
+
+
+def run_on(
+    run: Path,
+    root: str,
+    *,
+    labelled: bool,
+    split: str = "",
+    path_column: str = "",
+    label_column: str = "",
+    clips: int | None = None,
+    crops: int | None = None,
+) -> tuple[Evaluation, Catalog, tuple[int, int]]:
+    """What a fine-tuned run says of videos, with labels or without; see `evaluate_run`.
+
+    Returns:
+        Each video's probabilities; the catalog, with the run's classes; and the numbers of clips and crops used.
+    """
+    record = read_run(run)
+    classifier, classes = load_classifier(run)
+    config = from_json(Finetune, record["config"])
+    clips = config.clips if clips is None else clips
+    crops = config.crops if crops is None else crops
+    data = replace(
+        config.data,
+        root=root,
+        split=split,
+        path_column=path_column or config.data.path_column,
+        label_column=label_column or config.data.label_column,
+    )
+    try:
+        catalog = catalog_of(data, labelled=labelled, classes=classes)
+    except UserError as error:
+        if labelled and _can_be_read(data):
+            raise UserError(f"{error} `mam2 predict` takes videos without labels.") from error
+        raise
+    device = local_device()
+    loader = ViewLoader(
+        catalog,
+        config.data,
+        num_frames=config.encoder.frames,
+        size=config.encoder.size,
+        clips=clips,
+        crops=crops,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    result = evaluate(
+        classifier.to(device),
+        loader,
+        num_videos=len(catalog.items),
+        dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
+    )
+    return result, replace(catalog, classes=classes), (clips, crops)
+
+
+def _can_be_read(data: Data) -> bool:
+    """Whether the videos are there, whatever their labels."""
+    try:
+        return bool(catalog_of(data, labelled=False).items)
+    except UserError:
+        return False
 
 
 def build(config: Finetune, *, num_classes: int) -> Classifier:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -58,12 +59,14 @@ def wrap(model: nn.Module) -> nn.Module:
     if world_size() == 1:
         return model
     here = local_device()
-    return DistributedDataParallel(
-        model,
-        device_ids=[here] if here.type == "cuda" else None,
-        broadcast_buffers=False,  # they are constants
-        gradient_as_bucket_view=True,
-    )
+    with warnings.catch_warnings():  # newer versions of torch call it forward_sync_buffers
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        return DistributedDataParallel(
+            model,
+            device_ids=[here] if here.type == "cuda" else None,
+            broadcast_buffers=False,  # they are constants
+            gradient_as_bucket_view=True,
+        )
 
 
 def without_sync(model: nn.Module, skip: bool) -> Any:

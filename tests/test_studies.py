@@ -3,6 +3,8 @@
 import json
 import math
 import statistics
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +122,23 @@ def test_jobs_and_shards_share_the_work(small: None, videos: Path, tmp_path: Pat
     both = run_study("small", one, settings, tmp_path / "parts", shard=(1, 2))
     keep = ("cell", "seed", "steps", "finetune")
     assert [[job[k] for k in keep] for job in both["jobs"]] == [[job[k] for k in keep] for job in whole["jobs"]]
+
+
+def test_a_run_of_another_process_is_left_to_it(small: None, videos: Path, tmp_path: Path) -> None:
+    study = replace(SMALL, shares=(1.0,), cells=SMALL.cells[1:])
+    taken = tmp_path / "study" / "runs" / "VideoMAE" / "1" / "seed_0"
+    run_study("small", replace(study, cells=study.cells[1:]), settings_for(videos, tmp_path), tmp_path / "study")
+    taken.mkdir(parents=True)
+    program = "import pathlib, sys, time; from mam2.train.run import locked\n"
+    program += "with locked(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program, taken], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        report = run_study("small", study, settings_for(videos, tmp_path), tmp_path / "study")
+        assert [job["cell"] for job in report["jobs"]] == ["scratch"]
+        other.kill()
+    report = run_study("small", study, settings_for(videos, tmp_path), tmp_path / "study")
+    assert [job["cell"] for job in report["jobs"]] == ["VideoMAE", "scratch"]
 
 
 def test_a_cell_that_fails_leaves_the_others(small: None, videos: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from mam2.studies.study import Job, Settings, Study, jobs_of
 from mam2.studies.summary import summarised
 from mam2.train.finetune import Finetune, as_pretrained, evaluate_run, finetune
 from mam2.train.pretrain import Pretrain, pretrain
+from mam2.train.run import InUse, locked
 
 log = logging.getLogger("mam2")
 
@@ -239,13 +240,16 @@ def run_job(
         return found
     folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"cell": job.cell.name, "share": job.share, "seed": job.seed}
-    with _own_output(folder / "output.txt"):
-        try:
-            result |= _measured(job, study, settings, budget, videos, out)
-        except Exception as error:
-            log.exception(f"{job.cell.name}, seed {job.seed}")
-            result["error"] = str(error) or type(error).__name__
-    write_text(file, json.dumps(result, indent=2))
+    try:
+        with locked(folder), _own_output(folder / "output.txt"):
+            try:
+                result |= _measured(job, study, settings, budget, videos, out)
+            except Exception as error:
+                log.exception(f"{job.cell.name}, seed {job.seed}")
+                result["error"] = str(error) or type(error).__name__
+            write_text(file, json.dumps(result, indent=2))
+    except InUse as error:
+        log.warning(f"Left to another process: {error}")
     return result
 
 

@@ -98,6 +98,10 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder} exists and is no run's folder (it has no run.json). Give another --out.")
 
 
+class InUse(UserError):
+    """Another process writes in the folder."""
+
+
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Keeps other processes out of a run's folder, on rank 0; the folder is made if there is none.
@@ -106,13 +110,25 @@ def only_writer(folder: Path) -> Iterator[None]:
     where the file system hands locks on (NFS and most others do).
 
     Raises:
-        UserError: another process is writing there, or the folder is no run's.
+        UserError: another process is writing there (InUse), or the folder is no run's.
     """
     if distributed.rank() != 0:
         yield
         return
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        checkpoint.remove_leftovers(folder)
+        yield
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder that is there.
+
+    Raises:
+        InUse: another process holds it.
+    """
     with (folder / LOCK).open("a+") as lock:
         try:
             # This kind is not inherited by the loader's processes, which may outlive a killed trainer by seconds.
@@ -122,14 +138,13 @@ def only_writer(folder: Path) -> Iterator[None]:
                 log.warning(f"{folder} can't be locked ({error.strerror}): see that no other run writes there.")
             else:
                 lock.seek(0)
-                raise UserError(
+                raise InUse(
                     f"{folder} is in use by {lock.read().strip() or 'another process'}. Wait for its end, stop it, or "
                     "give another --out."
                 ) from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
-        checkpoint.remove_leftovers(folder)
         yield
 
 

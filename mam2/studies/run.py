@@ -312,9 +312,12 @@ def _tuning(study: Study, settings: Settings, pretraining: Pretrain, init: str, 
         data = replace(data, stride_frames=_data(pretraining.data, settings).stride_frames)
     else:
         data = replace(data, stride_frames=config.data.stride_frames)
-    duration = Duration(settings.finetune_epochs, "epochs") if settings.finetune_epochs else config.loop.duration
-    loop = replace(config.loop, seed=seed, duration=duration)
-    return replace(config, init=init, data=data, loop=loop, shots=settings.shots)
+    optim, loop = config.optim, replace(config.loop, seed=seed)
+    if settings.finetune_epochs:
+        share = settings.finetune_epochs / loop.duration.value
+        loop = replace(loop, duration=Duration(settings.finetune_epochs, "epochs"))
+        optim = replace(optim, warmup=Duration(optim.warmup.value * share, "epochs"))
+    return replace(config, init=init, data=data, optim=optim, loop=loop, shots=settings.shots)
 
 
 def collect(name: str, study: Study, settings: Settings, videos: Videos, out: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test test-all lint docs
+.PHONY: install quickstart test test-all mutants lint docs
 
 install: .venv/.installed
 
@@ -26,6 +26,13 @@ lint: install
 
 test-all: test
 	$(BIN)/python -m pytest -m slow
+
+# Changes one operator, number or argument of losses, masks, model and training at a time, about 3,200 times, and lists
+# what the tests do not notice: 30 minutes on one core (docs/log/tests.md).
+mutants: install
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/mutmut results
+	$(BIN)/python tests/report_mutants.py
 
 docs: install
 	$(BIN)/mkdocs build --strict --quiet --site-dir site

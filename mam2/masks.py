@@ -236,7 +236,7 @@ class MaskConfig:
         masked_BTN = torch.stack(clips)
         if (masked_BTN.sum(dim=2) != num_masked).any():
             raise UserError(f"The mask {self.kind!r} must mask exactly {num_masked} patches in every frame.")
-        order_BTN = masked_BTN.to(torch.uint8).argsort(dim=2, stable=True)  # visible ones first, each part sorted
+        order_BTN = masked_BTN.argsort(dim=2, stable=True)  # visible ones first, each part sorted
         predicted_BTM = torch.stack(predicted)[:, None].expand(-1, num_frames, -1)
         masked_BTM = order_BTN[..., -num_masked:].gather(2, predicted_BTM)
         return Mask(order_BTN[..., :-num_masked], masked_BTM, None if self.aligned == 1 else torch.stack(aligned))

@@ -81,6 +81,7 @@ def test_clip_order_is_a_cross_entropy_of_two() -> None:
     logits, swapped = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0]]]), torch.tensor([[1, 0]])
     assert motion_loss(logits, swapped).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
     assert motion_loss_of_none(swapped).item() == pytest.approx(math.log(2))
+    assert motion_loss_of_none(swapped.to("meta")).is_meta  # the loss lies where its target does
 
 
 def test_the_loss_of_no_motion_is_that_of_predicting_zero() -> None:

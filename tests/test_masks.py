@@ -107,9 +107,33 @@ def test_cubes_lie_anywhere() -> None:
     torch.testing.assert_close(share, share.T, atol=0.08, rtol=0)
 
 
+CUBES = """
+.########### .......####.
+.########### .......##...
+........#### ...###......
+......###### ...########.
+......###### ...########.
+...######### ..#########.
+...#........ ..#########.
+............ ..#####.....
+"""
+
+
+def test_the_masks_of_a_seed_stay_what_they_are() -> None:
+    """Or else a run that goes on under a later version, or that is repeated, sees others."""
+    cubes = MaskConfig(kind="cube", ratio=0.5)(2, (8, 12), sample_B=torch.tensor([0, 202]), seed=0)
+    for column in range(2):
+        rows = [line.split()[column] for line in CUBES.strip().splitlines()]
+        image = as_image(cubes.masked_BTM[column], (8, 12))[1]
+        assert ["".join(".#"[int(cell)] for cell in row) for row in image] == rows
+    tubes = MaskConfig(ratio=0.5, predicted=0.5, aligned=0.5)(2, (4, 4), sample_B=torch.tensor([0, 1]), seed=0)
+    assert tubes.masked_BTM[:, 1].tolist() == [[3, 9, 12, 14], [2, 6, 13, 14]]
+    assert tubes.aligned_BA.tolist() == [[0, 2], [2, 3]]
+
+
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 75.0])
 def test_impossible_ratios_are_refused(ratio: float) -> None:
-    with pytest.raises(UserError, match="accepted: above 0, below 1"):
+    with pytest.raises(UserError, match=r"^mask\.ratio .*accepted: above 0, below 1"):
         MaskConfig(ratio=ratio)
 
 
@@ -150,9 +174,19 @@ def test_put_is_the_inverse_of_take(kind: str) -> None:
 
 
 def test_mask_moves_to_a_device() -> None:
-    mask = MaskConfig()(2, (4, 4), sample_B=torch.arange(2), seed=0).to(torch.device("meta"))
-    assert mask.visible_BTV.is_meta
-    assert mask.masked_BTM.is_meta
+    mask = MaskConfig(aligned=0.5)(2, (4, 4), sample_B=torch.arange(2), seed=0)
+    moved, same = mask.to(torch.device("meta")), mask.to(torch.device("cpu"))
+    for name in ("visible_BTV", "masked_BTM", "aligned_BA"):
+        assert getattr(moved, name).is_meta
+        assert torch.equal(getattr(same, name), getattr(mask, name))
+    assert MaskConfig()(2, (4, 4), sample_B=torch.arange(2), seed=0).to(torch.device("cpu")).aligned_BA is None
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_every_kind_gives_a_truth_value_for_each_patch(kind: str) -> None:
+    masked_TN = MASKS[kind](3, (4, 5), 6, torch.Generator().manual_seed(0))
+    assert (masked_TN.dtype, masked_TN.shape) == (torch.bool, (3, 20))
+    assert masked_TN.sum(dim=1).tolist() == [6, 6, 6]
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -173,6 +207,14 @@ def test_a_share_of_the_masked_patches_is_predicted_and_a_share_of_those_aligned
     for clip in range(5):
         assert torch.equal(some.aligned(x_BTMD)[clip], x_BTMD[clip][:, some.aligned_BA[clip]])
     assert torch.equal(whole.aligned(x_BTMD), x_BTMD)
+
+
+def test_one_patch_at_least_is_predicted_and_aligned() -> None:
+    mask = MaskConfig(predicted=0.01, aligned=0.01)(2, (4, 4), sample_B=torch.arange(3), seed=0)
+    assert (mask.masked_BTM.shape, mask.aligned_BA.shape) == ((3, 2, 1), (3, 1))
+    mask = MaskConfig(aligned=0.01)(2, (4, 4), sample_B=torch.arange(3), seed=0)
+    assert (mask.masked_BTM.shape, mask.aligned_BA.shape) == ((3, 2, 12), (3, 1))
+    assert MaskConfig(ratio=0.25)(2, (2, 2), sample_B=torch.arange(3), seed=0).masked_BTM.shape == (3, 2, 1)
 
 
 @pytest.mark.parametrize("shares", [{"predicted": 0.0}, {"predicted": 1.5}, {"aligned": 0.0}])

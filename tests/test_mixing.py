@@ -37,6 +37,8 @@ def test_without_mixing_the_target_is_the_smoothed_label():
     assert F.cross_entropy(logits, target).item() == pytest.approx(
         F.cross_entropy(logits, label, label_smoothing=0.1).item(), abs=1e-6
     )
+    _, target = mix(clip, label, num_classes=4, rng=random.Random(0), mixup=0, cutmix=0, smoothing=1)
+    assert target.unique().tolist() == [0.25]
 
 
 def test_mixup_by_hand():
@@ -95,6 +97,15 @@ def test_one_of_the_two_a_batch(monkeypatch, settings, share):
     for _ in range(1000):
         mix(clip, label, num_classes=2, rng=rng, **settings)
     assert len(boxes) / 1000 == pytest.approx(share, abs=0.05)
+
+
+@pytest.mark.parametrize(("draw", "alpha"), [(0.499, 1.0), (0.5, 0.8)])
+def test_the_defaults_are_table_8s(monkeypatch, draw, alpha):
+    rng, asked = Draws(), []
+    monkeypatch.setattr(rng, "random", lambda: draw)
+    monkeypatch.setattr(rng, "betavariate", lambda *parameters: asked.append(parameters) or 0.75)
+    mix(batch(0.0, 1.0), torch.tensor([0, 1]), num_classes=2, rng=rng)
+    assert asked == [(alpha, alpha)]  # of cutmix, of mixup
 
 
 def test_boxes_cover_what_they_should_and_stay_inside():
@@ -163,6 +174,7 @@ def test_the_mix_follows_from_its_draws_alone():
     [
         ({"mixup": -1}, r"mixup is -1; it must be from 0 \(off\) up\."),
         ({"cutmix": -0.5}, r"cutmix is -0\.5; it must be from 0 \(off\) up\."),
+        ({"smoothing": 1.5}, r"smoothing is 1\.5; it must be from 0 to 1\."),
         ({"smoothing": float("nan")}, r"smoothing is nan; it must be from 0 to 1\."),
     ],
 )

@@ -86,7 +86,8 @@ def test_each_block_learns_slower_than_the_one_above() -> None:
 def test_adamw_has_the_papers_momenta() -> None:
     optimizer = make_optimizer(nn.Linear(2, 2), Optim())
     assert isinstance(optimizer, torch.optim.AdamW)
-    assert {(group["betas"], group["eps"]) for group in optimizer.param_groups} == {((0.9, 0.95), 1e-8)}
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["eps"], group["fused"]) == (1.5e-4, (0.9, 0.95), 1e-8, True)
 
 
 def test_learning_rate_of_the_papers_run() -> None:
@@ -126,11 +127,15 @@ def test_a_run_that_is_all_warm_up() -> None:
     assert rates == pytest.approx([1.5e-4 * part for part in (0.25, 0.5, 0.75, 1)])
 
 
+def test_one_step_after_the_warm_up_ends_at_the_minimum() -> None:
+    assert learning_rate(Optim(), 5, batch_size=256, warmup_steps=4, num_steps=5) == pytest.approx(1e-5)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"base_lr": 0.0}, {"layer_decay": 0.0}, {"layer_decay": 1.5}, {"max_grad_norm": -1.0}]
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=next(iter(wrong))):
+    with pytest.raises(UserError, match=rf"^optim\.{next(iter(wrong))} "):
         Optim(**wrong)
 
 

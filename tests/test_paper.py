@@ -18,6 +18,7 @@ from mam2.recipes import RECIPES, get_recipe
 from mam2.recipes.tables import TABLES, TableRow, get_table
 from mam2.targets.table import TargetSizes
 from mam2.train.finetune import Finetune
+from mam2.train.optim import Optim
 from mam2.train.pretrain import Pretrain, build
 
 META = torch.device("meta")  # shapes and sizes without memory
@@ -128,6 +129,8 @@ def test_defaults_are_the_papers() -> None:
     assert objective.alignment_ramp == Steps(0)
     assert (run.encoder.drop_path, run.encoder.layer_scale, run.optim.max_grad_norm) == (0.0, 0.0, 0.0)
     assert (objective.context, objective.teacher_momentum, objective.alignment_target) == ("visible", 0.0, "plain")
+    tuning = Optim(base_lr=5e-4, min_lr=1e-6, betas=(0.9, 0.999), warmup=Epochs(5), layer_decay=0.75)
+    assert Finetune().optim == tuning  # Table 8
 
 
 # name: batch size, pre-training epochs, warm-up epochs, flip

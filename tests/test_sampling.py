@@ -76,7 +76,8 @@ def test_skip_refuses_whatever_is_shorter_than_the_window():
 
 
 def test_one_view_is_the_centre():
-    assert views(100, clip_frames=4, stride_frames=5, clips=1) == [[40, 45, 50, 55]]
+    for num_frames in (100, 101):
+        assert views(num_frames, clip_frames=4, stride_frames=5, clips=1) == [[40, 45, 50, 55]]
 
 
 def test_views_are_spread_from_the_first_frame_to_the_last():
@@ -165,6 +166,7 @@ def test_uniform_views_of_any_video_are_in_order_and_inside():
         (10, 4, 1),
         (15, 3, 2),
         (6, 1, 1),
+        (1, 4, 1),
         (0, 4, 4),
     ],
 )

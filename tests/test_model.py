@@ -2,8 +2,10 @@
 
 import logging
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from torch.nn import functional as F
 
 from mam2.config import UserError
 from mam2.masks import MaskConfig, take
+from mam2.model import blocks
 from mam2.model.attention import WRITTEN_OUT_UP_TO_KEYS, AttentionKind, CrossAttention, SelfAttention, attend
-from mam2.model.blocks import CrossBlock, JointBlock, SpaceTimeBlock, init_weights
+from mam2.model.blocks import CrossBlock, JointBlock, Residual, SpaceTimeBlock, init_weights
 from mam2.model.classifier import Classifier, layer_id
 from mam2.model.decoders import AppearanceHead, Decoder, MotionHead, OrderDecoder
 from mam2.model.encoder import EncoderConfig, VideoEncoder, vit_b, vit_l
@@ -86,6 +89,25 @@ def test_cross_attention_is_plain_softmax_attention() -> None:
     torch.testing.assert_close(attention(query, key, value), torch.stack(expected))
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "keys", "written_out"),
+    [
+        ("cpu", torch.bfloat16, WRITTEN_OUT_UP_TO_KEYS, True),
+        ("cpu", torch.bfloat16, WRITTEN_OUT_UP_TO_KEYS + 1, False),
+        ("cpu", torch.float32, 4, False),
+        ("meta", torch.bfloat16, 4, False),
+    ],
+)
+def test_attention_is_written_out_on_cpus_in_bf16_for_few_keys_alone(
+    monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, keys: int, written_out: bool
+) -> None:
+    calls = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: calls.append(q) or q)
+    k = torch.zeros(1, 1, keys, 2, dtype=dtype, device=device)
+    attend(k[:, :, :3], k, k)
+    assert (not calls) is written_out
+
+
 # Blocks
 
 
@@ -130,6 +152,16 @@ def test_drop_path_drops_whole_clips_in_training_only() -> None:
     always = SpaceTimeBlock(WIDTH, HEADS)
     always.load_state_dict(block.state_dict())
     assert torch.equal(block.eval()(x), always(x))
+    state = torch.get_rng_state()
+    always.train()(x)
+    assert torch.equal(torch.get_rng_state(), state)  # without drop path nothing is drawn
+
+
+def test_drop_path_is_drawn_for_each_clip_and_keeps_the_mean() -> None:
+    kept = Residual(4, layer_scale=0.0, drop_path=0.25).train()(torch.ones(400, 2, 3, 4)).flatten(1)
+    assert torch.equal(kept.amin(dim=1), kept.amax(dim=1))
+    assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert kept.mean().item() == pytest.approx(1, abs=0.15)  # five standard deviations
 
 
 def test_cross_block_adds_positions_to_queries_and_keys_only() -> None:
@@ -163,7 +195,9 @@ def test_positions_start_as_sines_and_cosines() -> None:
     init_weights(positions)
     assert torch.equal(positions.time_TD, sine_cosine(torch.arange(4), WIDTH))
     assert torch.equal(positions.time_TD[0], torch.tensor([0.0] * 12 + [1.0] * 12))
-    assert positions.time_TD[3, 0].item() == pytest.approx(math.sin(3))
+    angles = [3 / 10_000 ** (i / 12) for i in range(12)]  # of frame 3
+    expected = [*map(math.sin, angles), *map(math.cos, angles)]
+    torch.testing.assert_close(positions.time_TD[3].detach(), torch.tensor(expected))
     # Patch 5 of a grid of 3 rows and 2 columns is row 2, column 1.
     half = torch.cat([sine_cosine(torch.tensor([place]), WIDTH // 2)[0] for place in (2, 1)])
     assert torch.equal(positions.space_ND[5], half)
@@ -176,6 +210,9 @@ def test_positions_of_another_shape_are_interpolated() -> None:
     assert positions(8, (6, 4)).shape == (8, 24, WIDTH)
     # More frames change the time part only, and not its ends by much: linear between the trained ones.
     torch.testing.assert_close(space, space[:, :1].expand_as(space), atol=1e-5, rtol=0)
+    image = positions.space_ND.T.view(1, WIDTH, 3, 2)
+    expected = F.interpolate(image, size=(6, 4), mode="bicubic").view(WIDTH, 24).T
+    torch.testing.assert_close(positions(4, (6, 4))[1], positions.time_TD[1] + expected)
     time = positions(8, (3, 2))[:, 0] - positions.space_ND[0]
     torch.testing.assert_close(time[1], 0.75 * positions.time_TD[0] + 0.25 * positions.time_TD[1])
 
@@ -203,6 +240,7 @@ def test_uint8_and_float_clips_have_the_same_features() -> None:
     encoder = VideoEncoder(TINY).eval()
     clip = torch.randint(256, (2, 4, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(encoder(clip), encoder(clip.float() / 255))
+    assert encoder.bfloat16()(clip).dtype == torch.bfloat16
 
 
 def test_clips_are_normalised_with_imagenets_figures() -> None:
@@ -210,7 +248,11 @@ def test_clips_are_normalised_with_imagenets_figures() -> None:
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1).expand(1, 4, 3, 32, 32)
     tokens = encoder.embed(mean) - encoder.position(mean)
     torch.testing.assert_close(tokens, encoder.patch_embed.bias.expand_as(tokens), atol=1e-5, rtol=0)
-    assert "mean" not in encoder.state_dict()
+    bright = mean + torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    tokens = encoder.embed(bright) - encoder.position(bright)
+    expected = encoder.patch_embed.weight.flatten(1).sum(dim=1) + encoder.patch_embed.bias
+    torch.testing.assert_close(tokens, expected.expand_as(tokens), atol=1e-4, rtol=0)
+    assert {"mean", "std"}.isdisjoint(encoder.state_dict())
 
 
 def test_a_tubelet_is_a_convolution_over_its_frames() -> None:
@@ -261,6 +303,8 @@ def test_clips_of_another_layout_are_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^encoder\.depth is 0"):
+        EncoderConfig(depth=0)
     with pytest.raises(UserError, match="no multiple of patch_size"):
         EncoderConfig(size=100)
     with pytest.raises(UserError, match="no multiple of tubelet"):
@@ -270,9 +314,9 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
 
 
 def test_drop_path_rises_linearly_to_the_last_block() -> None:
-    config = EncoderConfig(width=8, depth=5, num_heads=2, frames=2, size=16, patch_size=8, drop_path=0.2)
-    rates = [block.add_mlp.drop_path for block in VideoEncoder(config).blocks]
-    assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    for rates in ([0], [0, 0.2], [0, 0.05, 0.1, 0.15, 0.2]):
+        config = replace(TINY, depth=len(rates), drop_path=0.2)
+        assert [block.add_mlp.drop_path for block in VideoEncoder(config).blocks] == pytest.approx(rates)
 
 
 def test_named_sizes() -> None:
@@ -427,6 +471,10 @@ def test_a_head_owns_its_loss() -> None:
     expected = (moving(hidden)[:, :3] - motion).square().mean()
     torch.testing.assert_close(moving.loss(hidden, motion, "mean"), expected)
     torch.testing.assert_close(moving.loss(hidden, motion, "sum"), 12 * expected)
+    pixels = torch.randn(2, 4, 6, 11)
+    expected = (appearance(hidden) - pixels).square().mean()
+    torch.testing.assert_close(appearance.loss(hidden, pixels, "mean"), expected)
+    torch.testing.assert_close(appearance.loss(hidden, pixels, "sum"), 11 * expected)
 
 
 def decoder_of(head: AppearanceHead | MotionHead) -> Decoder:
@@ -455,6 +503,14 @@ def test_order_decoder_swaps_the_halves_of_the_tubes_it_is_told_to(num_frames: i
     assert logits.shape == (2, 6, 2)
     assert torch.equal(logits, order_logits(decoder, by_hand, position, torch.zeros_like(swapped)))
     assert not torch.allclose(logits, order_logits(decoder, x, position, torch.zeros_like(swapped)))
+
+
+def test_order_decoder_puts_a_cls_token_at_the_mean_of_a_tubes_positions() -> None:
+    decoder = order_decoder()
+    x, position = torch.randn(2, 4, 6, WIDTH), torch.randn(2, 4, 6, WIDTH)
+    first = decoder.cls.value_D + position.mean(dim=1, keepdim=True)
+    expected = decoder.decoder.decode(torch.cat([first, x + position], dim=1))[:, 0]
+    torch.testing.assert_close(decoder(Latent(x, position, 6), torch.zeros(2, 6)), expected)
 
 
 def test_order_decoder_reads_each_tubes_cls_token() -> None:
@@ -522,9 +578,11 @@ def test_layer_scale_multiplies_every_branch(attention: AttentionKind) -> None:
 
 @pytest.mark.parametrize("attention", ["factorised", "joint"])
 def test_attention_received_sums_to_one_over_a_frame(attention: AttentionKind) -> None:
-    encoder = scrambled(VideoEncoder(replace(TINY, attention=attention))).eval()
+    encoder = scrambled(VideoEncoder(replace(TINY, attention=attention, depth=3))).eval()
     clip = torch.rand(2, 4, 3, 32, 32)
     received_BTN = encoder.attention_received(clip)
+    first, second, third = encoder.blocks
+    assert torch.equal(received_BTN, third.received(second(first(encoder.embed(clip)))))
     assert received_BTN.shape == (2, 4, 16)
     torch.testing.assert_close(received_BTN.sum(-1), torch.ones(2, 4))
     assert received_BTN.std(dim=-1).min() > 1e-4
@@ -533,6 +591,57 @@ def test_attention_received_sums_to_one_over_a_frame(attention: AttentionKind) -
     with torch.no_grad():
         last.qkv.weight[WIDTH : 2 * WIDTH] = 0
     torch.testing.assert_close(encoder.attention_received(clip), torch.full((2, 4, 16), 1 / 16))
+
+
+def test_attention_received_is_the_mean_over_heads_and_queries() -> None:
+    attention, x = scrambled(SelfAttention(WIDTH, HEADS)), torch.randn(2, 5, WIDTH)
+    expected = []
+    for q, k in zip(*attention.qkv(x).chunk(3, dim=-1)[:2], strict=True):
+        heads = zip(q.chunk(HEADS, dim=-1), k.chunk(HEADS, dim=-1), strict=True)
+        expected.append(torch.cat([(q_h @ k_h.T / math.sqrt(8)).softmax(dim=-1) for q_h, k_h in heads]).mean(dim=0))
+    torch.testing.assert_close(attention.received(x), torch.stack(expected))
+
+
+def test_joint_attention_is_received_from_all_frames() -> None:
+    block, x = scrambled(JointBlock(WIDTH, HEADS)), torch.randn(1, 3, 5, WIDTH)
+    before = block.received(x)
+    whole = block.joint.received(block.norm_joint(x).view(1, 15, WIDTH)).view(1, 3, 5)
+    torch.testing.assert_close(before, whole / whole.sum(dim=-1, keepdim=True))
+    x[0, 2, 4] = torch.randn(WIDTH)
+    assert (block.received(x) != before)[0, 0].all()
+
+
+# Compiling
+
+
+def test_blocks_can_be_compiled_on_a_gpu_with_triton_and_a_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(blocks, "has_triton", lambda: True)
+    for compiler in ("cc", "gcc", "clang"):
+        monkeypatch.setattr(shutil, "which", lambda name, there=compiler: name if name == there else None)
+        assert blocks.can_compile(gpu)
+        assert not blocks.can_compile(cpu)
+    monkeypatch.setattr(blocks, "has_triton", lambda: False)
+    assert not blocks.can_compile(gpu)
+    monkeypatch.setattr(blocks, "has_triton", lambda: True)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert not blocks.can_compile(gpu)
+
+
+@pytest.mark.parametrize(("limit", "raised"), [(3, 8), (99, 99)])
+def test_each_block_is_compiled_for_each_of_its_shapes(
+    monkeypatch: pytest.MonkeyPatch, limit: int, raised: int
+) -> None:
+    config = SimpleNamespace(recompile_limit=limit, optimize_ddp=True)
+    monkeypatch.setitem(vars(torch), "_dynamo", SimpleNamespace(config=config))
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda forward, **settings: asked.append((forward, settings)) or abs)
+    encoder = VideoEncoder(TINY)
+    before = [block.forward for block in encoder.blocks]
+    blocks.compile_blocks(encoder)
+    assert asked == [(forward, {"dynamic": False}) for forward in before]
+    assert [block.forward for block in encoder.blocks] == [abs, abs]
+    assert (config.recompile_limit, config.optimize_ddp) == (raised, False)
 
 
 # Weights at the start

@@ -230,7 +230,8 @@ def test_bfloat16_is_close_to_float32() -> None:
 
 
 def test_total_is_equation_4() -> None:
-    model, clip, mask, targets = model_of(CONFIG), make_clip(), make_mask(), make_targets()
+    model = MAM2(replace(CONFIG, alignment_ramp=Epochs(0.5)), ENCODER, SIZES, steps_per_epoch=8)
+    clip, mask, targets = make_clip(), make_mask(), make_targets()
     predicted = stages(model, clip, mask)
     codes = torch.stack([targets.appearance[b][:, mask.masked_BTM[b, 0]] for b in range(2)])
     motion = torch.stack([targets.motion[b][:, mask.masked_BTM[b, 0]] for b in range(2)])
@@ -239,7 +240,6 @@ def test_total_is_equation_4() -> None:
         "motion": motion_loss(predicted.motion, motion, "mean"),
         "alignment": alignment_loss(predicted.regressed_BTMD, predicted.target_BTMD, "mean"),
     }
-    model.config = replace(CONFIG, alignment_ramp=Steps(4))
     for step, alpha in ((0, 0.5), (1, 1.0), (9, 2.0)):
         losses = model(clip, mask, targets, step)
         torch.testing.assert_close(losses.parts, expected | {"motion_of_none": motion.square().mean()})
@@ -266,6 +266,11 @@ def test_features_for_health_are_the_visible_ones() -> None:
     assert not losses.features_BTD.requires_grad
 
 
+def test_an_epoch_is_as_many_steps_as_one_says_or_else_one() -> None:
+    assert CONFIG.build(ENCODER, SIZES, steps_per_epoch=7).steps_per_epoch == 7
+    assert CONFIG.build(ENCODER, SIZES).steps_per_epoch == model_of(CONFIG).steps_per_epoch == 1
+
+
 def test_alpha_is_constant_without_a_ramp() -> None:
     assert [MAM2Config().alpha(step, 100) for step in (0, 1, 10_000)] == [2.0, 2.0, 2.0]
 
@@ -283,6 +288,8 @@ def test_batch_target_is_standardised_by_channel() -> None:
     torch.testing.assert_close(standard.mean(dim=(0, 1, 2)), torch.zeros(24), atol=1e-4, rtol=0)
     torch.testing.assert_close(standard.std(dim=(0, 1, 2)), torch.ones(24), atol=2e-3, rtol=0)
     assert not model.alignment.standardise(torch.full((2, 4, 12, 24), 7.0)).any()
+    flat = model.alignment.standardise(torch.tensor([-1e-3, 1e-3]).view(1, 1, 2, 1))  # their deviation is √2 · 1e-3
+    assert flat.flatten().tolist() == pytest.approx([1 - 2**0.5, 2**0.5 - 1])
     assert model_of(CONFIG).alignment.standardise(target) is target
 
 
@@ -361,6 +368,7 @@ def test_parts_of_the_variants() -> None:
         "teacher": whole | {"alignment"},
     }.items():
         assert parts_of(model_of(VARIANTS[name])) == expected, name
+    assert parts_of(model_of(replace(VARIANTS["teacher"], alignment_weight=0.1))) == whole | {"alignment"}
     without = [name for name, _ in model_of(VARIANTS["w/o regressor"]).regressor.named_parameters()]
     assert without == ["mask_query.value_D"]
 
@@ -398,6 +406,14 @@ def test_without_a_regressor_decoders_see_visible_features_and_mask_queries() ->
     torch.testing.assert_close(predicted.motion, take(whole, mask.masked_BTM), atol=1e-5, rtol=1e-5)
 
 
+def test_the_context_is_handed_on() -> None:
+    plain, concat, clip, mask = model_of(CONFIG), model_of(VARIANTS["concat"]), make_clip(), make_mask()
+    concat.load_state_dict(plain.state_dict())
+    first, second = (stages(model, clip, mask) for model in (plain, concat))
+    assert torch.equal(first.visible_BTVD, second.visible_BTVD)
+    assert not torch.allclose(first.regressed_BTMD, second.regressed_BTMD, atol=1e-3)
+
+
 def test_layer_norm_target_is_normalised_token_by_token() -> None:
     target = model_of(VARIANTS["layer_norm"]).alignment.standardise(5 + 3 * torch.randn(2, 4, 12, 24))
     torch.testing.assert_close(target.mean(-1), torch.zeros(2, 4, 12), atol=1e-5, rtol=0)
@@ -413,6 +429,7 @@ def test_sum_reduction_multiplies_by_the_channels() -> None:
     mean, total = models
     torch.testing.assert_close(total["alignment"], 24 * mean["alignment"])  # D
     torch.testing.assert_close(total["motion"], 192 * mean["motion"])  # C·P·P
+    torch.testing.assert_close(total["motion_of_none"], 192 * mean["motion_of_none"])
     assert total["appearance"] == mean["appearance"]
 
 
@@ -430,6 +447,8 @@ def test_the_teacher_is_a_moving_average_of_the_encoder() -> None:
     model.after_step()
     for name, tensor in model.alignment.teacher.state_dict().items():
         torch.testing.assert_close(tensor, 0.9 * before[name] + 0.1 * moved[name])
+    dropping = MAM2(VARIANTS["teacher"], replace(ENCODER, drop_path=0.9), SIZES).alignment.teacher
+    assert [block.add_mlp.drop_path for block in dropping.blocks] == [0, 0]  # a target is not drawn
     # Its own features of the masked patches are the target now, not the encoder's.
     target = stages(model, clip, mask).target_BTMD
     expected = model.alignment.teacher.encode(take(model.alignment.teacher.embed(clip), mask.masked_BTM))
@@ -478,8 +497,33 @@ def test_random_masks_with_joint_attention() -> None:
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0])
 def test_impossible_momenta_are_refused(momentum: float) -> None:
-    with pytest.raises(UserError, match="teacher_momentum"):
+    with pytest.raises(UserError, match=r"^objective\.teacher_momentum"):
         MAM2Config(teacher_momentum=momentum)
+
+
+def test_the_same_method_without_a_part() -> None:
+    assert CONFIG.without_parts() == {
+        "alignment target": replace(CONFIG, alignment_weight=0.0),
+        "appearance decoder and head": replace(CONFIG, decoders="motion"),
+        "motion decoder": replace(CONFIG, decoders="appearance"),
+    }
+    assert replace(CONFIG, decoders="coupled", regressor_depth=0).without_parts() == {}
+
+
+@pytest.mark.parametrize("name", ["plain", "w/o appearance", "w/o motion", "coupled", "clip order"])
+def test_a_reconstruction_is_what_the_heads_predict(name: str) -> None:
+    targets, sizes, swapped_BM = targets_for(config := VARIANTS.get(name, CONFIG)), SIZES, None
+    clip, mask = make_clip(), make_mask()
+    if name == "clip order":
+        sizes, order_BN = TargetSizes(NUM_CODES, 2, True), torch.randint(2, (2, 16))
+        targets, swapped_BM = replace(targets, motion=order_BN), order_BN.gather(1, mask.masked_BTM[:, 0])
+    model = MAM2(config, ENCODER, sizes)
+    found, expected = model.reconstruct(clip, mask, targets), stages(model, clip, mask, swapped_BM)
+    for part in ("appearance_BTMK", "motion"):
+        if getattr(expected, part) is None:
+            assert getattr(found, part) is None
+        else:
+            assert torch.equal(getattr(found, part), getattr(expected, part))
 
 
 # Weights at the start, and learning
@@ -499,7 +543,10 @@ def test_every_parameter_is_set(config: MAM2Config, monkeypatch: pytest.MonkeyPa
 def test_a_projection_is_there_only_where_widths_differ() -> None:
     whole = {"encoder", "regressor", "decoders.appearance", "decoders.motion"}
     assert parts_of(model_of(CONFIG)) == whole
-    assert parts_of(model_of(NARROW)) == whole | {"project", "project_position"}
+    narrow = model_of(NARROW)
+    assert parts_of(narrow) == whole | {"project", "project_position"}
+    linear, x = narrow.project[0], torch.randn(3, 24)
+    torch.testing.assert_close(narrow.project(x), F.layer_norm(linear(x), (12,), eps=1e-6))
 
 
 def test_it_learns_one_batch_by_heart() -> None:

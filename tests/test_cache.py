@@ -10,9 +10,10 @@ import pytest
 import torch
 from helpers import TINY, mam2
 
-from mam2.config import UserError
+from mam2.config import UserError, to_json
 from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data
+from mam2.files import fingerprint
 from mam2.model.encoder import EncoderConfig
 from mam2.targets.cache import TokenCache
 from mam2.targets.maker import TargetMaker
@@ -125,9 +126,30 @@ def test_a_cache_belongs_to_tokenizer_videos_and_clips(videos: Path, tmp_path: P
         replace(config, loop=replace(config.loop, seed=1)),
     ]
     assert len({first, *map(file_of, others)}) == 1 + len(others)
+    data = replace(config.data, repeats=3)
+    maker = TargetMaker(config.targets, patch_size=4, device=torch.device("cpu"))
+    cache = token_cache(replace(config, data=data), catalog, maker.tokenizer)
+    assert cache.num_bytes == 8 * 2 * 3 * (4 + 2 * 4 * 16)  # videos, fixed clips, repeats; checksum, frames, patches
+    identity = json.loads(cache.file.with_suffix(".json").read_text())
+    changes_no_clip = {
+        "root",
+        "split",
+        "path_column",
+        "label_column",
+        "num_workers",
+        "timeout_seconds",
+        "max_bad_share",
+    }
+    assert identity.pop("data") == {k: v for k, v in to_json(data).items() if k not in changes_no_clip}
+    assert (identity.pop("videos"), identity.pop("tokenizer")[:2]) == (
+        fingerprint(item.path for item in catalog.items),
+        ["random_projection", 64],
+    )
+    assert identity == {"clip": [4, 16, 4, 1], "num_clips": 48, "precision": "fp32", "seed": 0, "shape": [4, 16]}
     path = Path(catalog.items[0].path)
     os.utime(path, (1, 1))
     assert file_of(config) != first
+    assert file_of(replace(config, targets=replace(config.targets, num_codes=65536))) not in (first, *others)
     with pytest.raises(UserError, match="of up to 65536"):
         file_of(replace(config, targets=replace(config.targets, num_codes=65537)))
     with pytest.raises(UserError, match="fixed-clips"):

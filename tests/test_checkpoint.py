@@ -23,7 +23,16 @@ from mam2.config import UserError, to_json
 from mam2.files import read_tensors, write_tensors, write_text
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.weights import FORMAT_ENCODER, load_classifier, load_encoder, save_classifier, save_encoder
+from mam2.model.weights import (
+    FORMAT_CLASSIFIER,
+    FORMAT_ENCODER,
+    copy_encoder,
+    load_classifier,
+    load_encoder,
+    read_encoder_config,
+    save_classifier,
+    save_encoder,
+)
 from mam2.train import checkpoint
 from mam2.train.optim import Optim, make_optimizer
 from mam2.train.run import FREE_FIELDS, only_writer, open_run, read_run
@@ -181,7 +190,7 @@ def test_another_architecture_is_named(tmp_path: Path) -> None:
     ):
         encoder = VideoEncoder(other)
         before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=rf"model\.safetensors is a checkpoint of another architecture.*{message}"):
             checkpoint.load(tmp_path, encoder, make_optimizer(encoder, Optim()))
         assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
 
@@ -335,6 +344,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
         classifier.encoder.norm.weight[1] = value
     save_classifier(tmp_path / "classifier.safetensors", classifier, ("a", "b"))
     save_encoder(tmp_path / "encoder.safetensors", classifier.encoder)
+    checkpoint.save(tmp_path, classifier, make_optimizer(classifier, Optim()), 5, keep=1)
+    with pytest.raises(UserError, match=r"model\.safetensors holds weights that are not finite: encoder\.norm\.weight"):
+        checkpoint.load(tmp_path, classifier, make_optimizer(classifier, Optim()))
     for load in (load_classifier, load_encoder):
         with pytest.raises(
             UserError, match=r"classifier\.safetensors holds weights that are not finite: \S*norm\.weight"
@@ -390,6 +402,7 @@ def test_a_loaded_encoder_is_the_saved_one(tmp_path: Path) -> None:
     for source in (tmp_path, str(tmp_path), tmp_path / "encoder.safetensors"):
         loaded = load_encoder(source)
         assert loaded.config == TINY
+        assert read_encoder_config(source) == TINY
         assert not loaded.training
         assert same(loaded, model)
         assert torch.equal(loaded(clip), model.eval()(clip))
@@ -447,6 +460,41 @@ def test_an_encoders_tensors_must_fit_its_configuration(tmp_path: Path) -> None:
     write_tensors(tmp_path / "encoder.safetensors", model.state_dict(), metadata)
     with pytest.raises(UserError, match="damaged: its tensors are not those that its configuration states"):
         load_encoder(tmp_path)
+
+
+def test_an_encoder_is_copied_with_its_positions_interpolated(caplog: pytest.LogCaptureFixture) -> None:
+    source, _ = trained(0)
+    assert isinstance(source, VideoEncoder)
+    for changes, lines in (({"drop_path": 0.5}, 0), ({"frames": 4}, 1), ({"size": 32}, 1)):
+        caplog.clear()
+        target = VideoEncoder(replace(TINY, **changes))
+        copy_encoder(source, target, "x")
+        found, wanted = target.state_dict(), source.state_dict()
+        wanted["positions.time_TD"] = source.positions.time(target.config.frames)
+        wanted["positions.space_ND"] = source.positions.space(target.config.grid)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        assert len(caplog.records) == lines
+    target = VideoEncoder(replace(TINY, depth=3, num_heads=1, frames=4))
+    message = (
+        r"^x is an .*: depth 2 \(here 3\), num_heads 2 \(here 1\)\. .*, or --encoder\.depth 2 --encoder\.num-heads 2\.$"
+    )
+    with pytest.raises(UserError, match=message):
+        copy_encoder(source, target, "x")
+
+
+@pytest.mark.parametrize("classes", [None, "{", "3"])
+def test_a_classifier_without_names_of_its_classes_is_refused(tmp_path: Path, classes: str | None) -> None:
+    model = Classifier(VideoEncoder(TINY), 2)
+    metadata = {"format": FORMAT_CLASSIFIER, "config": json.dumps(to_json(TINY))}
+    metadata |= {} if classes is None else {"classes": classes}
+    write_tensors(tmp_path / "classifier.safetensors", model.state_dict(), metadata)
+    with pytest.raises(UserError, match="the names of its classes can't be read"):
+        load_classifier(tmp_path)
+    write_tensors(tmp_path / "classifier.safetensors", model.state_dict(), metadata | {"config": "{"})
+    for load in (load_classifier, load_encoder, read_encoder_config):
+        with pytest.raises(UserError, match=r"classifier\.safetensors is damaged"):
+            load(tmp_path)
 
 
 # Run folders

@@ -114,8 +114,11 @@ def test_st_mae_predicts_the_first_frame_of_each_tubelet_normalised_jointly() ->
     assert made is not None
     assert made.shape == (2, 2, 4, 192)
     patch = clip[1, 2, :, 8:, :8]  # the second tubelet, the lower left patch
-    expected = (patch - patch.mean()) / (patch.var() + 1e-6).sqrt()
+    expected = (patch - patch.mean()) / (patch.var() + 1e-6 * 0.225**2).sqrt()  # theirs are divided by 0.225 first
     torch.testing.assert_close(made[1, 1, 2], expected.flatten())
+    dark = TargetMaker(config, patch_size=8, tubelet=2, device=CPU)(clip / 1000, sample_B=torch.arange(2), seed=0)
+    assert dark.appearance is not None
+    assert 0.7 < dark.appearance.std() < 1
 
 
 def test_hog_is_that_of_a_plain_loop() -> None:

@@ -109,7 +109,7 @@ def maskfeat_b_k400() -> Pretrain:
         objective=MaskedInputConfig(),
         mask=MaskConfig(kind="cube", ratio=0.4),
         targets=TargetsConfig(appearance="hog"),
-        optim=Optim(base_lr=4e-4, warmup=Epochs(10), max_grad_norm=0.02),
+        optim=Optim(base_lr=8e-4, min_lr=8e-6, betas=(0.9, 0.999), warmup=Epochs(10), max_grad_norm=0.02),
         loop=Loop(batch_size=512, duration=Epochs(300)),
     )
 
@@ -132,6 +132,13 @@ def vjepa_b_k400() -> Pretrain:
         encoder=_joint(vit_b()),
         objective=VJEPAConfig(momentum_rise=Steps(112_500)),
         mask=MaskConfig(kind="short_range", ratio=0.63, second_kind="long_range", second_ratio=0.82),
-        optim=Optim(base_lr=5.2e-5, min_lr=8.3e-8, weight_decay=0.04, warmup=Steps(12_000), max_grad_norm=10.0),
+        optim=Optim(
+            base_lr=5.2e-5,
+            min_lr=6.2e-6,
+            betas=(0.9, 0.999),
+            weight_decay=0.04,
+            warmup=Steps(12_000),
+            max_grad_norm=10.0,
+        ),
         loop=Loop(batch_size=3072, duration=Steps(90_000), save_every=Steps(1000)),
     )

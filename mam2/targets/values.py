@@ -14,14 +14,16 @@ from torch import Tensor
 from mam2.config import UserError
 from mam2.patches import normalise_patches, patchify
 
+ST_MAE_STD = 0.225
+"""ST-MAE divides pixels by this before it normalises patches: what is added to a variance is small in the dark too."""
 HOG_CELL = 8
 """Side of a HOG cell, pixels."""
 HOG_BINS = 9
 
 
 def pixels(clip_BTUCHW: Tensor, patch_size: int) -> Tensor:
-    """Pixels of each tubelet's first frame, each patch to mean 0 and variance 1 (MAE, ST-MAE): (B, T, N, 3·P²)."""
-    return normalise_patches(patchify(clip_BTUCHW[:, :, 0], patch_size))
+    """Pixels of each tubelet's first frame, each patch to mean 0 and variance 1 (ST-MAE): (B, T, N, 3·P²)."""
+    return normalise_patches(patchify(clip_BTUCHW[:, :, 0] / ST_MAE_STD, patch_size))
 
 
 def pixels_of_tubelets(clip_BTUCHW: Tensor, patch_size: int) -> Tensor:

@@ -300,14 +300,23 @@ def test_a_run_trains_its_vq_tokenizer_once_and_where_it_is_used(
     made = []
     monkeypatch.setattr(pretraining, "TargetMaker", lambda targets, **settings: made.append((targets, settings)))
     pretraining.make_targets(config, tmp_path, torch.device("cpu"))
-    motion = pretrained(videos, objective=replace(OBJECTIVE, decoders="motion"))
+    motion = pretrained(
+        videos,
+        objective=replace(OBJECTIVE, decoders="motion"),
+        encoder=replace(ENCODER, tubelet=2),
+        mask=MaskConfig(kind="motion"),
+    )
     pretraining.make_targets(motion, tmp_path, torch.device("meta"))
+    plain, tubelets = {"patch_size": 4, "tubelet": 1}, {"patch_size": 4, "tubelet": 2}
     assert made == [
         (
             replace(config.targets, file=str(file)),
-            {"patch_size": 4, "device": torch.device("cpu"), "appearance": True, "motion": True},
+            {"device": torch.device("cpu"), "appearance": True, "motion": True, "guide": False, **plain},
         ),
-        (motion.targets, {"patch_size": 4, "device": torch.device("meta"), "appearance": False, "motion": True}),
+        (
+            motion.targets,
+            {"device": torch.device("meta"), "appearance": False, "motion": True, "guide": True, **tubelets},
+        ),
     ]
 
 
@@ -346,7 +355,7 @@ def test_targets_are_those_of_each_tubelets_first_frame(
     batch = run.batches()[0]
     run.loss_of(spy, batch, 0)
     _, mask, targets, _ = spy.seen[0]
-    maker = pretraining.make_targets(config, tmp_path, torch.device("cpu"))
+    maker = pretraining.make_targets(pretrained(videos), tmp_path, torch.device("cpu"))  # knows no tubelets
     expected = maker(batch.clip_BTCHW[:, [0, 2]], sample_B=batch.sample_B, seed=5)
     assert torch.equal(targets.appearance, expected.appearance)
     assert torch.equal(targets.motion, expected.motion)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,7 +100,7 @@ def scale_of(recipe: str, arguments: list[str]) -> ScaleName:
 
 def option(name: str, arguments: list[str]) -> str:
     """The value of an option before the command line is parsed; empty if it is not given."""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*arguments, ""]):
         if word == name or word.startswith(f"{name}="):
             return following if word == name else word.removeprefix(f"{name}=")
     return ""

@@ -184,6 +184,7 @@ def test_what_can_not_be_compared_is_refused(
     places = {k: str(tmp_path / v) if k in ("train", "test") else v for k, v in fields.items()}
     with pytest.raises(UserError, match=message):
         run_study("small", SMALL, replace(settings, **places), tmp_path / "study")
+    assert not (tmp_path / "study" / "settings.json").exists()  # the same folder will do for the right words
 
 
 def test_budgets_in_steps(small: None) -> None:

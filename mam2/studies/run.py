@@ -41,6 +41,7 @@ from mam2.train.pretrain import Pretrain, pretrain
 from mam2.train.run import InUse, locked
 
 log = logging.getLogger("mam2")
+SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -75,21 +76,25 @@ def run_study(
     """
     out = Path(out)
     check_cells(study, settings)
-    claim(out, name, settings)
+    identity = {"study": name, **json.loads(json.dumps(asdict(settings)))}
+    check_folder(out, identity)
+    budget = parse_budget(settings.budget or study.budget) if settings.budget or settings.scale == "tiny" else None
     videos = prepare(settings, study, out)
     todo = jobs_of(study, settings)[shard[0] :: shard[1]]
-    budget = parse_budget(settings.budget or study.budget) if settings.budget or settings.scale == "tiny" else None
     for job in todo:
         if not job.cell.scratch:
             plan(job, settings, budget, videos, out)  # or fail before hours of training
+    write_text(out / SETTINGS, json.dumps(identity, indent=2))
     work = partial(run_job, study=study, settings=settings, budget=budget, videos=videos, out=out)
     # A second thread makes models of the tiny scale slower, not faster.
     threads = 1 if settings.scale == "tiny" else max(1, torch.get_num_threads() // jobs)
     if jobs == 1:
+        before = torch.get_num_threads()
         torch.set_num_threads(threads)
         for job in todo:
             log.info(f"{job.cell.name}, {job.share:g} of the budget, seed {job.seed}.")
             work(job)
+        torch.set_num_threads(before)
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(threads,)) as pool:
@@ -118,26 +123,20 @@ def check_cells(study: Study, settings: Settings) -> None:
         raise UserError("A study needs a test: --tests finetune linear knn.")
 
 
-def claim(out: Path, name: str, settings: Settings) -> None:
-    """Makes the folder a study's, or checks that it is this one's.
-
-    Raises:
-        UserError: other settings, with the difference; or a folder that is no study's.
-    """
-    file = out / "settings.json"
-    mine = {"study": name, **json.loads(json.dumps(asdict(settings)))}
+def check_folder(out: Path, identity: dict[str, Any]) -> None:
+    """Raises UserError unless a folder is new, or this study's: other seeds may follow, nothing else may differ."""
+    file = out / SETTINGS
     if file.exists():
         theirs = parse_json(file.read_text())
-        different = [f"{key} {theirs.get(key)!r} (now {mine[key]!r})" for key in mine if theirs.get(key) != mine[key]]
-        grows = mine["seeds"][: len(theirs.get("seeds", []))] == theirs.get("seeds")
-        if [key for key in mine if theirs.get(key) != mine[key]] == ["seeds"] and grows:
-            different = []  # more seeds continue a study
+        different = [key for key in identity if theirs.get(key) != identity[key]]
+        seeds = theirs.get("seeds", [])
+        if different == ["seeds"] and identity["seeds"][: len(seeds)] == seeds:
+            return
         if different:
-            raise UserError(f"{out} holds a study with other settings: {'; '.join(different)}. Give another --out.")
-    elif out.exists() and any(out.iterdir()):
+            found = "; ".join(f"{key} {theirs.get(key)!r} (now {identity[key]!r})" for key in different)
+            raise UserError(f"{out} holds a study with other settings: {found}. Give another --out.")
+    elif out.exists() and {path.name for path in out.iterdir()} - {"frames", "speed"}:  # left by one that was refused
         raise UserError(f"{out} exists and is no study's folder. Give another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(mine, indent=2))
 
 
 def prepare(settings: Settings, study: Study, out: Path) -> Videos:

@@ -218,7 +218,7 @@ def test_help_of_a_recipe_shows_the_options_of_everyone_first(run) -> None:
     assert out.count("--data.root") == 2  # the usage line, and its own
     config = to_json(get_recipe("mam2_tiny"))
     for section, fields in config.items():
-        for name in fields.keys() - {"is"}:
+        for name in set(fields) - {"is"}:  # the choice of objective is the recipe's
             assert f"--{section}.{name}".replace("_", "-") in out or f"--{section}.no-{name}" in out, name
 
 

@@ -39,7 +39,13 @@ def session() -> Iterator[None]:
     # Rank 0 may train a tokenizer first, which takes longer than the default timeout. CPU tensors use gloo even on GPU
     # runs, so that exchanging a stop flag does not synchronise the GPU.
     backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(hours=2))
+    wait = timedelta(hours=2)
+    joined = dist.rendezvous("env://", timeout=wait)  # type: ignore[attr-defined]
+    store, rank, world_size = next(joined)
+    # torchrun with --master-port keeps its store when it restarts processes: addresses of those that died are in it.
+    attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
     yield
     dist.destroy_process_group()  # not after an error of this process: it would wait for the others, and they for it
 

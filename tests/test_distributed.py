@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import torch.distributed as dist
 from helpers import TINY, TINY_ENCODER, mam2
+
+from mam2 import distributed
 
 PARTS = ("loss", "appearance", "motion", "alignment", "grad_norm")
 
@@ -57,3 +60,18 @@ def test_evaluation_counts_each_video_once(videos, tmp_path):
     assert reports[0]["num_videos"] == 7
     assert (reports[0]["clips"], reports[0]["crops"]) == (2, 1)
     assert sum(map(sum, reports[0]["confusion"])) == 7
+
+
+def test_restarted_processes_do_not_read_the_addresses_of_those_that_died(monkeypatch):
+    store, joined = dist.HashStore(), []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "rendezvous", lambda url, timeout: iter([(store, 1, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **settings: joined.append(settings))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    for attempt in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        with distributed.session():
+            assert (joined[-1]["rank"], joined[-1]["world_size"]) == (1, 2)
+            assert not joined[-1]["store"].check(["rank_0"])
+            joined[-1]["store"].set("rank_0", "127.0.0.1")
+    assert store.check(["attempt 0/rank_0", "attempt 1/rank_0"])

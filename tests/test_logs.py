@@ -55,6 +55,21 @@ def test_a_log_line_is_on_disk_at_once(tmp_path: Path) -> None:
     log.close()
 
 
+def test_a_full_disk_in_tensorboards_thread_is_told_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = RunLog(tmp_path, start_step=0, num_steps=2, title="test")
+
+    def full(*values: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(log._board, "add_scalar", full)
+    with pytest.raises(OSError, match="tensorboard can't be written: No space left on device"):
+        log.write({"step": 1, "loss": 1.0})
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1, "loss": 1.0}\n'
+    log.close()
+
+
 def test_health_of_collapsed_features() -> None:
     found = health(torch.ones(4, 3, 5))
     assert found["feature_std"] == 0

@@ -7,6 +7,8 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -66,7 +68,8 @@ class RunLog:
         self._file.write(json.dumps(row) + "\n")
         for name, value in row.items():
             if name != "step" and isinstance(value, (int, float)):
-                self._board.add_scalar(name, value, row["step"])
+                with self._board_written():
+                    self._board.add_scalar(name, value, row["step"])
 
     def advance(self, step: int, row: dict[str, Any] | None) -> None:
         """Moves the bar to `step`; where there is a new row, shows its speed and losses."""
@@ -81,7 +84,16 @@ class RunLog:
         if not self._live.console.is_terminal:
             self._live.console.line()  # rich ends a line on terminals only
         self._file.close()
-        self._board.close()
+        with self._board_written():
+            self._board.close()
+
+    @contextmanager
+    def _board_written(self) -> Iterator[None]:
+        """Names TensorBoard's folder where its writer, a thread of its own, has met a full disk."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f"{self._board.log_dir} can't be written: {error.strerror or error}") from error
 
 
 def speed_line(row: dict[str, Any]) -> str:

@@ -40,7 +40,7 @@ def session() -> Iterator[None]:
     # runs, so that exchanging a stop flag does not synchronise the GPU.
     backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
     wait = timedelta(hours=2)
-    joined = dist.rendezvous("env://", timeout=wait)  # type: ignore[attr-defined]
+    joined = dist.rendezvous("env://", timeout=wait)  # type: ignore[attr-defined]  # torch documents both, untyped
     store, rank, world_size = next(joined)
     # torchrun with --master-port keeps its store when it restarts processes: addresses of those that died are in it.
     attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"

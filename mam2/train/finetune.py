@@ -198,6 +198,7 @@ def evaluate_run(
         UserError: no fine-tuned run, unknown labels, no usable videos.
     """
     run, out = Path(run), Path(out or run)
+    read_run(run)  # or nothing is made in its name
     if distributed.rank() == 0:
         out.mkdir(parents=True, exist_ok=True)  # or fail before hours of testing
     columns = {"path_column": path_column, "label_column": label_column}

@@ -22,7 +22,6 @@ from mam2.config import UserError, from_json, to_json
 from mam2.data.loader import steps_per_epoch
 from mam2.device import autocast_dtype
 from mam2.files import parse_json, write_text
-from mam2.masks import take
 from mam2.model.blocks import recompute_blocks
 from mam2.model.encoder import VideoEncoder
 from mam2.targets.cache import row_bytes
@@ -191,7 +190,7 @@ def _encoder_tflop(config: Pretrain) -> float:
         for each in mask.all():
             visible_BTV = torch.zeros(each.visible_BTV.shape, dtype=torch.int64)
             with torch.autocast("cpu", COUNTING_DTYPE):
-                features_BTVD = encoder.encode(take(encoder.embed(clip_BTCHW), visible_BTV))
+                features_BTVD = encoder.features_of(clip_BTCHW, visible_BTV)
             features_BTVD.sum().backward()
     return counter.get_total_flops() / 1e12
 

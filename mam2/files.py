@@ -186,7 +186,7 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def check_finite(tensors: Mapping[str, Tensor], *, file: Path) -> None:
+def check_finite(tensors: Mapping[str, Tensor], *, file: Path | str) -> None:
     """Raises UserError, naming the first few, if weights are not finite."""
     bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if bad:

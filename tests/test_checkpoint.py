@@ -443,7 +443,7 @@ def test_other_files_are_refused_as_encoders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_encoder(tmp_path / "absent.safetensors")
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="holds no encoder"):
+    with pytest.raises(UserError, match="holds no known encoder"):
         load_encoder(tmp_path / "other.safetensors")
     model, _ = trained(0)
     assert isinstance(model, VideoEncoder)

@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from mam2.config import UserError
+from mam2.inert import MAGIC_NUMBER, InertUnpickler
 from mam2.targets.tokenizers.convert import convert_checkpoint
 from mam2.targets.tokenizers.dalle import DALLE, DALLEConfig, load_dalle
-from mam2.targets.tokenizers.inert import MAGIC_NUMBER, InertUnpickler
 from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, load_vqgan
 
 TINY = VQGANConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, z_channels=32, embed_dim=8, num_codes=23)

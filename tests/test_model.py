@@ -16,7 +16,7 @@ from mam2.config import UserError
 from mam2.masks import MaskConfig, take
 from mam2.model import blocks
 from mam2.model.attention import WRITTEN_OUT_UP_TO_KEYS, AttentionKind, CrossAttention, SelfAttention, attend
-from mam2.model.blocks import CrossBlock, JointBlock, Residual, SpaceTimeBlock, init_weights
+from mam2.model.blocks import BlockOptions, CrossBlock, JointBlock, Residual, SpaceTimeBlock, init_weights
 from mam2.model.classifier import Classifier, layer_id
 from mam2.model.decoders import AppearanceHead, Decoder, MotionHead, OrderDecoder
 from mam2.model.encoder import EncoderConfig, VideoEncoder, vit_b, vit_l
@@ -146,7 +146,7 @@ def test_space_time_block_does_not_mind_the_order_of_patches_or_clips() -> None:
 
 
 def test_drop_path_drops_whole_clips_in_training_only() -> None:
-    block = scrambled(SpaceTimeBlock(WIDTH, HEADS, drop_path=1 - 1e-7))
+    block = scrambled(SpaceTimeBlock(WIDTH, HEADS, BlockOptions(drop_path=1 - 1e-7)))
     x = torch.randn(3, 2, 4, WIDTH)
     assert torch.equal(block(x), x)
     always = SpaceTimeBlock(WIDTH, HEADS)

@@ -13,7 +13,7 @@ from tyro.conf import arg
 
 from mam2.cli.parse import OUT_HELP, Flat, finished, first_word, parse
 from mam2.config import UserError
-from mam2.model.weights import read_encoder_config
+from mam2.model.weights import PUBLIC, read_encoder_config
 from mam2.recipes import RECIPES, get_recipe
 from mam2.recipes.scales import ScaleName, scaled, scaled_finetune
 from mam2.train.finetune import Finetune, as_pretrained, finetune
@@ -52,8 +52,8 @@ def main(verb: str, arguments: list[str]) -> None:
     scale = scale_of(recipe, rest)
     if verb == "pretrain":
         config = scaled(cast(Pretrain, get_recipe(recipe, Pretrain)), scale)
-        if (init := Path(option("--init", rest))).exists() and init.name:
-            encoder = replace(read_encoder_config(init), drop_path=config.encoder.drop_path)
+        if place := initial(rest):
+            encoder = replace(read_encoder_config(place), drop_path=config.encoder.drop_path)
             config = replace(config, encoder=encoder)
         command = parse(
             PretrainCommand, f"pretrain {recipe}", rest, default=PretrainCommand(config=config, out=out, scale=scale)
@@ -76,12 +76,21 @@ def main(verb: str, arguments: list[str]) -> None:
 
 
 def sized(config: Finetune, arguments: list[str]) -> Finetune:
-    """The recipe with the sizes of the encoder that --init names; of the run in --out where that went on without it."""
-    for name in ("--init", "--out"):
-        place = Path(option(name, arguments))
-        if place.name and (place.is_file() or any(place.glob("*.safetensors"))):
-            return as_pretrained(config, place)
-    return config
+    """The recipe with the sizes of the encoder that --init names."""
+    place = initial(arguments)
+    return as_pretrained(config, place) if place else config
+
+
+def initial(arguments: list[str]) -> str:
+    """The encoder that --init names, or that of the run in --out where it went on without it; empty if neither is
+    there."""
+    init, out = option("--init", arguments), option("--out", arguments)
+    weights = [place for place in (init, out) if Path(place).is_file() or any(Path(place or "-").glob("*.safetensors"))]
+    if init.startswith(PUBLIC):
+        return out if out in weights else init  # a run that goes on asks nobody for it again
+    if init and (Path(init) / "config.json").is_file():
+        return init
+    return weights[0] if init and weights else ""
 
 
 def scale_of(recipe: str, arguments: list[str]) -> ScaleName:

@@ -47,6 +47,7 @@ VERBS = {
     "finetune": Verb(
         "train", "RECIPE --init RUN --data.root DIR --out RUN", "Fine-tune on class folders, or a CSV", FINETUNE
     ),
+    "import": Verb("public", "SOURCE --out FILE", "Make a published image or video encoder one of ours"),
     "evaluate": Verb("evaluate", "RUN --data.root DIR", "Test a fine-tuned run on labelled videos"),
     "predict": Verb("evaluate", "RUN VIDEOS --out FILE", "Predict the classes of videos without labels"),
     "probe": Verb("evaluate", "RUN --train DIR --test DIR", "Probe a frozen encoder: linear, attentive, knn", PROBE),

@@ -6,6 +6,7 @@ B clips, S tokens, D width.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -26,6 +27,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """Rotary positions of S tokens: pairs of neighbouring channels of queries and keys turn by an angle (RoPE).
+
+    Attributes:
+        cosine, sine: (B or 1, 1, S, D/heads); channels that stay as they are have cosine 1 and sine 0.
+    """
+
+    cosine: Tensor
+    sine: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Queries or keys (B, heads, S, D/heads), turned."""
+        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        across = torch.stack([-odd, even], dim=-1).flatten(-2)
+        return (x * self.cosine + across * self.sine).to(x.dtype)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention over the second to last axis of (..., S, D)."""
 
@@ -35,19 +54,19 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.heads(x)
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+        q, k, v = self.heads(x, rotation)
         return self.out(attend(q, k, v).transpose(1, 2).reshape(x.shape))
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (batch, heads, S, D/heads)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # ..., S, 3, heads, D/heads
         q, k, v = (part.transpose(-3, -2).flatten(0, -4) for part in qkv.unbind(-3))
-        return q, k, v
+        return (q, k, v) if rotation is None else (rotation(q), rotation(k), v)
 
-    def received(self, x: Tensor) -> Tensor:
+    def received(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """Attention that each token gets, (..., S): the mean over heads and queries; sums to 1 over S."""
-        q, k, _ = self.heads(x)
+        q, k, _ = self.heads(x, rotation)
         weights = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)
         return weights.mean(dim=(1, 2)).view(x.shape[:-1])
 

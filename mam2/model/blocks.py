@@ -6,27 +6,42 @@ B clips, T frames, V patches per frame (visible or masked ones), D width, S any 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._triton import has_triton
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
-from mam2.model.attention import AttentionKind, CrossAttention, SelfAttention
-from mam2.model.positions import Positions, SequencePositions
+from mam2.model.attention import AttentionKind, CrossAttention, Rotation, SelfAttention
+from mam2.model.positions import AddedPositions
 
 NORM_EPS = 1e-6
 
 
-def layer_norm(width: int) -> nn.LayerNorm:
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+"""GELU; its approximation by a tanh (some SigLIP); x · sigmoid(1.702 x) (OpenAI's CLIP)."""
+
+
+class QuickGELU(nn.Module):
+    """x · sigmoid(1.702 x), OpenAI's approximation of GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+def layer_norm(width: int, eps: float = NORM_EPS) -> nn.LayerNorm:
     """LayerNorm with the epsilon of this family of ViTs."""
-    return nn.LayerNorm(width, eps=NORM_EPS)
+    return nn.LayerNorm(width, eps=eps)
 
 
-def mlp(width: int) -> nn.Sequential:
+def mlp(width: int, *, ratio: float = 4.0, activation: Activation = "gelu") -> nn.Sequential:
     """Linear, GELU, Linear, four times as wide inside (Table 9)."""
-    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+    inside = round(ratio * width)
+    act = {"gelu": nn.GELU(), "gelu_tanh": nn.GELU(approximate="tanh"), "quick_gelu": QuickGELU()}[activation]
+    return nn.Sequential(nn.Linear(width, inside), act, nn.Linear(inside, width))
 
 
 class Residual(nn.Module):
@@ -60,58 +75,109 @@ class LearnedToken(nn.Module):
         self.value_D = nn.Parameter(torch.empty(width))
 
 
+class LearnedTokens(nn.Module):
+    """Learned vectors (P, D) that stand before the patches of each frame: [CLS] and registers."""
+
+    def __init__(self, num_tokens: int, width: int) -> None:
+        super().__init__()
+        self.value_PD = nn.Parameter(torch.empty(num_tokens, width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockOptions:
+    """What blocks of published encoders do otherwise; the defaults are the paper's. `EncoderConfig` explains them."""
+
+    layer_scale: float = 0.0
+    drop_path: float = 0.0
+    norm_eps: float = NORM_EPS
+    mlp_ratio: float = 4.0
+    activation: Activation = "gelu"
+    prefix_tokens: int = 0
+    prefix_per: Literal["frame", "clip"] = "frame"
+
+    def norm(self, width: int) -> nn.LayerNorm:
+        """A LayerNorm."""
+        return layer_norm(width, self.norm_eps)
+
+    def mlp(self, width: int) -> nn.Sequential:
+        """An MLP."""
+        return mlp(width, ratio=self.mlp_ratio, activation=self.activation)
+
+    def residual(self, width: int) -> Residual:
+        """What a branch passes before it is added."""
+        return Residual(width, layer_scale=self.layer_scale, drop_path=self.drop_path)
+
+
+PLAIN = BlockOptions()
+
+
 class SpaceTimeBlock(nn.Module):
     """Factorised space-time block: temporal attention, spatial attention, MLP; each pre-norm with a residual.
+
+    Prefix tokens, [CLS] and registers, stand first in each frame; they take part in all but the temporal attention.
 
     Paper: as TimeSformer's divided attention; here: without its `temporal_fc` and CLS token, which is Table 9 and
     gives Table 3's sizes (docs/decisions.md, 2).
     """
 
-    def __init__(self, width: int, num_heads: int, *, layer_scale: float = 0.0, drop_path: float = 0.0) -> None:
+    def __init__(self, width: int, num_heads: int, options: BlockOptions = PLAIN) -> None:
         super().__init__()
-        self.norm_time = layer_norm(width)
+        self.num_prefix = options.prefix_tokens
+        self.shares_prefix = options.prefix_tokens > 0 and options.prefix_per == "clip"
+        self.norm_time = options.norm(width)
         self.time = SelfAttention(width, num_heads)
-        self.norm_space = layer_norm(width)
+        self.norm_space = options.norm(width)
         self.space = SelfAttention(width, num_heads)
-        self.norm_mlp = layer_norm(width)
-        self.mlp = mlp(width)
-        self.add_time, self.add_space, self.add_mlp = (
-            Residual(width, layer_scale=layer_scale, drop_path=drop_path) for _ in range(3)
-        )
+        self.norm_mlp = options.norm(width)
+        self.mlp = options.mlp(width)
+        self.add_time, self.add_space, self.add_mlp = (options.residual(width) for _ in range(3))
 
-    def forward(self, x_BTVD: Tensor) -> Tensor:
+    def forward(self, x_BTVD: Tensor, rotation: Rotation | None = None) -> Tensor:
         x_BTVD = self.through_time(x_BTVD)
-        x_BTVD = x_BTVD + self.add_space(self.space(self.norm_space(x_BTVD)))
+        added_BTVD = self.add_space(self.space(self.norm_space(x_BTVD)))
+        if self.shares_prefix:
+            added_BTVD = self.averaged(added_BTVD)
+        x_BTVD = x_BTVD + added_BTVD
         return x_BTVD + self.add_mlp(self.mlp(self.norm_mlp(x_BTVD)))
 
     def through_time(self, x_BTVD: Tensor) -> Tensor:
-        x_BVTD = self.norm_time(x_BTVD).transpose(1, 2)
-        return x_BTVD + self.add_time(self.time(x_BVTD).transpose(1, 2))
+        patches_BTVD = x_BTVD[:, :, self.num_prefix :]
+        x_BVTD = self.norm_time(patches_BTVD).transpose(1, 2)
+        patches_BTVD = patches_BTVD + self.add_time(self.time(x_BVTD).transpose(1, 2))
+        if not self.num_prefix:
+            return patches_BTVD
+        return torch.cat([x_BTVD[:, :, : self.num_prefix], patches_BTVD], dim=2)
 
-    def received(self, x_BTVD: Tensor) -> Tensor:
-        """Spatial attention that each patch gets in its frame, (B, T, V)."""
+    def averaged(self, x_BTVD: Tensor) -> Tensor:
+        """The same with the prefix tokens of all frames averaged: they stay one for the clip (TimeSformer)."""
+        prefix_BTPD, patches_BTVD = x_BTVD[:, :, : self.num_prefix], x_BTVD[:, :, self.num_prefix :]
+        return torch.cat([prefix_BTPD.mean(dim=1, keepdim=True).expand_as(prefix_BTPD), patches_BTVD], dim=2)
+
+    def received(self, x_BTVD: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """Spatial attention that each token gets in its frame, (B, T, V)."""
         return self.space.received(self.norm_space(self.through_time(x_BTVD)))
 
 
 class JointBlock(nn.Module):
     """Joint space-time block: attention among all tokens of a clip, MLP; as in ViT, VideoMAE and ST-MAE."""
 
-    def __init__(self, width: int, num_heads: int, *, layer_scale: float = 0.0, drop_path: float = 0.0) -> None:
+    def __init__(self, width: int, num_heads: int, options: BlockOptions = PLAIN) -> None:
         super().__init__()
-        self.norm_joint = layer_norm(width)
+        self.norm_joint = options.norm(width)
         self.joint = SelfAttention(width, num_heads)
-        self.norm_mlp = layer_norm(width)
-        self.mlp = mlp(width)
-        self.add_joint, self.add_mlp = (Residual(width, layer_scale=layer_scale, drop_path=drop_path) for _ in range(2))
+        self.norm_mlp = options.norm(width)
+        self.mlp = options.mlp(width)
+        self.add_joint, self.add_mlp = (options.residual(width) for _ in range(2))
 
-    def forward(self, x_BTVD: Tensor) -> Tensor:
+    def forward(self, x_BTVD: Tensor, rotation: Rotation | None = None) -> Tensor:
         x_BSD = self.norm_joint(x_BTVD).flatten(1, 2)
-        x_BTVD = x_BTVD + self.add_joint(self.joint(x_BSD).view(x_BTVD.shape))
+        x_BTVD = x_BTVD + self.add_joint(self.joint(x_BSD, rotation).view(x_BTVD.shape))
         return x_BTVD + self.add_mlp(self.mlp(self.norm_mlp(x_BTVD)))
 
-    def received(self, x_BTVD: Tensor) -> Tensor:
-        """Share that each patch gets of the attention to its frame, (B, T, V)."""
-        received_BTV = self.joint.received(self.norm_joint(x_BTVD).flatten(1, 2)).view(x_BTVD.shape[:3])
+    def received(self, x_BTVD: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """Share that each token gets of the attention to its frame, (B, T, V)."""
+        received_BS = self.joint.received(self.norm_joint(x_BTVD).flatten(1, 2), rotation)
+        received_BTV = received_BS.view(x_BTVD.shape[:3])
         return received_BTV / received_BTV.sum(dim=2, keepdim=True)
 
 
@@ -157,11 +223,12 @@ def init_weights(module: nn.Module) -> None:
         elif isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
-        elif isinstance(part, Positions | SequencePositions | Residual):
+        elif isinstance(part, AddedPositions | Residual):
             part.reset()
     for part in module.modules():
-        if isinstance(part, LearnedToken):
-            nn.init.trunc_normal_(part.value_D, std=0.02)
+        if isinstance(part, LearnedToken | LearnedTokens):
+            for tokens in part.parameters():
+                nn.init.trunc_normal_(tokens, std=0.02)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

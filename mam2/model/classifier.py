@@ -28,18 +28,19 @@ class Classifier(nn.Module):
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
         """Logits (B, num_classes)."""
-        features_BTND = self.encoder.encode(self.encoder.embed(clip_BTCHW), norm=False)
+        encoder = self.encoder
+        features_BTND = encoder.encode(encoder.embed(clip_BTCHW), encoder.rotation(clip_BTCHW), norm=False)
         return self.head(self.norm(features_BTND.mean(dim=(1, 2))))
 
 
 def layer_id(name: str, depth: int) -> int:
     """The depth of a Classifier's parameter for layer-wise learning rate decay, from 0 to depth + 1.
 
-    Patch embedding and all positions are 0, block i is i + 1, everything above the blocks is depth + 1. (Code that
-    matches positions by another name trains separable positions many times too fast.)
+    Patch embedding, all positions and prefix tokens are 0, block i is i + 1, everything above the blocks is depth + 1.
+    (Code that matches positions by another name trains separable positions many times too fast.)
     """
     parts = name.removeprefix("encoder.").split(".")
-    if name.startswith("encoder.") and parts[0] in ("patch_embed", "positions"):
+    if name.startswith("encoder.") and parts[0] in ("patch_embed", "positions", "prefix", "pre_norm"):
         return 0
     if name.startswith("encoder.blocks."):
         return int(parts[1]) + 1

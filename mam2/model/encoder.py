@@ -8,16 +8,27 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from mam2.config import UserError, check
-from mam2.model.attention import AttentionKind
-from mam2.model.blocks import BLOCKS, JointBlock, SpaceTimeBlock, init_weights, layer_norm
-from mam2.model.positions import PositionKind, make_positions
+from mam2.masks import take
+from mam2.model.attention import AttentionKind, Rotation
+from mam2.model.blocks import (
+    BLOCKS,
+    NORM_EPS,
+    Activation,
+    BlockOptions,
+    JointBlock,
+    LearnedTokens,
+    SpaceTimeBlock,
+    init_weights,
+    layer_norm,
+)
+from mam2.model.positions import PositionKind, RotaryPositions, make_positions
 from mam2.patches import IMAGENET_MEAN, IMAGENET_STD, to_float
 
 log = logging.getLogger("mam2")
@@ -38,7 +49,15 @@ class EncoderConfig:
             T counts tubelets in tensor names, and targets are those of each tubelet's first frame.
         attention: "factorised" over time and then space, the paper's, or "joint" over all tokens, as in VideoMAE.
             The decoders follow it.
-        positions: "separable" for time and space and learned, the paper's; or "sequence", VideoMAE's fixed ones.
+        positions: "separable" for time and space and learned, the paper's; "sequence", VideoMAE's fixed ones; "full",
+            learned for each place in the clip; "rotary", V-JEPA 2's turns of queries and keys, with joint attention.
+        prefix_tokens: [CLS] and register tokens that attend with the patches of each frame, and are no features. 0 is
+            the paper's; published encoders have up to 5.
+        prefix_per: "frame", as each frame were an image of its own, or "clip": one for the clip (TimeSformer).
+        pre_norm: a LayerNorm before the first block (CLIP).
+        norm_eps: of every LayerNorm.
+        mlp_ratio: width of an MLP's inside, in widths of a token.
+        activation: of the MLPs.
         layer_scale: initial value of a learned scale on every branch of a block (CAE: 0.1); 0 is none, the paper's.
         drop_path: stochastic depth, rising linearly from 0 to this in the last block; 0 in pre-training.
     """
@@ -55,6 +74,12 @@ class EncoderConfig:
     positions: PositionKind = "separable"
     layer_scale: Annotated[float, Ge(0)] = 0.0
     drop_path: Annotated[float, Ge(0), Lt(1)] = 0.0
+    prefix_tokens: Annotated[int, Ge(0), Le(1024)] = 0
+    prefix_per: Literal["frame", "clip"] = "frame"
+    pre_norm: bool = False
+    norm_eps: Annotated[float, Gt(0)] = NORM_EPS
+    mlp_ratio: Annotated[float, Gt(0), Le(64)] = 4.0
+    activation: Activation = "gelu"
 
     def __post_init__(self) -> None:
         check(self, "encoder.")
@@ -64,16 +89,48 @@ class EncoderConfig:
             raise UserError(f"frames {self.frames} is no multiple of tubelet {self.tubelet}; change one of them.")
         if self.width % self.num_heads or self.width % 4:
             raise UserError(f"width {self.width} must be a multiple of num_heads ({self.num_heads}) and of 4.")
+        if self.positions == "rotary" and (self.attention != "joint" or self.prefix_tokens):
+            raise UserError(
+                "positions 'rotary' go with attention 'joint' and no prefix_tokens; here attention is "
+                f"{self.attention!r} with {self.prefix_tokens} prefix tokens. Change one of them."
+            )
+        if self.prefix_per == "clip" and self.attention != "factorised":
+            raise UserError("prefix_per 'clip' goes with attention 'factorised'. Change one of them.")
 
     @property
     def grid(self) -> tuple[int, int]:
         """Patches (high, wide) in a frame."""
         return (self.size // self.patch_size,) * 2
 
+    def block_options(self, index: int) -> BlockOptions:
+        """What the block of this number, from 0, does otherwise than the paper's."""
+        return BlockOptions(
+            layer_scale=self.layer_scale,
+            drop_path=self.drop_path * index / max(self.depth - 1, 1),
+            norm_eps=self.norm_eps,
+            mlp_ratio=self.mlp_ratio,
+            activation=self.activation,
+            prefix_tokens=self.prefix_tokens,
+            prefix_per=self.prefix_per,
+        )
+
     @property
     def tubelets(self) -> int:
         """Patches in time."""
         return self.frames // self.tubelet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where an encoder's weights come from, if not from this project.
+
+    Attributes:
+        source: the published encoder's name or file.
+        licence: of its weights, which holds for all that is made of them.
+    """
+
+    source: str
+    licence: str
 
 
 def vit_b() -> EncoderConfig:
@@ -91,24 +148,30 @@ class VideoEncoder(nn.Module):
 
     Clips are uint8 in [0, 255] or floats in [0, 1], RGB; ImageNet normalisation happens inside. Any number of frames
     and any size, multiples of tubelet and patch, are accepted: positions are interpolated, and a log line says so.
+
+    Attributes:
+        config: its sizes.
+        origin: the published encoder that its weights began with; None: random ones.
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, *, origin: Origin | None = None) -> None:
         super().__init__()
         self.config = config
-        size, depth = config.patch_size, config.depth
+        self.origin = origin
+        size = config.patch_size
         self.patch_embed = nn.Conv2d(3 * config.tubelet, config.width, kernel_size=size, stride=size)
-        self.positions = make_positions(config.positions, config.tubelets, config.grid, config.width)
-        self.blocks = nn.ModuleList(
-            BLOCKS[config.attention](
-                config.width,
-                config.num_heads,
-                layer_scale=config.layer_scale,
-                drop_path=config.drop_path * i / max(depth - 1, 1),
-            )
-            for i in range(depth)
+        self.positions = (
+            RotaryPositions(config.width // config.num_heads)
+            if config.positions == "rotary"
+            else make_positions(config.positions, config.tubelets, config.grid, config.width)
         )
-        self.norm = layer_norm(config.width)
+        self.prefix = LearnedTokens(config.prefix_tokens, config.width) if config.prefix_tokens else None
+        self.pre_norm = layer_norm(config.width, config.norm_eps) if config.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(
+            BLOCKS[config.attention](config.width, config.num_heads, config.block_options(i))
+            for i in range(config.depth)
+        )
+        self.norm = layer_norm(config.width, config.norm_eps)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
@@ -117,7 +180,11 @@ class VideoEncoder(nn.Module):
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
         """Features (B, T, N, D) of whole clips, after the final LayerNorm."""
-        return self.encode(self.embed(clip_BTCHW))
+        return self.encode(self.embed(clip_BTCHW), self.rotation(clip_BTCHW))
+
+    def features_of(self, clip_BTCHW: Tensor, patch_BTV: Tensor) -> Tensor:
+        """Features (B, T, V, D) of some patches of each frame, int64 (B, T, V), which see only each other."""
+        return self.encode(take(self.embed(clip_BTCHW), patch_BTV), self.rotation(clip_BTCHW, patch_BTV))
 
     def embed(self, clip_BTCHW: Tensor) -> Tensor:
         """Patch tokens with their positions: (B, T, N, D).
@@ -141,13 +208,14 @@ class VideoEncoder(nn.Module):
         return x_BTDhw.flatten(3).transpose(2, 3) + self.position(clip_BTCHW)
 
     def position(self, clip_BTCHW: Tensor) -> Tensor:
-        """Position embeddings (T, N, D) for clips of this shape."""
+        """Position embeddings (T, N, D) for clips of this shape; zeros (T, N, 1) where positions are rotary."""
         config = self.config
         _, frames, _, height, width = clip_BTCHW.shape
         num_tubelets, grid = self.layout(clip_BTCHW)
         if (frames, grid) != (config.frames, config.grid):
             warn_of_interpolation(config, frames, height, width)
-        return self.positions(num_tubelets, grid)
+        position_TND: Tensor = self.positions(num_tubelets, grid).to(self.patch_embed.weight.device)
+        return position_TND
 
     def layout(self, clip_BTCHW: Tensor) -> tuple[int, tuple[int, int]]:
         """Tubelets and patches (high, wide) of clips of this shape."""
@@ -155,21 +223,56 @@ class VideoEncoder(nn.Module):
         grid = (clip_BTCHW.shape[3] // patch_size, clip_BTCHW.shape[4] // patch_size)
         return clip_BTCHW.shape[1] // self.config.tubelet, grid
 
-    def encode(self, x_BTVD: Tensor, *, norm: bool = True) -> Tensor:
-        """The blocks, on any subset of the embedded patches: (B, T, V, D) to (B, T, V, D)."""
+    def rotation(self, clip_BTCHW: Tensor, patch_BTV: Tensor | None = None) -> Rotation | None:
+        """The rotary positions of patches in clips of this shape; None where positions are added by `embed`.
+
+        Args:
+            clip_BTCHW: the clips.
+            patch_BTV: int64, the patches of each frame; by default all.
+        """
+        if not isinstance(self.positions, RotaryPositions):
+            return None
+        num_tubelets, grid = self.layout(clip_BTCHW)
+        num_patches = grid[0] * grid[1]
+        if patch_BTV is None:
+            patch_BTV = torch.arange(num_patches, device=clip_BTCHW.device).expand(1, num_tubelets, -1)
+        frame_T1 = torch.arange(num_tubelets, device=clip_BTCHW.device)[:, None]
+        return self.positions.rotation((patch_BTV + num_patches * frame_T1).flatten(1), grid)
+
+    def encode(self, x_BTVD: Tensor, rotation: Rotation | None = None, *, norm: bool = True) -> Tensor:
+        """The blocks, on any subset of the embedded patches: (B, T, V, D) to (B, T, V, D).
+
+        Args:
+            x_BTVD: tokens of `embed`.
+            rotation: what `rotation` says of these patches.
+            norm: whether the final LayerNorm follows.
+        """
+        assert (rotation is None) != isinstance(self.positions, RotaryPositions), "rotary positions are given here"
+        x_BTVD = self.begin(x_BTVD)
         for block in self.blocks:
-            x_BTVD = block(x_BTVD)
+            x_BTVD = block(x_BTVD, rotation)
+        x_BTVD = x_BTVD[:, :, self.config.prefix_tokens :]
         return self.norm(x_BTVD) if norm else x_BTVD
+
+    def begin(self, x_BTVD: Tensor) -> Tensor:
+        """The first block's input: prefix tokens before each frame's patches, and the norm where one comes first."""
+        if self.prefix is not None:
+            prefix_BTPD = self.prefix.value_PD.expand(*x_BTVD.shape[:2], -1, -1).to(x_BTVD.dtype)
+            x_BTVD = torch.cat([prefix_BTPD, x_BTVD], dim=2)
+        begun_BTVD: Tensor = self.pre_norm(x_BTVD)
+        return begun_BTVD
 
     @torch.no_grad()
     def attention_received(self, clip_BTCHW: Tensor) -> Tensor:
         """Attention that each patch of a frame gets in the last block: (B, T, N), sums to 1 over N."""
-        x_BTND = self.embed(clip_BTCHW)
+        rotation = self.rotation(clip_BTCHW)
+        x_BTND = self.begin(self.embed(clip_BTCHW))
         for block in self.blocks[:-1]:
-            x_BTND = block(x_BTND)
+            x_BTND = block(x_BTND, rotation)
         last = self.blocks[-1]
         assert isinstance(last, SpaceTimeBlock | JointBlock)
-        return last.received(x_BTND)
+        received_BTN = last.received(x_BTND, rotation)[:, :, self.config.prefix_tokens :]
+        return received_BTN / received_BTN.sum(dim=2, keepdim=True) if self.prefix is not None else received_BTN
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Positions: separable learnable ones, e^t and e^s (Sec. 2.1), or VideoMAE's fixed table.
+"""Positions: separable learnable ones, e^t and e^s (Sec. 2.1), and those of encoders that are published elsewhere.
 
 T frames, N patches per frame, D width.
 """
@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PositionKind = Literal["separable", "sequence"]
-"""Learnable, for time and for space (the paper); or fixed sines and cosines of a token's place in the sequence of all
-tokens, frame after frame (VideoMAE)."""
+from mam2.model.attention import Rotation
+
+PositionKind = Literal["separable", "sequence", "full", "rotary"]
+"""Learned, for time and for space (the paper); fixed sines and cosines of a token's place in the sequence of all
+tokens, frame after frame (VideoMAE); learned, one for each place in the clip; or none that is added: queries and keys
+turn by angles for frame, row and column (V-JEPA 2)."""
 
 
 class Positions(nn.Module):
@@ -83,9 +86,75 @@ class SequencePositions(nn.Module):
         return F.interpolate(volume, size=shape, mode="trilinear")[0].flatten(2).permute(1, 2, 0)
 
 
-def make_positions(kind: PositionKind, num_frames: int, grid: tuple[int, int], width: int) -> nn.Module:
-    """Positions of a kind: `positions(num_frames, grid) -> (T, N, D)`."""
-    return {"separable": Positions, "sequence": SequencePositions}[kind](num_frames, grid, width)
+class FullPositions(nn.Module):
+    """A learned embedding for each place in a clip, frame by frame."""
+
+    def __init__(self, num_frames: int, grid: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.table_TND = nn.Parameter(torch.empty(num_frames, grid[0] * grid[1], width))
+
+    def reset(self) -> None:
+        """Fills the table as separable positions begin."""
+        num_frames, _, width = self.table_TND.shape
+        begin = Positions(num_frames, self.grid, width)
+        begin.reset()
+        with torch.no_grad():
+            self.table_TND.copy_(begin(num_frames, self.grid))
+
+    def forward(self, num_frames: int, grid: tuple[int, int]) -> Tensor:
+        """Positions (T, N, D), interpolated where number and grid are not the trained ones."""
+        if (num_frames, grid) == (len(self.table_TND), self.grid):
+            return self.table_TND
+        volume = self.table_TND.permute(2, 0, 1).unflatten(2, self.grid)[None]
+        return F.interpolate(volume, size=(num_frames, *grid), mode="trilinear")[0].flatten(2).permute(1, 2, 0)
+
+
+class RotaryPositions(nn.Module):
+    """Angles by which queries and keys turn: frame, row and column have a third of a head's channels each (V-JEPA 2).
+
+    The channels that three equal even parts leave over stay as they are.
+    """
+
+    def __init__(self, head_width: int) -> None:
+        super().__init__()
+        self.head_width = head_width
+
+    def forward(self, num_frames: int, grid: tuple[int, int]) -> Tensor:
+        """Nothing that is added to tokens: zeros (T, N, 1)."""
+        return torch.zeros(num_frames, grid[0] * grid[1], 1)
+
+    def rotation(self, place_BS: Tensor, grid: tuple[int, int]) -> Rotation:
+        """The rotation of tokens whose places in the clip, counted frame after frame, are int64 (B or 1, S)."""
+        num_patches = grid[0] * grid[1]
+        patch_BS = place_BS % num_patches
+        part = 2 * (self.head_width // 3 // 2)
+        steps = torch.arange(part // 2, device=place_BS.device) / (part / 2)
+        angles = [
+            axis[..., None] * torch.exp(-math.log(10_000) * steps)
+            for axis in (place_BS // num_patches, patch_BS // grid[1], patch_BS % grid[1])
+        ]
+        # V-JEPA 2: the angles are set side by side twice, while neighbouring channels form a pair; so it was trained.
+        angle_BSd = torch.cat([angle for axis in angles for angle in (axis, axis)], dim=-1)
+        angle_BSd = F.pad(angle_BSd, (0, self.head_width - 3 * part))
+        return Rotation(angle_BSd.cos()[:, None], angle_BSd.sin()[:, None])
+
+
+AddedPositions = Positions | SequencePositions | FullPositions
+
+
+def make_positions(kind: PositionKind, num_frames: int, grid: tuple[int, int], width: int) -> AddedPositions:
+    """Positions of a kind, which are added to tokens: `positions(num_frames, grid) -> (T, N, D)`.
+
+    Beside an encoder of rotary positions, other parts have separable ones.
+    """
+    kinds: dict[PositionKind, type[AddedPositions]] = {
+        "separable": Positions,
+        "sequence": SequencePositions,
+        "full": FullPositions,
+        "rotary": Positions,
+    }
+    return kinds[kind](num_frames, grid, width)
 
 
 def sine_cosine(places: Tensor, width: int) -> Tensor:

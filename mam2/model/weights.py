@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mam2.config import UserError, to_json
+from mam2.config import UserError, from_json, to_json
 from mam2.files import (
     check_finite,
     check_tensors,
@@ -25,12 +25,14 @@ from mam2.files import (
     write_tensors,
 )
 from mam2.model.classifier import Classifier
-from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.positions import Positions
+from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
+from mam2.model.positions import FullPositions, Positions
 
 log = logging.getLogger("mam2")
 FORMAT_ENCODER = "mam2.encoder"
 FORMAT_CLASSIFIER = "mam2.classifier"
+PUBLIC = ("timm:", "hf:")
+"""What a published encoder's name begins with; the word says where it is published."""
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -64,8 +66,8 @@ def _loaded(make: Callable[[], ModuleT], tensors: dict[str, Tensor], file: Path)
 
 
 def save_encoder(file: Path, encoder: VideoEncoder) -> None:
-    """Writes an encoder and its configuration into one file."""
-    metadata = {"format": FORMAT_ENCODER, "config": json.dumps(to_json(encoder.config))}
+    """Writes an encoder, its configuration, and where its weights come from, into one file."""
+    metadata = {"format": FORMAT_ENCODER, "config": json.dumps(to_json(encoder.config))} | _origin_metadata(encoder)
     write_tensors(file, encoder.state_dict(), metadata)
 
 
@@ -73,7 +75,8 @@ def load_encoder(source: str | Path) -> VideoEncoder:
     """A pre-trained encoder, in eval mode on the CPU: `load_encoder("RUN")(clip) -> features`.
 
     Args:
-        source: a run's folder, or an encoder.safetensors or classifier.safetensors file.
+        source: a run's folder, or an encoder.safetensors or classifier.safetensors file; or a published encoder, as
+            `import_encoder` takes it: `timm:NAME`, `hf:NAME`, a folder or file of its weights.
 
     Returns:
         A VideoEncoder: clips (B, T, 3, H, W), uint8 in [0, 255] or floats in [0, 1], to features (B, T, N, D).
@@ -81,29 +84,59 @@ def load_encoder(source: str | Path) -> VideoEncoder:
         the log says so.
 
     Raises:
-        UserError: nothing there, no safetensors file, a file of another kind or a damaged one, or weights that are
-            not finite.
+        UserError: nothing there, a file of another kind or a damaged one, weights that are not finite, or a published
+            encoder that is not known.
     """
-    file = _encoder_file(source)
+    file = _own_file(source)
+    if file is None:
+        from mam2.model.importers import import_encoder
+
+        imported = import_encoder(str(source))
+        log.info(f"Imported {source}. `mam2 import {source} --out FILE` says what became of each tensor.")
+        return imported.encoder
     tensors, metadata = read_tensors(file)
     config = _encoder_config(metadata, file)
     if metadata["format"] == FORMAT_CLASSIFIER:
         tensors = {k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")}
-    return _loaded(lambda: VideoEncoder(config), tensors, file)
+    return _loaded(lambda: VideoEncoder(config, origin=_origin_of(metadata)), tensors, file)
 
 
 def read_encoder_config(source: str | Path) -> EncoderConfig:
-    """The configuration of the encoder that `load_encoder` would load, without its weights."""
-    file = _encoder_file(source)
-    return _encoder_config(read_metadata(file), file)
+    """The configuration of the encoder that `load_encoder` would load; of our own, without reading its weights."""
+    file = _own_file(source)
+    return load_encoder(source).config if file is None else _encoder_config(read_metadata(file), file)
 
 
-def _encoder_file(source: str | Path) -> Path:
-    source = Path(source)
-    if not source.is_dir():
-        return source
-    classifier = source / "classifier.safetensors"
-    return classifier if classifier.exists() else source / "encoder.safetensors"
+def _own_file(source: str | Path) -> Path | None:
+    """The file of this project's encoder or classifier that `source` names; None where it is somebody else's."""
+    if str(source).startswith(PUBLIC):
+        return None
+    path = Path(source)
+    if path.is_dir():
+        classifier = path / "classifier.safetensors"
+        own = classifier if classifier.exists() else path / "encoder.safetensors"
+        return own if own.exists() or not (path / "config.json").exists() else None
+    is_own = not path.is_file() or (
+        path.suffix == ".safetensors" and read_metadata(path).get("format", "").startswith("mam2.")
+    )
+    return path if is_own else None
+
+
+def _origin_metadata(encoder: VideoEncoder) -> dict[str, str]:
+    return {} if encoder.origin is None else {"origin": json.dumps(to_json(encoder.origin))}
+
+
+def _origin_of(metadata: dict[str, str]) -> Origin | None:
+    """Where the weights of a file come from; None: this project."""
+    try:
+        return from_json(Origin, parse_json(metadata["origin"])) if "origin" in metadata else None
+    except ValueError as error:
+        raise UserError(f"The file is damaged: where it comes from can't be read ({first_line(error)}).") from error
+
+
+def read_origin(file: Path) -> Origin | None:
+    """Where the weights of an encoder's or classifier's file come from; None: this project."""
+    return _origin_of(read_metadata(file))
 
 
 def _encoder_config(metadata: dict[str, str], file: Path) -> EncoderConfig:
@@ -118,6 +151,7 @@ def save_classifier(file: Path, classifier: Classifier, classes: tuple[str, ...]
     """Writes a classifier, its encoder's configuration and its class names into one file."""
     config = json.dumps(to_json(classifier.encoder.config))
     metadata = {"format": FORMAT_CLASSIFIER, "config": config, "classes": json.dumps(classes)}
+    metadata |= _origin_metadata(classifier.encoder)
     write_tensors(file, classifier.state_dict(), metadata)
 
 
@@ -143,7 +177,8 @@ def load_classifier(source: str | Path) -> tuple[Classifier, tuple[str, ...]]:
         classes = tuple(map(str, parse_json(metadata["classes"])))
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file} is damaged: the names of its classes can't be read ({first_line(error)}).") from error
-    return _loaded(lambda: Classifier(VideoEncoder(config), len(classes)), tensors, file), classes
+    origin = _origin_of(metadata)
+    return _loaded(lambda: Classifier(VideoEncoder(config, origin=origin), len(classes)), tensors, file), classes
 
 
 def copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None:
@@ -165,11 +200,17 @@ def copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None:
         )
     tensors = source.state_dict()
     resized = (source.config.frames, source.config.size) != (target.config.frames, target.config.size)
-    if resized and isinstance(source.positions, Positions):  # fixed ones are made anew
+    learned = isinstance(source.positions, Positions | FullPositions)  # fixed ones are made anew
+    if resized and learned:
         log.warning(
             f"Positions are interpolated from {source.config.frames} frames of {source.config.size}² to "
             f"{target.config.frames} frames of {target.config.size}²."
         )
-        tensors["positions.time_TD"] = source.positions.time(target.config.tubelets).detach()
-        tensors["positions.space_ND"] = source.positions.space(target.config.grid).detach()
+    num_tubelets, grid = target.config.tubelets, target.config.grid
+    if isinstance(source.positions, Positions):
+        tensors["positions.time_TD"] = source.positions.time(num_tubelets).detach()
+        tensors["positions.space_ND"] = source.positions.space(grid).detach()
+    elif isinstance(source.positions, FullPositions):
+        tensors["positions.table_TND"] = source.positions(num_tubelets, grid).detach()
     target.load_state_dict(tensors)
+    target.origin = source.origin

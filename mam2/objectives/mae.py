@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mam2.config import UserError, check
 from mam2.losses import Losses, average
-from mam2.masks import Mask, take
+from mam2.masks import Mask
 from mam2.model.blocks import init_weights
 from mam2.model.decoders import MaskDecoder
 from mam2.model.encoder import EncoderConfig, VideoEncoder
@@ -85,7 +85,7 @@ class MAE(nn.Module):
 
     def predict(self, clip_BTCHW: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
         """The encoder's output for visible patches, and the decoder's for masked ones."""
-        visible_BTVD = self.encoder.encode(take(self.encoder.embed(clip_BTCHW), mask.visible_BTV))
+        visible_BTVD = self.encoder.features_of(clip_BTCHW, mask.visible_BTV)
         return visible_BTVD, self.decoder(visible_BTVD, mask, self.encoder.layout(clip_BTCHW))
 
     def reconstruct(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets) -> Reconstruction:

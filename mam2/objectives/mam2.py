@@ -21,6 +21,7 @@ from mam2.model.attention import AttentionKind
 from mam2.model.blocks import init_weights, layer_norm
 from mam2.model.decoders import AppearanceHead, Decoder, Head, MotionHead, OrderDecoder
 from mam2.model.encoder import EncoderConfig, VideoEncoder
+from mam2.model.positions import make_positions
 from mam2.model.regressor import Context, Latent, MaskTokens, Regressor
 from mam2.model.weights import copy_encoder
 from mam2.objectives.contract import Reconstruction
@@ -179,6 +180,11 @@ class MAM2(nn.Module):
         same = config.width == encoder.width
         self.project = nn.Identity() if same else projection(encoder.width, config.width)
         self.project_position = nn.Identity() if same else nn.Linear(encoder.width, config.width)
+        # Rotary positions are none that can be added to queries.
+        rotary = encoder.positions == "rotary"
+        self.own_positions = (
+            make_positions("separable", encoder.tubelets, encoder.grid, encoder.width) if rotary else None
+        )
         self.regressor = make_regressor(config)
         self.decoders = make_decoders(config, sizes, encoder.attention)
         init_weights(self)
@@ -202,7 +208,9 @@ class MAM2(nn.Module):
         """Fig. 1, left to right. `swapped_BM` says which masked tubes' halves to swap, for clip order alone."""
         tokens_BTND = self.encoder.embed(clip_BTCHW)
         # Encoder: visible patches only.
-        visible_BTVD = self.encoder.encode(take(tokens_BTND, mask.visible_BTV))
+        visible_BTVD = self.encoder.encode(
+            take(tokens_BTND, mask.visible_BTV), self.encoder.rotation(clip_BTCHW, mask.visible_BTV)
+        )
         # Regressor: mask queries gather from the visible patches of all frames. Table 2, w/o regressor: MaskTokens.
         latent = self.regressor(self.project(visible_BTVD), self.position(clip_BTCHW), mask)
         # Decoders: appearance and motion, from the latent alone. Table 2: one of them, or one with both heads.
@@ -213,7 +221,12 @@ class MAM2(nn.Module):
 
     def position(self, clip_BTCHW: Tensor) -> Tensor:
         """Position embeddings (B, T, N, D) as regressor and decoders see them."""
-        position_TND = self.project_position(self.encoder.position(clip_BTCHW))
+        position_TND = (
+            self.encoder.position(clip_BTCHW)
+            if self.own_positions is None
+            else self.own_positions(*self.encoder.layout(clip_BTCHW))
+        )
+        position_TND = self.project_position(position_TND)
         return position_TND.expand(len(clip_BTCHW), -1, -1, -1)
 
     def losses(self, seen: Predictions, mask: Mask, target: Targets) -> dict[str, Tensor]:
@@ -277,7 +290,9 @@ class Alignment(nn.Module):
         if self.teacher is not None:
             encoder = self.teacher
             tokens_BTND = encoder.embed(clip_BTCHW)
-        target_BTAD: Tensor = project(encoder.encode(mask.aligned(take(tokens_BTND, mask.masked_BTM))))
+        aligned_BTA = mask.aligned(mask.masked_BTM[..., None])[..., 0]
+        features_BTAD = encoder.encode(take(tokens_BTND, aligned_BTA), encoder.rotation(clip_BTCHW, aligned_BTA))
+        target_BTAD: Tensor = project(features_BTAD)
         return target_BTAD
 
     def losses(self, seen: Predictions, mask: Mask) -> dict[str, Tensor]:

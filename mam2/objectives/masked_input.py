@@ -58,7 +58,9 @@ class MaskedInput(nn.Module):
         visible = torch.ones_like(mask.visible_BTV, dtype=torch.bool)
         visible_BTN1 = put(visible[..., None], mask.visible_BTV, tokens_BTND.shape[2])
         masked_TND = self.mask_token.value_D + position_TND
-        return self.encoder.encode(torch.where(visible_BTN1, tokens_BTND, masked_TND))
+        return self.encoder.encode(
+            torch.where(visible_BTN1, tokens_BTND, masked_TND), self.encoder.rotation(clip_BTCHW)
+        )
 
     def reconstruct(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets) -> Reconstruction:
         """Predictions for masked patches, for pictures."""

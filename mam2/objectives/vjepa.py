@@ -111,7 +111,7 @@ class VJEPA(nn.Module):
 
     def loss(self, clip_BTCHW: Tensor, mask: Mask, target_BTND: Tensor) -> Losses:
         """The loss under one mask."""
-        visible_BTVD = self.encoder.encode(take(self.encoder.embed(clip_BTCHW), mask.visible_BTV))
+        visible_BTVD = self.encoder.features_of(clip_BTCHW, mask.visible_BTV)
         hidden_BTMD = self.predictor(visible_BTVD, mask, self.encoder.layout(clip_BTCHW))
         loss = F.l1_loss(self.predictor.head(hidden_BTMD).float(), take(target_BTND, mask.masked_BTM))
         return Losses(loss, {"features": loss.detach()}, visible_BTVD.detach().float().mean(dim=2))

@@ -29,7 +29,14 @@ from mam2.files import write_text, written_whole
 from mam2.losses import Losses
 from mam2.model.classifier import Classifier, layer_id
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.weights import copy_encoder, load_classifier, load_encoder, read_encoder_config, save_classifier
+from mam2.model.weights import (
+    copy_encoder,
+    load_classifier,
+    load_encoder,
+    read_encoder_config,
+    read_origin,
+    save_classifier,
+)
 from mam2.train import checkpoint
 from mam2.train.batches import train_loader
 from mam2.train.engine import Loop, fit
@@ -49,7 +56,8 @@ class Finetune:
     """A complete fine-tuning run; the defaults are Table 8's for ViT-B on Kinetics-400.
 
     Attributes:
-        init: a pre-training run's folder, an encoder.safetensors file, or "scratch".
+        init: a pre-training run's folder, an encoder.safetensors file, a published encoder (`mam2 import --help`), or
+            "scratch".
         shots: labelled videos per class, drawn by the loop's seed; 0 takes all.
         label_smoothing: as in Szegedy et al. (2016).
         mixup: λ ~ Beta(mixup, mixup) of two clips added; 0 is off.
@@ -107,6 +115,8 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
         distributed.barrier()
         # Fit.
         start = checkpoint.load(folder, classifier, optimizer)
+        if (folder / "classifier.safetensors").exists():
+            classifier.encoder.origin = read_origin(folder / "classifier.safetensors")
         loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
         if distributed.rank() == 0:
             found = data_of(config.init) if starts else None

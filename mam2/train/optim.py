@@ -65,7 +65,7 @@ def make_optimizer(
         if not parameter.requires_grad:
             continue
         layer = layer_id(name, depth) if layer_id else depth + 1
-        decays = parameter.ndim > 1 and "positions." not in name
+        decays = parameter.ndim > 1 and not {"positions", "prefix"} & set(name.split("."))
         group = groups.setdefault(
             (layer, decays),
             {

@@ -21,7 +21,7 @@ from mam2.files import digest, fingerprint
 from mam2.losses import Losses
 from mam2.masks import MaskConfig
 from mam2.model.encoder import EncoderConfig
-from mam2.model.weights import load_encoder, save_encoder
+from mam2.model.weights import load_encoder, read_origin, save_encoder
 from mam2.objectives import ObjectiveChoice
 from mam2.objectives.contract import Objective, ObjectiveConfig
 from mam2.objectives.mam2 import MAM2Config
@@ -44,8 +44,9 @@ class Pretrain:
     """A complete pre-training run; the defaults are the paper's ViT-B on Kinetics-400.
 
     Attributes:
-        init: a run's folder or an encoder.safetensors file whose encoder training starts from; by default random
-            weights. Regressor and decoders start anew.
+        init: what training starts from: a run's folder, an encoder.safetensors file, or a published encoder such as
+            timm:vit_base_patch16_siglip_224.webli or hf:MCG-NJU/videomae-base; by default random weights. Regressor
+            and decoders start anew.
     """
 
     init: str = ""
@@ -135,6 +136,8 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
         start = checkpoint.load(folder, module, optimizer)
         if config.init and start == 0:
             model.start_from(load_encoder(config.init), config.init)
+        elif (folder / "encoder.safetensors").exists():
+            model.encoder.origin = read_origin(folder / "encoder.safetensors")
         loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
         if distributed.rank() == 0:
             millions = sum(parameter.numel() for parameter in module.parameters()) / 1e6

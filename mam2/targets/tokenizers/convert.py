@@ -1,7 +1,7 @@
 """Converts the official tokenizers to safetensors, running nothing of what their files hold.
 
 Three are known: the Lightning checkpoints of the two VQGANs (taming-transformers), and DALL-E's dVAE, whose encoder
-and decoder are two files, each a pickled module. `mam2.targets.tokenizers.inert` reads them.
+and decoder are two files, each a pickled module. `mam2.inert` reads them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mam2.config import UserError
 from mam2.files import check_tensors
+from mam2.inert import Inert, module_tensors, read_torch_file
 from mam2.targets.tokenizers.dalle import DALLEConfig, dalle_shapes, save_dalle
-from mam2.targets.tokenizers.inert import Inert, module_tensors, read_torch_file
 from mam2.targets.tokenizers.vqgan import Quantizer, VQGANConfig, gumbel_f8, save_vqgan, vqgan_shapes
 
 KEPT = ("encoder.", "quant_conv.", "quantize.", "decoder.", "post_quant_conv.")

@@ -1,0 +1,44 @@
+"""Public encoders as ours: where their tensors are found, what they are called, how they become a VideoEncoder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mam2.model.encoder import Origin
+from mam2.model.importers.build import Imported, Inflation, Triple, build
+from mam2.model.importers.source import find
+
+
+def import_encoder(
+    source: str,
+    *,
+    file: str = "",
+    inflation: Inflation | None = None,
+    num_heads: int = 0,
+    mean: Triple | None = None,
+    std: Triple | None = None,
+    licence: str = "",
+) -> Imported:
+    """A published encoder as ours; at the start it computes what the published one does (docs/public_weights.md).
+
+    Args:
+        source: `timm:NAME`; `hf:NAME` or `hf:FOLDER`; a folder with config.json and weights; or a file of weights, of
+            timm, Hugging Face or the original VideoMAE, ViTMAE, DINO, V-JEPA 2, TimeSformer. Pickles are read without
+            running anything of them.
+        file: for `timm:NAME`, a file of its weights, instead of a download.
+        inflation: clips, tubelets and attention; by default 16 frames, the source's size, factorised.
+        num_heads: of attention, where the source does not tell and its width is not a usual one.
+        mean, std: of the pixels in [0, 1] that it was trained on, where the source does not tell.
+        licence: where the source does not tell.
+
+    Raises:
+        UserError: nothing there, nothing that is known, no network, a tensor that is missing or that nothing is known
+            of, sizes that do not fit.
+    """
+    tensors, facts = find(source, file=file)
+    facts = replace(facts, num_heads=num_heads or facts.num_heads, mean=mean or facts.mean, std=std or facts.std)
+    if mean and std:
+        facts = replace(facts, assumed=tuple(words for words in facts.assumed if "pixel" not in words))
+    if licence:
+        facts = replace(facts, origin=Origin(source=facts.origin.source, licence=licence))
+    return build(tensors, facts, inflation or Inflation())

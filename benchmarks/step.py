@@ -108,7 +108,7 @@ def parts_of(work: Workload) -> dict[str, Callable[[], object]]:
 
     def appear(regressed_BTMD: Tensor, position_BTMD: Tensor) -> Tensor:
         hidden_BTMD = appearance_decoder(Latent(regressed_BTMD, position_BTMD, made.latent.num_masked))
-        return appearance_head.loss(hidden_BTMD, codes_BTM, "mean")
+        return appearance_head.loss(hidden_BTMD, codes_BTM)
 
     def move(regressed_BTMD: Tensor, position_BTMD: Tensor) -> Tensor:
         hidden_BTMD = motion_decoder(Latent(regressed_BTMD, position_BTMD, made.latent.num_masked))

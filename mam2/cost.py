@@ -23,11 +23,12 @@ from mam2.data.loader import steps_per_epoch
 from mam2.device import autocast_dtype
 from mam2.files import parse_json, write_text
 from mam2.model.blocks import recompute_blocks
-from mam2.model.encoder import VideoEncoder
+from mam2.model.encoder import EncoderConfig, VideoEncoder
+from mam2.model.weights import read_encoder_config
 from mam2.targets.cache import row_bytes
 from mam2.targets.maker import Targets
-from mam2.targets.table import APPEARANCES, MOTIONS, target_sizes
-from mam2.train.pretrain import Pretrain, build
+from mam2.targets.table import APPEARANCES, MOTIONS
+from mam2.train.pretrain import Pretrain, build, has_teacher, sizes_of
 
 COUNTING_DTYPE = torch.float16
 """Autocast dtype while counting. It is as wide as bfloat16, which on a CPU would select the hand-written attention and
@@ -98,7 +99,7 @@ class Cost:
 def estimate(config: Pretrain) -> Cost:
     """Cost of a step per clip, counted by running one on fake tensors: no weights, no data, a few seconds."""
     encoder = config.encoder
-    sizes = target_sizes(config.targets, patch_size=encoder.patch_size, tubelet=encoder.tubelet)
+    sizes = sizes_of(config)
     real = config.mask(encoder.tubelets, encoder.grid, sample_B=torch.tensor([0]), seed=0)
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -233,7 +234,7 @@ def _empty_targets(config: Pretrain) -> Targets:
     """Targets of the right shapes and types for one clip."""
     encoder, objective = config.encoder, config.objective
     frames, num_patches = encoder.tubelets, encoder.grid[0] * encoder.grid[1]
-    sizes = target_sizes(config.targets, patch_size=encoder.patch_size, tubelet=encoder.tubelet)
+    sizes = sizes_of(config)
     appearance = motion = None
     if objective.needs_appearance and APPEARANCES[config.targets.appearance].load:
         appearance = torch.zeros(1, frames, num_patches, dtype=torch.int64)
@@ -256,4 +257,21 @@ def _targets_gflop(config: Pretrain) -> tuple[float, float]:
     if targets.motion == "optical_flow" and targets.flow_model == "raft_small":
         motion_gflop = 264
     appearance = patches * APPEARANCES[targets.appearance].gflop if objective.needs_appearance else 0.0
+    if has_teacher(config):
+        appearance = _teacher_gflop(config)
     return appearance, pixels * motion_gflop if objective.needs_motion else 0.0
+
+
+def _teacher_gflop(config: Pretrain) -> float:
+    """GFLOP of a clip's features; a teacher that is not named yet counts as the paper's ViT-B."""
+    learner = config.encoder
+    teacher = read_encoder_config(config.targets.file) if config.targets.file else EncoderConfig()
+    num_frames = learner.tubelets * min(teacher.tubelet, learner.tubelet)
+    side = learner.grid[0] * teacher.patch_size
+    with torch.device("meta"):
+        encoder = VideoEncoder(replace(teacher, frames=num_frames, size=side))
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoder = encoder.to_empty(device=torch.device("cpu"))
+        with torch.autocast("cpu", COUNTING_DTYPE):
+            encoder(torch.empty(1, num_frames, 3, side, side, dtype=torch.uint8))
+    return counter.get_total_flops() / 1e9

@@ -16,6 +16,10 @@ from mam2.cross_entropy import linear_cross_entropy
 Reduction = Literal["mean", "sum"]
 """Over the channels of a token. Paper: summed in Eq. 1 and 3; here: a field each, by default the mean (decision 3)."""
 
+Distance = Literal["squared", "l1", "smooth_l1", "cosine"]
+"""Of predicted and true numbers of a patch: their squared error, absolute error, a smooth one between, or 1 less the
+cosine of their angle."""
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -52,11 +56,25 @@ def alignment_loss(regressed_BTMD: Tensor, target_BTMD: Tensor, reduction: Reduc
     return squared_error(regressed_BTMD, target_BTMD, reduction)
 
 
-def appearance_loss(hidden_BTMD: Tensor, head: nn.Linear, target: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Eq. 2 of the head's outputs: cross-entropy against codes int64 (B, T, M); squared error where the targets are
-    pixels (B, T, M, K)."""
+def distance_of(predicted: Tensor, target: Tensor, distance: Distance) -> Tensor:
+    """The distance of numbers (..., D), averaged over all tokens, and over D where it is no angle."""
+    predicted, target = predicted.float(), target.float()
+    match distance:
+        case "squared":
+            return squared_error(predicted, target)
+        case "l1":
+            return F.l1_loss(predicted, target)
+        case "smooth_l1":
+            return F.smooth_l1_loss(predicted, target)
+        case "cosine":
+            return 1 - F.cosine_similarity(predicted, target, dim=-1).mean()
+
+
+def appearance_loss(hidden_BTMD: Tensor, head: nn.Linear, target: Tensor, distance: Distance = "squared") -> Tensor:
+    """Eq. 2 of the head's outputs: cross-entropy against codes int64 (B, T, M); a distance where the targets are
+    numbers (B, T, M, K)."""
     if target.is_floating_point():
-        return squared_error(head(hidden_BTMD), target, reduction)
+        return distance_of(head(hidden_BTMD), target, distance)
     return linear_cross_entropy(hidden_BTMD.flatten(0, -2), head.weight, head.bias, target.flatten())
 
 

@@ -658,6 +658,33 @@ def test_video_encoders_keep_their_tubelets(tmp_path: Path) -> None:
     assert import_encoder(source, inflation=Inflation(frames=8, size=48)).encoder.config.frames == 8
 
 
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_an_encoder_of_single_frames_of_our_own_is_inflated(tmp_path: Path, prefix: int) -> None:
+    config = EncoderConfig(
+        width=24, depth=2, num_heads=2, frames=1, size=32, patch_size=8, attention="joint", prefix_tokens=prefix,
+        layer_scale=0.3,
+    )  # fmt: skip
+    image = VideoEncoder(config)
+    scramble(image)
+    save_encoder(tmp_path / "encoder.safetensors", image)
+    video = import_encoder(str(tmp_path), inflation=Inflation(frames=3)).encoder
+    assert (video.config.attention, video.config.frames) == ("factorised", 3)
+    clip = clip_of(3, 32)
+    with torch.no_grad():
+        expected = torch.cat([image(clip[:, t : t + 1]) for t in range(3)], dim=1)
+        torch.testing.assert_close(video(clip), expected, **CLOSE)
+
+
+def test_a_run_of_video_is_imported_for_other_clips(tmp_path: Path) -> None:
+    config = ENCODERS["image"]
+    save_encoder(tmp_path / "encoder.safetensors", VideoEncoder(config))
+    imported = import_encoder(str(tmp_path), inflation=Inflation(frames=6, size=48))
+    assert imported.encoder.config == replace(config, frames=6, size=48)
+    assert imported.notes == ["interpolated: positions, to 6 frames of 48²"]
+    same = import_encoder(str(tmp_path)).encoder.state_dict()
+    assert all(torch.equal(tensor, same[name]) for name, tensor in load_encoder(tmp_path).state_dict().items())
+
+
 @pytest.mark.slow
 def test_vit_b_at_full_size(tmp_path: Path) -> None:
     """VideoMAE-B of Hugging Face and SigLIP-B of timm, as they are published but for their numbers."""

@@ -74,7 +74,7 @@ def test_the_sum_over_channels_is_the_mean_times_their_number() -> None:
 def test_appearance_in_pixels_is_the_squared_error() -> None:
     predicted, target = torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[0.0, 1.0]]]])
     assert appearance_loss(predicted, as_it_is(2), target).item() == (1 + 4) / 2
-    assert appearance_loss(predicted, as_it_is(2), target, "sum").item() == 1 + 4
+    assert appearance_loss(predicted, as_it_is(2), target, "l1").item() == (1 + 2) / 2
 
 
 def test_clip_order_is_a_cross_entropy_of_two() -> None:

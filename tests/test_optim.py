@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mam2.config import Epochs, UserError
+from mam2.config import Epochs, Steps, UserError
 from mam2.model.classifier import Classifier, layer_id
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.objectives.mam2 import MAM2, MAM2Config
@@ -141,3 +141,21 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
 
 def test_warm_up_is_a_duration() -> None:
     assert Optim().warmup == Epochs(20)
+
+
+def test_the_encoder_waits_while_new_parts_learn() -> None:
+    """Its weights stay as they are at first, then move by their layer's share; the parts around it move at once."""
+    model = pretraining_model()
+    optim = Optim(layer_decay=0.5, encoder_waits=Steps(1))
+    optimizer = make_optimizer(model, optim, depth=3, layer_id=layer_id)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for waits in (True, False):
+        set_learning_rate(optimizer, 0.1, encoder_waits=waits)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        for name, parameter in model.named_parameters():
+            inside = name.startswith("encoder.") and not name.startswith("encoder.norm.")
+            assert torch.equal(parameter, before[name]) == (waits and inside), name
+    rates = {group["lr"] for group in optimizer.param_groups}
+    assert rates == {0.1 * 0.5**n for n in range(5)}

@@ -307,7 +307,8 @@ def test_a_run_trains_its_vq_tokenizer_once_and_where_it_is_used(
         mask=MaskConfig(kind="motion"),
     )
     pretraining.make_targets(motion, tmp_path, torch.device("meta"))
-    plain, tubelets = {"patch_size": 4, "tubelet": 1}, {"patch_size": 4, "tubelet": 2}
+    plain = {"patch_size": 4, "tubelet": 1, "teacher": None}
+    tubelets = {**plain, "tubelet": 2}
     assert made == [
         (
             replace(config.targets, file=str(file)),

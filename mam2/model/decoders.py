@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mam2.losses import Reduction, appearance_loss, motion_loss
+from mam2.losses import Distance, Reduction, appearance_loss, motion_loss
 from mam2.masks import Mask
 from mam2.model.attention import AttentionKind
 from mam2.model.blocks import BLOCKS, LearnedToken, layer_norm
@@ -20,33 +20,35 @@ from mam2.model.regressor import Latent, MaskTokens
 
 
 class AppearanceHead(nn.Module):
-    """Codes of masked patches, or their pixels: hidden (B, T, M, D) to logits or pixels (B, T, M, K)."""
+    """Codes of masked patches, or numbers such as pixels: hidden (B, T, M, D) to logits or numbers (B, T, M, K)."""
 
-    def __init__(self, width: int, num_outputs: int) -> None:
+    def __init__(self, width: int, num_outputs: int, distance: Distance = "squared") -> None:
         super().__init__()
+        self.distance: Distance = distance
         self.project = nn.Linear(width, num_outputs)
 
     def forward(self, hidden_BTMD: Tensor) -> Tensor:
         return self.project(hidden_BTMD)
 
-    def loss(self, hidden_BTMD: Tensor, target: Tensor, reduction: Reduction) -> Tensor:
+    def loss(self, hidden_BTMD: Tensor, target: Tensor) -> Tensor:
         """Eq. 2; it does without all logits at once."""
-        return appearance_loss(hidden_BTMD, self.project, target, reduction)
+        return appearance_loss(hidden_BTMD, self.project, target, self.distance)
 
 
 class MotionHead(nn.Module):
     """Motion of masked patches: hidden (B, T, M, D) to (B, T, M, numbers per patch); for clip order (B, M, 2)."""
 
-    def __init__(self, width: int, num_outputs: int) -> None:
+    def __init__(self, width: int, num_outputs: int, reduction: Reduction = "mean") -> None:
         super().__init__()
+        self.reduction: Reduction = reduction
         self.project = nn.Linear(width, num_outputs)
 
     def forward(self, hidden_BTMD: Tensor) -> Tensor:
         return self.project(hidden_BTMD)
 
-    def loss(self, hidden_BTMD: Tensor, target: Tensor, reduction: Reduction) -> Tensor:
+    def loss(self, hidden_BTMD: Tensor, target: Tensor) -> Tensor:
         """Eq. 3."""
-        return motion_loss(self.project(hidden_BTMD), target, reduction)
+        return motion_loss(self.project(hidden_BTMD), target, self.reduction)
 
 
 Head = AppearanceHead | MotionHead
@@ -87,16 +89,25 @@ class MaskDecoder(nn.Module):
         encoder: whose features come in; attention and positions follow it.
         bias: whether the linear layer from the encoder's width has one.
         num_outputs: K.
+        distance: of predicted and true numbers, where the target is no codes.
     """
 
     def __init__(
-        self, encoder: EncoderConfig, *, width: int, depth: int, num_heads: int, bias: bool, num_outputs: int
+        self,
+        encoder: EncoderConfig,
+        *,
+        width: int,
+        depth: int,
+        num_heads: int,
+        bias: bool,
+        num_outputs: int,
+        distance: Distance = "squared",
     ) -> None:
         super().__init__()
         self.project = nn.Linear(encoder.width, width, bias=bias)
         self.positions = make_positions(encoder.positions, encoder.tubelets, encoder.grid, width)
         self.mask_tokens = MaskTokens(width)
-        self.head = AppearanceHead(width, num_outputs)
+        self.head = AppearanceHead(width, num_outputs, distance)
         self.transformer = Decoder(width=width, depth=depth, num_heads=num_heads, attention=encoder.attention, heads={})
 
     def forward(self, visible_BTVD: Tensor, mask: Mask, layout: tuple[int, tuple[int, int]]) -> Tensor:

@@ -87,7 +87,7 @@ def load_encoder(source: str | Path) -> VideoEncoder:
         UserError: nothing there, a file of another kind or a damaged one, weights that are not finite, or a published
             encoder that is not known.
     """
-    file = _own_file(source)
+    file = own_file(source)
     if file is None:
         from mam2.model.importers import import_encoder
 
@@ -103,11 +103,11 @@ def load_encoder(source: str | Path) -> VideoEncoder:
 
 def read_encoder_config(source: str | Path) -> EncoderConfig:
     """The configuration of the encoder that `load_encoder` would load; of our own, without reading its weights."""
-    file = _own_file(source)
+    file = own_file(source)
     return load_encoder(source).config if file is None else _encoder_config(read_metadata(file), file)
 
 
-def _own_file(source: str | Path) -> Path | None:
+def own_file(source: str | Path) -> Path | None:
     """The file of this project's encoder or classifier that `source` names; None where it is somebody else's."""
     if str(source).startswith(PUBLIC):
         return None

@@ -70,6 +70,7 @@ class MAE(nn.Module):
             num_heads=config.num_heads,
             bias=False,
             num_outputs=sizes.appearance,
+            distance=sizes.distance,
         )
         init_weights(self)
 
@@ -80,7 +81,7 @@ class MAE(nn.Module):
     def loss(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets) -> Losses:
         """The squared error of masked patches' numbers, or the cross-entropy of their codes."""
         visible_BTVD, hidden_BTMD = self.predict(clip_BTCHW, mask)
-        loss = self.decoder.head.loss(hidden_BTMD, targets.at(mask).of("appearance"), "mean")
+        loss = self.decoder.head.loss(hidden_BTMD, targets.at(mask).of("appearance"))
         return Losses(loss, {"appearance": loss.detach()}, visible_BTVD.detach().float().mean(dim=2))
 
     def predict(self, clip_BTCHW: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:

@@ -231,12 +231,8 @@ class MAM2(nn.Module):
 
     def losses(self, seen: Predictions, mask: Mask, target: Targets) -> dict[str, Tensor]:
         """The parts of Eq. 4 before weighting; `target` is that of masked patches."""
-        parts = {kind: self.loss_of(kind, head, seen.hidden[name], target) for name, kind, head in self.heads()}
+        parts = {kind: head.loss(seen.hidden[name], target.of(kind)) for name, kind, head in self.heads()}
         return parts | self.alignment.losses(seen, mask)
-
-    def loss_of(self, kind: str, head: Head, hidden: Tensor, target: Targets) -> Tensor:
-        """Eq. 2 or 3."""
-        return head.loss(hidden, target.of(kind), self.config.motion_reduction if kind == "motion" else "mean")
 
     def metrics(self, target: Targets) -> dict[str, Tensor]:
         """Values to judge the losses by: the motion loss of predicting no motion."""
@@ -360,10 +356,10 @@ def make_decoders(config: MAM2Config, sizes: TargetSizes, attention: AttentionKi
         return Decoder(width=config.width, depth=depth, num_heads=config.num_heads, attention=attention, heads=heads)
 
     def appearance() -> dict[str, Head]:
-        return {"appearance": AppearanceHead(config.width, sizes.appearance)}
+        return {"appearance": AppearanceHead(config.width, sizes.appearance, sizes.distance)}
 
     def motion() -> dict[str, Head]:
-        return {"motion": MotionHead(config.width, sizes.motion)}
+        return {"motion": MotionHead(config.width, sizes.motion, config.motion_reduction)}
 
     def motion_decoder() -> Decoder | OrderDecoder:
         made = decoder(config.motion_depth, motion())

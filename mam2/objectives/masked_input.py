@@ -37,7 +37,7 @@ class MaskedInput(nn.Module):
         super().__init__()
         self.encoder = VideoEncoder(encoder)
         self.mask_token = LearnedToken(encoder.width)
-        self.head = AppearanceHead(encoder.width, sizes.appearance)
+        self.head = AppearanceHead(encoder.width, sizes.appearance, sizes.distance)
         init_weights(self)
 
     def forward(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets, step: int) -> Losses:
@@ -48,7 +48,7 @@ class MaskedInput(nn.Module):
         """The squared error of masked patches' numbers, or the cross-entropy of their codes."""
         features_BTND = self.predict(clip_BTCHW, mask)
         hidden_BTMD = take(features_BTND, mask.masked_BTM)
-        loss = self.head.loss(hidden_BTMD, targets.at(mask).of("appearance"), "mean")
+        loss = self.head.loss(hidden_BTMD, targets.at(mask).of("appearance"))
         return Losses(loss, {"appearance": loss.detach()}, features_BTND.detach().float().mean(dim=2))
 
     def predict(self, clip_BTCHW: Tensor, mask: Mask) -> Tensor:

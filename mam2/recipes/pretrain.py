@@ -79,6 +79,37 @@ def _lite(base: Pretrain) -> Pretrain:
     )
 
 
+def mam2_teacher_b() -> Pretrain:
+    """Not the paper's: `mam2_b_k400` whose appearance target is the features of a frozen encoder, such as an image ViT.
+
+    Needs --targets.file ENCODER. Cheaper than the VQGAN, and the strongest published pre-trainings learn so.
+    """
+    return replace(mam2_b_k400(), targets=TargetsConfig(appearance="teacher"))
+
+
+def mam2_adapt_b() -> Pretrain:
+    """Not the paper's: an image ViT adapted to one's own videos by MAM², in 40 epochs.
+
+    Give --init ENCODER, such as timm:vit_base_patch16_siglip_224.webli, or the same with --targets.file to hold on to
+    what it knows. Copied blocks learn at lower rates the deeper they lie; what is new warms up first.
+    """
+    return replace(
+        mam2_b_k400_rp(),
+        optim=Optim(base_lr=1.5e-4, min_lr=1e-6, warmup=Epochs(4), layer_decay=0.75, encoder_waits=Epochs(2)),
+        loop=Loop(batch_size=256, duration=Epochs(40)),
+    )
+
+
+def mam2_adapt_video_b() -> Pretrain:
+    """Not the paper's: VideoMAE's encoder adapted to one's own videos by MAM², in 40 epochs.
+
+    Give --init ENCODER, such as hf:MCG-NJU/videomae-base.
+    """
+    base = mam2_adapt_b()
+    encoder = replace(base.encoder, attention="joint", tubelet=2, positions="sequence", norm_eps=1e-12)
+    return replace(base, encoder=encoder)
+
+
 def mam2_tiny() -> Pretrain:
     """Not the paper's: for a laptop and any folder of videos; needs no download.
 

@@ -142,3 +142,22 @@ def vjepa_b_k400() -> Pretrain:
         ),
         loop=Loop(batch_size=3072, duration=Steps(90_000), save_every=Steps(1000)),
     )
+
+
+def salt_teacher_b_k400() -> Pretrain:
+    """Not the paper's: SALT's first step, VideoMAE's pixels under V-JEPA's masks; its encoder is the next's teacher."""
+    base = videomae_b_k400()
+    return replace(base, mask=vjepa_b_k400().mask)
+
+
+def salt_b_k400() -> Pretrain:
+    """Not the paper's: SALT's second step, V-JEPA's predictor and a teacher that stays as it is.
+
+    Needs --targets.file: the run of `salt_teacher_b_k400`, or any encoder.
+    """
+    base = vjepa_b_k400()
+    return replace(
+        base,
+        objective=MAEConfig(width=384, depth=12, num_heads=12),
+        targets=TargetsConfig(appearance="teacher", teacher_loss="l1"),
+    )

@@ -81,13 +81,20 @@ def scaled(config: Pretrain, scale: ScaleName) -> Pretrain:
         return config
     to = SCALES[scale]()
     loop = replace(to.pretrain.loop, seed=config.loop.seed)
+    optim = replace(
+        to.pretrain.optim,
+        betas=config.optim.betas,
+        weight_decay=config.optim.weight_decay,
+        layer_decay=config.optim.layer_decay,
+        encoder_waits=_times(loop.duration, 0.05) if config.optim.encoder_waits.value else Steps(0),
+    )
     return replace(
         config,
         data=_data(config.data),
         encoder=scaled_encoder(config.encoder, to),
         objective=_objective(config.objective, to, loop.duration),
         targets=_targets(config.targets, to),
-        optim=replace(to.pretrain.optim, betas=config.optim.betas, weight_decay=config.optim.weight_decay),
+        optim=optim,
         loop=loop,
     )
 

@@ -86,12 +86,13 @@ STUDIES: dict[str, Study] = {
         shares=(0.5, 1.0),
     ),
     "adapt": Study(
-        title="An encoder file, adapted to one's own videos",
+        title="A given encoder, adapted to one's own videos",
         cells=(
-            Cell("from scratch", "mam2_b_k400", scratch=True),
-            Cell("pre-trained from random weights", "mam2_b_k400"),
-            Cell("adapted", "mam2_b_k400", starts=True),
-            Cell("frozen, as it is", "mam2_b_k400", scratch=True, frozen=True),
+            Cell("as it is", "mam2_adapt_b", scratch=True, starts=True),
+            Cell("adapted", "mam2_adapt_b", starts=True),
+            Cell("adapted by VideoMAE", "videomae_b_k400", starts=True),
+            Cell("pre-trained from random weights", "mam2_b_k400_rp"),
+            Cell("from scratch", "mam2_b_k400_rp", scratch=True),
         ),
         finetune="finetune_b_k400",
     ),

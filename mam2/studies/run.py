@@ -28,13 +28,14 @@ from mam2.data.clips import Data, catalog_of
 from mam2.data.loader import steps_per_epoch
 from mam2.distributed import end_with_parent
 from mam2.files import parse_json, write_text
+from mam2.model.weights import read_encoder_config
 from mam2.pictures.report import read_log
 from mam2.probe.probe import Probe, probe_encoder
 from mam2.recipes import get_recipe
 from mam2.recipes.scales import scaled_finetune, with_duration
 from mam2.studies.budget import Budget, parse_budget
 from mam2.studies.frames import shared_frames
-from mam2.studies.study import Job, Settings, Study, jobs_of
+from mam2.studies.study import Cell, Job, Settings, Study, jobs_of
 from mam2.studies.summary import summarised
 from mam2.train.finetune import Finetune, as_pretrained, evaluate_run, finetune
 from mam2.train.pretrain import Pretrain, pretrain
@@ -115,10 +116,14 @@ def check_cells(study: Study, settings: Settings) -> None:
     """Raises UserError for settings that the study can't use."""
     if not settings.seeds:
         raise UserError("A study needs a seed: --seeds 0 1 2.")
-    if any(cell.starts or (cell.frozen and cell.scratch) for cell in study.cells) and not settings.init:
+    starts = any(cell.starts for cell in study.cells)
+    if starts and not settings.init:
         raise UserError(
-            "This study starts from an encoder: give --init, a run's folder or an encoder.safetensors file."
+            "This study starts from an encoder: give --init, a run's folder, an encoder.safetensors file or the name of "
+            "a published one."
         )
+    if settings.init and not starts:
+        raise UserError(f"{study.title!r} starts from no encoder. Leave --init out, or take `mam2 study adapt`.")
     if not settings.tests:
         raise UserError("A study needs a test: --tests finetune linear knn.")
 
@@ -156,7 +161,7 @@ def prepare(settings: Settings, study: Study, out: Path) -> Videos:
         )
     _keep_apart("video", *({os.path.realpath(item.path) for item in of.items} for of in (train, test)))
     _keep_apart("group", *({item.group for item in of.items} - {""} for of in (train, test)))
-    size = max(cell.config(settings.scale).encoder.size for cell in study.cells)
+    size = max(_recipe(cell, settings).encoder.size for cell in study.cells)
     lists = {
         name: str(shared_frames(catalog, out / "frames", size=size, name=name))
         for name, catalog in (("unlabelled", unlabelled), ("train", train), ("test", test))
@@ -182,7 +187,7 @@ def plan(job: Job, settings: Settings, budget: Budget | None, videos: Videos, ou
     Raises:
         UserError: a budget too small for one step.
     """
-    config = job.cell.config(settings.scale)
+    config = _recipe(job.cell, settings)
     data = replace(_data(config.data, settings), root=videos.unlabelled)
     config = replace(config, data=data, loop=replace(config.loop, seed=job.seed))
     if job.cell.starts:
@@ -200,6 +205,12 @@ def plan(job: Job, settings: Settings, budget: Budget | None, videos: Videos, ou
     save_every = Duration(max(1, steps // 4), "steps")
     config = with_duration(config, Duration(steps, "steps"))
     return replace(config, loop=replace(config.loop, save_every=save_every))
+
+
+def _recipe(cell: Cell, settings: Settings) -> Pretrain:
+    """The cell's pre-training at the study's scale; with the sizes of the encoder that the study is given, if any."""
+    config = cell.config(settings.scale)
+    return replace(config, encoder=read_encoder_config(settings.init)) if settings.init else config
 
 
 def _data(data: Data, settings: Settings) -> Data:
@@ -263,9 +274,9 @@ def _measured(
     job: Job, study: Study, settings: Settings, budget: Budget | None, videos: Videos, out: Path
 ) -> dict[str, Any]:
     folder, cell = out / "runs" / job.folder, job.cell
-    config = cell.config(settings.scale)
+    config = _recipe(cell, settings)
     result: dict[str, Any] = {"steps": 0, "epochs": 0.0, "tflop": 0.0, "seconds": 0.0}
-    init = settings.init if cell.frozen and cell.scratch else "scratch"
+    init = settings.init if cell.scratch and cell.starts else "scratch"
     if not cell.scratch:
         config = plan(job, settings, budget, videos, out)
         _finish(pretrain(config, folder / "pretrain"))
@@ -279,7 +290,7 @@ def _measured(
             "tflop": cost.remembered(config).tflop * steps * num_clips,
             "seconds": seconds_per_step(folder / "pretrain", num_clips) * steps,
         }
-    if "finetune" in settings.tests and not cell.frozen:
+    if "finetune" in settings.tests:
         tuned = folder / "finetune"
         _finish(finetune(_tuning(study, settings, config, init, videos, job.seed), tuned))
         found, _ = evaluate_run(tuned, videos.test)

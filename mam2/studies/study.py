@@ -24,8 +24,7 @@ class Cell:
         paper: the paper's top-1 in per cent; empty where it has none.
         changes: fields of the scaled recipe by dotted name, such as "objective.alignment_weight", and other values.
         scratch: nothing is pre-trained: the recipe's encoder starts from random weights.
-        starts: pre-training starts from the encoder file that the study is given.
-        frozen: only probed, not fine-tuned; with `scratch`, the given file as it is.
+        starts: from the encoder that the study is given; with `scratch`, that encoder as it is.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Cell:
     changes: tuple[tuple[str, object], ...] = ()
     scratch: bool = False
     starts: bool = False
-    frozen: bool = False
 
     def config(self, scale: ScaleName) -> Pretrain:
         """The pre-training at a scale, with the changes."""

@@ -19,6 +19,7 @@ from mam2.patches import normalise_patches, patchify, to_float
 from mam2.targets.cache import TokenCache
 from mam2.targets.motion import clip_order, clip_scale, rgb_difference
 from mam2.targets.table import APPEARANCES, MOTIONS, TargetsConfig, target_sizes
+from mam2.targets.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class TargetMaker:
         appearance: whether an appearance target is wanted.
         motion: whether a motion target is wanted.
         guide: whether `motion_of` is wanted, for masks.
+        teacher: the frozen encoder, where the appearance target is its features.
 
     Attributes:
         tokenizer: frames to codes; None where the appearance target is none of these.
@@ -97,6 +99,7 @@ class TargetMaker:
         appearance: bool = True,
         motion: bool = True,
         guide: bool = False,
+        teacher: Teacher | None = None,
     ) -> None:
         self.config = config
         self.patch_size = patch_size
@@ -109,6 +112,9 @@ class TargetMaker:
         self.tokenizer = load_tokenizer(config, patch_size, device) if appearance and load_tokenizer else None
         if self.tokenizer:
             self.sizes = replace(self.sizes, appearance=self.tokenizer.num_codes)  # a file states its own
+        self.teacher = teacher
+        if teacher:
+            self.sizes = replace(self.sizes, appearance=teacher.width)
         self.motion = load_motion(config, patch_size, device) if (motion or guide) and load_motion else None
         self.cache: TokenCache | None = None
 
@@ -161,8 +167,9 @@ class TargetMaker:
 
     def _values(self, clip_BTCHW: Tensor) -> Tensor:
         row = APPEARANCES[self.config.appearance]
-        assert row.values, "a target without codes has numbers"
-        return row.values[0](clip_BTCHW.unflatten(1, (-1, self.tubelet)), self.patch_size)
+        values = row.values[0] if row.values else self.teacher
+        assert values is not None, "a target without codes has numbers"
+        return values(clip_BTCHW.unflatten(1, (-1, self.tubelet)), self.patch_size)
 
     def _codes(self, clip_BTCHW: Tensor) -> Tensor:
         assert self.tokenizer is not None

@@ -17,6 +17,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from mam2.config import UserError, check, did_you_mean
+from mam2.losses import Distance
 from mam2.targets.motion import rgb_difference
 from mam2.targets.values import hog, num_hog, num_pixels, num_pixels_of_tubelets, pixels, pixels_of_tubelets
 
@@ -29,11 +30,13 @@ class TargetSizes:
         appearance: numbers predicted for a patch: K logits, or the K numbers of a target such as pixels.
         motion: numbers predicted for a patch and frame, or 2 for a tube's order.
         clip_order: whether the motion target is clip order.
+        distance: of predicted and true numbers of the appearance target, where it is no codes.
     """
 
     appearance: int
     motion: int
     clip_order: bool = False
+    distance: Distance = "squared"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,9 @@ class TargetsConfig:
 
     Attributes:
         appearance: target of the appearance decoder: a name of APPEARANCES.
-        file: the tokenizer's weights (.safetensors), where it has any.
+        file: the tokenizer's weights (.safetensors), where it has any; for a teacher, its encoder: a run's folder, a
+            file, or a published one such as timm:vit_base_patch16_siglip_224.webli.
+        teacher_loss: distance to a teacher's features.
         num_codes: K of the random projection or of the VQ model to train; files state their own.
         vq_steps: steps of 32 frames for which that VQ model is trained.
         precision: of VQGAN and DALL-E. "bf16" halves the VQGAN's time on a CPU and gives 1 or 2 % of the patches other
@@ -58,6 +63,7 @@ class TargetsConfig:
 
     appearance: str = "vqgan_16384"
     file: str = ""
+    teacher_loss: Literal["smooth_l1", "l1", "cosine"] = "smooth_l1"
     num_codes: Annotated[int, Ge(1)] = 8192
     vq_steps: Annotated[int, Ge(1)] = 400
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -106,7 +112,8 @@ class Appearance:
         gflop: forward, per clip of 16 frames.
         weights: where its weights come from.
         load: the tokenizer for a configuration and patch side, on a device; None where the target is no codes.
-        values: where the target is no codes: its numbers, and how many they are for a patch side and a tubelet.
+        values: where the target is computed from pixels: its numbers, and how many they are for a patch side and a
+            tubelet.
     """
 
     title: str
@@ -199,6 +206,9 @@ APPEARANCES: dict[str, Appearance] = {
         None,
         (pixels_of_tubelets, num_pixels_of_tubelets),
     ),
+    "teacher": Appearance(
+        "features of a frozen encoder, normalised", 224, "mean 0, variance 1", 768, 1126, "--targets.file ENCODER", None
+    ),
     "hog": Appearance("gradients' directions (MaskFeat)", 224, "[0, 1]", 0, 0, "none", None, (hog, num_hog)),
 }
 
@@ -234,4 +244,5 @@ def target_sizes(config: TargetsConfig, *, patch_size: int, tubelet: int = 1) ->
         appearance=appearance.values[1](patch_size, tubelet) if appearance.values else num_codes,
         motion=motion.channels * patch_size**2 if motion.load else 2,
         clip_order=motion.load is None,
+        distance=config.teacher_loss if config.appearance == "teacher" else "squared",
     )

@@ -140,6 +140,7 @@ def fit(
     num_steps = loader.num_steps
     save_steps = max(1, loop.save_every.steps(loader.steps_per_epoch))
     warmup_steps = optim.warmup.steps(loader.steps_per_epoch)
+    waiting_steps = optim.encoder_waits.steps(loader.steps_per_epoch)
     wrapped = prepared(model, loop, device)
     main = distributed.rank() == 0
     if main and start_step >= num_steps:
@@ -160,7 +161,7 @@ def fit(
             rate = learning_rate(
                 optim, step, batch_size=loop.batch_size, warmup_steps=warmup_steps, num_steps=num_steps
             )
-            set_learning_rate(optimizer, rate)
+            set_learning_rate(optimizer, rate, encoder_waits=step < waiting_steps)
             torch.manual_seed(seed_of(loop.seed, step, distributed.rank()))
             results, norm = train_step(wrapped, loss_of, batch, step, optimizer, loop=loop, optim=optim, dtype=dtype)
             on_step()

@@ -11,7 +11,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 
-from mam2.config import Duration, Epochs, check
+from mam2.config import Duration, Epochs, Steps, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class Optim:
         warmup: linear from 0, step by step.
         max_grad_norm: gradients are clipped to this norm; 0 is off.
         layer_decay: factor from each block's learning rate to that of the block below; 1 is off.
+        encoder_waits: how long the encoder keeps its weights at first, while the parts around it learn.
     """
 
     base_lr: Annotated[float, Gt(0)] = 1.5e-4
@@ -35,6 +36,7 @@ class Optim:
     warmup: Duration = Epochs(20)
     max_grad_norm: Annotated[float, Ge(0)] = 0.0
     layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0
+    encoder_waits: Duration = Steps(0)
 
     def __post_init__(self) -> None:
         check(self, "optim.")
@@ -72,13 +74,15 @@ def make_optimizer(
                 "params": [],
                 "weight_decay": optim.weight_decay if decays else 0.0,
                 "lr_scale": optim.layer_decay ** (depth + 1 - layer),
+                "is_encoder": layer <= depth,
             },
         )
         group["params"].append(parameter)
     return torch.optim.AdamW(list(groups.values()), lr=optim.base_lr, betas=optim.betas, eps=1e-8, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives each group its share of the rate."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, *, encoder_waits: bool = False) -> None:
+    """Gives each group its share of the rate; the encoder's groups none while it waits."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
+        waits = encoder_waits and group.get("is_encoder", False)  # checkpoints of version 0.1 don't say
+        group["lr"] = 0.0 if waits else rate * group["lr_scale"]

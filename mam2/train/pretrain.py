@@ -20,14 +20,16 @@ from mam2.device import autocast_dtype, local_device
 from mam2.files import digest, fingerprint
 from mam2.losses import Losses
 from mam2.masks import MaskConfig
+from mam2.model.classifier import layer_id
 from mam2.model.encoder import EncoderConfig
-from mam2.model.weights import load_encoder, read_origin, save_encoder
+from mam2.model.weights import load_encoder, read_encoder_config, read_origin, save_encoder
 from mam2.objectives import ObjectiveChoice
 from mam2.objectives.contract import Objective, ObjectiveConfig
 from mam2.objectives.mam2 import MAM2Config
 from mam2.targets.cache import MOST_CODES, TokenCache
 from mam2.targets.maker import TargetMaker
 from mam2.targets.table import APPEARANCES, TargetsConfig, TargetSizes, Tokenizer, target_sizes
+from mam2.targets.teacher import Teacher, check_tubelets
 from mam2.targets.tokenizers.vq import VQConfig
 from mam2.train import checkpoint
 from mam2.train.batches import train_loader
@@ -60,7 +62,7 @@ class Pretrain:
 
     def __post_init__(self) -> None:
         encoder = self.encoder
-        if encoder.tubelets < 2:
+        if encoder.tubelets < 2 and self.objective.needs_motion:
             raise UserError(
                 f"encoder.frames is {encoder.frames} and encoder.tubelet {encoder.tubelet}; motion needs clips of at "
                 "least 2 tubelets."
@@ -131,7 +133,10 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
         per_epoch = steps_per_epoch(len(catalog.items), config.loop.batch_size)
         model = build(config, targets.sizes, steps_per_epoch=per_epoch).to(device)
         module = cast(nn.Module, model)
-        optimizer = make_optimizer(module, config.optim)
+        by_layer = config.optim.layer_decay < 1 or config.optim.encoder_waits.value > 0
+        optimizer = make_optimizer(
+            module, config.optim, depth=config.encoder.depth, layer_id=layer_id if by_layer else None
+        )
         # Fit.
         start = checkpoint.load(folder, module, optimizer)
         if config.init and start == 0:
@@ -205,7 +210,36 @@ def make_targets(config: Pretrain, folder: Path, device: torch.device) -> Target
         appearance=config.objective.needs_appearance,
         motion=config.objective.needs_motion,
         guide=config.mask.is_guided,
+        teacher=load_teacher(config, device) if has_teacher(config) else None,
     )
+
+
+def has_teacher(config: Pretrain) -> bool:
+    """Whether the appearance target is the features of a frozen encoder."""
+    return config.objective.needs_appearance and config.targets.appearance == "teacher"
+
+
+def load_teacher(config: Pretrain, device: torch.device) -> Teacher:
+    """The frozen encoder that `targets.file` names; UserError if it names none, or one that does not fit."""
+    if not config.targets.file:
+        raise UserError(
+            "targets.appearance 'teacher' needs an encoder: --targets.file RUN, FILE, or a published one such as "
+            "timm:vit_base_patch16_siglip_224.webli."
+        )
+    encoder = load_encoder(config.targets.file).to(device).requires_grad_(False)
+    sizes = encoder.config
+    check_tubelets(sizes.tubelet, config.encoder.tubelet)
+    return Teacher(encoder, width=sizes.width, patch_size=sizes.patch_size, tubelet=sizes.tubelet)
+
+
+def sizes_of(config: Pretrain) -> TargetSizes:
+    """What the targets ask of the decoders, before they are loaded; a teacher that is not named yet counts as
+    ViT-B."""
+    encoder = config.encoder
+    sizes = target_sizes(config.targets, patch_size=encoder.patch_size, tubelet=encoder.tubelet)
+    if has_teacher(config) and config.targets.file:
+        return replace(sizes, appearance=read_encoder_config(config.targets.file).width)
+    return sizes
 
 
 def token_cache(config: Pretrain, catalog: Catalog, tokenizer: Tokenizer) -> TokenCache:
@@ -260,9 +294,7 @@ def build(config: Pretrain, sizes: TargetSizes | None = None, *, steps_per_epoch
     """
     torch.manual_seed(config.loop.seed)
     objective: ObjectiveConfig = config.objective
-    encoder = config.encoder
-    sizes = sizes or target_sizes(config.targets, patch_size=encoder.patch_size, tubelet=encoder.tubelet)
-    return objective.build(encoder, sizes, steps_per_epoch=steps_per_epoch)
+    return objective.build(config.encoder, sizes or sizes_of(config), steps_per_epoch=steps_per_epoch)
 
 
 def load_run(folder: str | Path) -> tuple[Objective, TargetMaker, Pretrain]:

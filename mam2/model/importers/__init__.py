@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mam2.model.encoder import Origin
-from mam2.model.importers.build import Imported, Inflation, Triple, build
+from mam2.model.importers.build import Imported, Inflation, Triple, build, resized
+from mam2.model.importers.own import as_timm, is_of_images
 from mam2.model.importers.source import find
+from mam2.model.weights import load_encoder, own_file
 
 
 def import_encoder(
@@ -24,7 +26,7 @@ def import_encoder(
     Args:
         source: `timm:NAME`; `hf:NAME` or `hf:FOLDER`; a folder with config.json and weights; or a file of weights, of
             timm, Hugging Face or the original VideoMAE, ViTMAE, DINO, V-JEPA 2, TimeSformer. Pickles are read without
-            running anything of them.
+            running anything of them. Or a run of this project: an encoder of single frames is inflated too.
         file: for `timm:NAME`, a file of its weights, instead of a download.
         inflation: clips, tubelets and attention; by default 16 frames, the source's size, factorised.
         num_heads: of attention, where the source does not tell and its width is not a usual one.
@@ -35,7 +37,14 @@ def import_encoder(
         UserError: nothing there, nothing that is known, no network, a tensor that is missing or that nothing is known
             of, sizes that do not fit.
     """
-    tensors, facts = find(source, file=file)
+    own = None if file else own_file(source)
+    if own is not None:
+        encoder = load_encoder(own)
+        if not is_of_images(encoder.config):
+            return resized(encoder, inflation or Inflation(), source=source)
+        tensors, facts = as_timm(encoder, source)
+    else:
+        tensors, facts = find(source, file=file)
     facts = replace(facts, num_heads=num_heads or facts.num_heads, mean=mean or facts.mean, std=std or facts.std)
     if mean and std:
         facts = replace(facts, assumed=tuple(words for words in facts.assumed if "pixel" not in words))

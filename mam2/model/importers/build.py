@@ -149,11 +149,6 @@ def build(found: dict[str, Tensor], facts: Facts, inflation: Inflation) -> Impor
     kernel = tensors.take("patch_embed.proj.weight")
     divided = any(".temporal_attn." in name for name in names.tensors)
     of_video = kernel.ndim == 5 or divided
-    if of_video and (inflation.tubelet > 1 or inflation.attention != "factorised"):
-        raise UserError(
-            f"{source} is an encoder of video, whose tubelets and attention are its own. Leave --tubelet and "
-            "--attention out."
-        )
     config = config_of_tensors(names.tensors, kernel, facts, inflation, divided=divided)
     # Patches: the kernel over one frame or a tubelet's, and the source's pixel statistics folded into it.
     bias = tensors.take("patch_embed.proj.bias") if "patch_embed.proj.bias" in tensors else torch.zeros(len(kernel))
@@ -177,7 +172,9 @@ def build(found: dict[str, Tensor], facts: Facts, inflation: Inflation) -> Impor
     check_tensors(made, shapes_of(encoder), where=f"{source} does not fit together")
     encoder.load_state_dict(made)
     notes += describe(config, facts, inflation, of_video=of_video, names=names.tensors)
-    return Imported(resized(encoder, inflation, source=source, of_video=of_video).eval(), notes)
+    made_for = inflation if of_video else Inflation(size=inflation.size)
+    ready = resized(encoder, made_for, source=source)
+    return Imported(ready.encoder, notes + ready.notes)
 
 
 def config_of_tensors(
@@ -321,16 +318,24 @@ def place_block(made: dict[str, Tensor], tensors: Tensors, i: int, config: Encod
             made[f"{ours}.add_time.scale_D"] = torch.ones(config.width)
 
 
-def resized(encoder: VideoEncoder, inflation: Inflation, *, source: str, of_video: bool) -> VideoEncoder:
-    """The encoder for clips of the wanted frames and size."""
+def resized(encoder: VideoEncoder, inflation: Inflation, *, source: str) -> Imported:
+    """An encoder of video for clips of the wanted frames and size.
+
+    Raises:
+        UserError: tubelets or attention are asked for, which it has.
+    """
+    if inflation.tubelet > 1 or inflation.attention != "factorised":
+        raise UserError(
+            f"{source} is an encoder of video, whose tubelets and attention are its own. Leave --tubelet and "
+            "--attention out."
+        )
     config = encoder.config
-    frames = (inflation.frames if of_video else 0) or config.frames
-    wanted = replace(config, frames=frames, size=inflation.size or config.size)
+    wanted = replace(config, frames=inflation.frames or config.frames, size=inflation.size or config.size)
     if wanted == config:
-        return encoder
+        return Imported(encoder.eval(), [])
     target = VideoEncoder(wanted, origin=encoder.origin)
     copy_encoder(encoder, target, source)
-    return target
+    return Imported(target.eval(), [f"interpolated: positions, to {wanted.frames} frames of {wanted.size}²"])
 
 
 def describe(

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mam2.model.encoder import VideoEncoder as VideoEncoder
     from mam2.model.encoder import vit_b as vit_b
     from mam2.model.encoder import vit_l as vit_l
+    from mam2.model.importers import import_encoder as import_encoder
+    from mam2.model.importers.build import Inflation as Inflation
     from mam2.model.weights import load_classifier as load_classifier
     from mam2.model.weights import load_encoder as load_encoder
     from mam2.objectives.mam2 import MAM2 as MAM2
@@ -52,6 +54,8 @@ MODULE_OF = {
     **dict.fromkeys(("Mask", "MaskConfig"), "masks"),
     "Classifier": "model.classifier",
     **dict.fromkeys(("EncoderConfig", "VideoEncoder", "vit_b", "vit_l"), "model.encoder"),
+    "import_encoder": "model.importers",
+    "Inflation": "model.importers.build",
     **dict.fromkeys(("load_classifier", "load_encoder"), "model.weights"),
     **dict.fromkeys(("MAM2", "MAM2Config"), "objectives.mam2"),
     **dict.fromkeys(("Probe", "probe_encoder"), "probe.probe"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from helpers import TINY, TINY_ENCODER
 from safetensors.torch import load_file
 from torchvision.models.optical_flow import raft_small
@@ -22,6 +23,8 @@ from mam2.__main__ import main
 from mam2.cli.verbs import VERBS
 from mam2.config import to_json
 from mam2.data.synthetic import render, write_video
+from mam2.model.encoder import Origin
+from mam2.model.weights import load_classifier, load_encoder, read_origin
 from mam2.recipes import get_recipe
 from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, save_vqgan
 from mam2.train.finetune import Finetune
@@ -568,7 +571,7 @@ def test_wrong_checkpoints(run, videos, pretrained, tmp_path) -> None:
             return Path.touch, (canary,)
 
     bomb.write_bytes(pickle.dumps(Bomb()))
-    refused(run(*FINETUNE, "--init", bomb, "--data.root", videos, "--out", out), "no safetensors file")
+    refused(run(*FINETUNE, "--init", bomb, "--data.root", videos, "--out", out), "is no checkpoint")
     refused(run("tokenizer", "convert", bomb, "--out", tmp_path / "t.safetensors"), "bomb.pt")
     assert not canary.exists()
 
@@ -671,3 +674,50 @@ def test_the_cost_of_a_recipe(run) -> None:
         assert said in out
     refused(run("cost", "mam2_b_k4000"), "mam2_b_k400")
     refused(run("cost"), "Name a recipe")
+
+
+def test_a_public_encoder_from_its_folder_to_predictions(run, videos, tmp_path) -> None:
+    """Import, adapt, fine-tune, evaluate and probe, from a folder as Hugging Face writes it."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
+    vit = transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=16, patch_size=8))
+    vit.save_pretrained(tmp_path / "vit")
+    (tmp_path / "vit" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    source, file = f"hf:{tmp_path / 'vit'}", tmp_path / "encoder.safetensors"
+    status, out, _ = run("import", source, "--frames", 4, "--out", file)
+    assert status == 0
+    assert "zero, as the file has none" not in out
+    assert "new: temporal attention" in out
+    assert f"Wrote {file}: 4 frames of 16², factorised attention. Licence: apache-2.0." in out
+    data = ("--data.root", videos, "--data.stride-frames", 1, "--data.num-workers", 0)
+    short = ("--loop.batch-size", 4, "--loop.duration", "2 steps", "--optim.warmup", "1 steps")
+    adapt = (
+        "pretrain",
+        "mam2_adapt_b",
+        *data,
+        *short,
+        "--encoder.frames",
+        4,
+        "--init",
+        source,
+        "--out",
+        tmp_path / "a",
+    )
+    assert run(*adapt)[0] == 0
+    origin = read_origin(tmp_path / "a" / "encoder.safetensors")
+    assert origin == Origin(source=str(tmp_path / "vit"), licence="apache-2.0")
+    start, end = load_encoder(file), load_encoder(tmp_path / "a")
+    assert torch.equal(start.blocks[0].space.qkv.weight, end.blocks[0].space.qkv.weight)  # it waits for two epochs
+    shutil.rmtree(tmp_path / "vit")  # a run goes on without what it began with
+    assert run(*adapt, "--optim.encoder-waits", "0 steps")[0] == 2  # another run
+    assert run(*adapt)[0] == 0
+    tune = ("finetune", "finetune_tiny", *data, *short, "--init", tmp_path / "a", "--out", tmp_path / "t")
+    assert run(*tune)[0] == 0
+    assert load_classifier(tmp_path / "t")[0].encoder.origin == origin
+    assert run("evaluate", tmp_path / "t", "--data.root", videos)[0] == 0
+    probe = ("probe", file, "--train", videos, "--test", videos, "--kind", "knn", "--out", tmp_path / "p")
+    assert run(*probe)[0] == 0
+    refused(run("import", "hf:nobody/nothing", "--file", file, "--out", file), "--file goes with a name of timm")
+    refused(run("import", tmp_path / "absent", "--out", file), "does not exist")
+    refused(
+        run("pretrain", "mam2_adapt_b", *data, "--init", "timm:vit_bas", "--out", tmp_path / "x"), "timm has no model"
+    )

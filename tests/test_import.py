@@ -680,7 +680,7 @@ def test_a_run_of_video_is_imported_for_other_clips(tmp_path: Path) -> None:
     save_encoder(tmp_path / "encoder.safetensors", VideoEncoder(config))
     imported = import_encoder(str(tmp_path), inflation=Inflation(frames=6, size=48))
     assert imported.encoder.config == replace(config, frames=6, size=48)
-    assert imported.notes == ["interpolated: positions, to 6 frames of 48²"]
+    assert imported.notes == ["interpolated: positions, now 6 frames of 48²"]
     same = import_encoder(str(tmp_path)).encoder.state_dict()
     assert all(torch.equal(tensor, same[name]) for name, tensor in load_encoder(tmp_path).state_dict().items())
 

@@ -60,5 +60,6 @@ def main(verb: str, arguments: list[str]) -> None:
         f"Wrote {command.out}: {config.frames} frames of {config.size}², {config.attention} attention. "
         f"Licence: {origin.licence}."
     )
-    say(f"Next: mam2 pretrain mam2_adapt_b --init {command.out} --data.root VIDEOS --out RUN")
+    recipe = "mam2_adapt_b" if config.attention == "factorised" else "mam2_adapt_video_b"
+    say(f"Next: mam2 pretrain {recipe} --init {command.out} --data.root VIDEOS --out RUN")
     say(f"      mam2 probe {command.out} --train LABELLED --test TEST")

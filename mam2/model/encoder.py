@@ -212,7 +212,7 @@ class VideoEncoder(nn.Module):
         config = self.config
         _, frames, _, height, width = clip_BTCHW.shape
         num_tubelets, grid = self.layout(clip_BTCHW)
-        if (frames, grid) != (config.frames, config.grid):
+        if (frames, grid) != (config.frames, config.grid) and config.positions != "rotary":
             warn_of_interpolation(config, frames, height, width)
         position_TND: Tensor = self.positions(num_tubelets, grid).to(self.patch_embed.weight.device)
         return position_TND

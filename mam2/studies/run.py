@@ -119,8 +119,8 @@ def check_cells(study: Study, settings: Settings) -> None:
     starts = any(cell.starts for cell in study.cells)
     if starts and not settings.init:
         raise UserError(
-            "This study starts from an encoder: give --init, a run's folder, an encoder.safetensors file or the name of "
-            "a published one."
+            "This study starts from an encoder: give --init, a run's folder, an encoder.safetensors file or a published"
+            " encoder's name."
         )
     if settings.init and not starts:
         raise UserError(f"{study.title!r} starts from no encoder. Leave --init out, or take `mam2 study adapt`.")

@@ -46,9 +46,8 @@ class Pretrain:
     """A complete pre-training run; the defaults are the paper's ViT-B on Kinetics-400.
 
     Attributes:
-        init: what training starts from: a run's folder, an encoder.safetensors file, or a published encoder such as
-            timm:vit_base_patch16_siglip_224.webli or hf:MCG-NJU/videomae-base; by default random weights. Regressor
-            and decoders start anew.
+        init: what the encoder starts from: a run, a file, or a published one (`mam2 import --help`); by default random
+            weights. Regressor and decoders start anew.
     """
 
     init: str = ""

@@ -335,7 +335,8 @@ def resized(encoder: VideoEncoder, inflation: Inflation, *, source: str) -> Impo
         return Imported(encoder.eval(), [])
     target = VideoEncoder(wanted, origin=encoder.origin)
     copy_encoder(encoder, target, source)
-    return Imported(target.eval(), [f"interpolated: positions, to {wanted.frames} frames of {wanted.size}²"])
+    how = "interpolated" if config.positions in ("separable", "full") else "made for other clips"
+    return Imported(target.eval(), [f"{how}: positions, now {wanted.frames} frames of {wanted.size}²"])
 
 
 def describe(

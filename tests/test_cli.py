@@ -716,6 +716,10 @@ def test_a_public_encoder_from_its_folder_to_predictions(run, videos, tmp_path) 
     assert run("evaluate", tmp_path / "t", "--data.root", videos)[0] == 0
     probe = ("probe", file, "--train", videos, "--test", videos, "--kind", "knn", "--out", tmp_path / "p")
     assert run(*probe)[0] == 0
+    for number, alone in enumerate((file, tmp_path / "t")):
+        picture = tmp_path / f"{number}.png"
+        assert run("show", alone, videos / "left" / "0.mp4", "--out", picture)[0] == 0
+        assert picture.stat().st_size > 1000
     refused(run("import", "hf:nobody/nothing", "--file", file, "--out", file), "--file goes with a name of timm")
     refused(run("import", tmp_path / "absent", "--out", file), "does not exist")
     refused(

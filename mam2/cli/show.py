@@ -19,7 +19,8 @@ class ShowCommand:
     """Draw what a pre-trained run predicts for a video, or what a run's training gets to see of it.
 
     Attributes:
-        run: the folder of a `mam2 pretrain`; with --augment, of a `mam2 finetune` too.
+        run: the folder of a `mam2 pretrain`; any other encoder, of which the attention is drawn; with --augment, the
+            folder of a `mam2 pretrain` or `mam2 finetune`.
         video: any video file.
         out: output PNG; by default ./VIDEO.png.
         gif: an animation of the same to write too.
@@ -28,7 +29,7 @@ class ShowCommand:
         seed: of the mask, or of the augmentation.
     """
 
-    run: Positional[Path]
+    run: Positional[str]
     video: Positional[Path]
     out: Path | None = None
     gif: Path | None = None

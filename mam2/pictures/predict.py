@@ -6,10 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mam2.data.clips import middle_clip
+from mam2.data.clips import Data, middle_clip
+from mam2.device import local_device
 from mam2.masks import MaskConfig, put
+from mam2.model.encoder import VideoEncoder
+from mam2.model.weights import PUBLIC, load_encoder
 from mam2.objectives.contract import Objective
 from mam2.patches import to_float, unpatchify
 from mam2.pictures.masks import masked_patches
@@ -18,6 +22,7 @@ from mam2.targets.maker import TargetMaker
 from mam2.targets.motion import clip_scale
 from mam2.targets.table import MOTIONS
 from mam2.train.pretrain import load_run
+from mam2.train.run import data_of
 
 
 def show(
@@ -28,25 +33,58 @@ def show(
     animations: tuple[str | Path, ...] = (),
     seed: int = 0,
 ) -> None:
-    """Writes a contact sheet (PNG) of a run's predictions for the middle of a video.
+    """Writes a contact sheet (PNG) of a run's predictions for the middle of a video; of an encoder, its attention.
 
     Args:
-        run: the folder of a pre-training run.
+        run: the folder of a pre-training run; or any encoder that `load_encoder` takes.
         video: a video file.
         out: the PNG to write.
         animations: more files to write, .gif or .mp4: the same rows, in motion.
         seed: of the mask.
 
     Raises:
-        UserError: no pre-training run, no video, or an animation of another kind of file.
+        UserError: no run, no encoder, no video, or an animation of another kind of file.
     """
-    model, targets, config = load_run(run)
-    size, frames = config.encoder.size, config.encoder.frames
-    clip_TCHW = middle_clip(video, config.data, num_frames=frames, size=size)
-    prediction = predict(model, targets, config.mask, clip_TCHW, seed=seed)
+    if is_encoder_alone(run):
+        encoder = load_encoder(run)
+        data, sizes = data_of(run) or Data(), encoder.config
+        clip_TCHW = middle_clip(video, data, num_frames=sizes.frames, size=sizes.size)
+        prediction = attend(encoder, clip_TCHW)
+    else:
+        model, targets, config = load_run(run)
+        clip_TCHW = middle_clip(video, config.data, num_frames=config.encoder.frames, size=config.encoder.size)
+        prediction = predict(model, targets, config.mask, clip_TCHW, seed=seed)
     contact_sheet(prediction, Path(out), title=Path(video).name)
     for path in animations:
         animation(prediction, Path(path), title=Path(video).name)
+
+
+def is_encoder_alone(source: str | Path) -> bool:
+    """Whether a source is an encoder without the model that it was pre-trained with."""
+    if str(source).startswith(PUBLIC) or Path(source).is_file():
+        return True
+    known = (Path(source) / name for name in ("config.json", "classifier.safetensors"))
+    return any(file.is_file() for file in known)
+
+
+@torch.no_grad()
+def attend(encoder: VideoEncoder, clip_TCHW: Tensor) -> Prediction:
+    """A clip, uint8 (T, 3, H, W), and the attention that an encoder in eval mode pays to its patches."""
+    encoder.to(local_device())
+    whole = to_float(clip_TCHW[None].to(encoder.patch_embed.weight.device))
+    attention_TN = encoder.attention_received(whole)[0].float().cpu()
+    tubelet = encoder.config.tubelet
+    return Prediction(
+        clip_TCHW=whole[0, ::tubelet].cpu(),
+        masked_TN=torch.zeros_like(attention_TN, dtype=torch.bool),
+        grid=encoder.layout(whole)[1],
+        appearance_TCHW=None,
+        agreement_TN=None,
+        motion_TCHW=None,
+        true_motion_TCHW=None,
+        tubelet=tubelet,
+        attention_TN=attention_TN,
+    )
 
 
 @torch.no_grad()
@@ -78,12 +116,14 @@ def predict(model: Objective, targets: TargetMaker, masking: MaskConfig, clip_TC
     appearance_TCHW = agreement_TN = None
     appearance_name = "Predicted appearance"
     appearance_BTMK = predicted.appearance_BTMK
-    num_pixels = 3 * patch_size**2
-    if appearance_BTMK is not None and targets.tokenizer is None and appearance_BTMK.shape[-1] % num_pixels == 0:
+    if appearance_BTMK is not None and targets.config.appearance.startswith("pixels"):
         appearance_name = "Predicted pixels, normalised per patch"
         first_BTMD = appearance_BTMK.unflatten(-1, (3, -1, patch_size**2))[..., 0, :].flatten(-2)  # of a tubelet
         pixels_BTND = put(first_BTMD.float(), mask.masked_BTM, num_patches)
         appearance_TCHW = unpatchify(0.5 + pixels_BTND[0] / 6, patch_size, grid).clamp(0, 1).cpu()  # ±3σ
+    elif appearance_BTMK is not None and masked.appearance is not None and masked.appearance.is_floating_point():
+        cosine = F.cosine_similarity(appearance_BTMK.float(), masked.appearance, dim=-1).mean().item()
+        notes.append(f"Predicted {targets.config.appearance}: cosine {cosine:.2f} with the true numbers of a patch.")
     elif appearance_BTMK is not None and masked.appearance is not None:
         codes_BTM = appearance_BTMK.argmax(dim=-1)
         codes_BTN = put(codes_BTM[..., None], mask.masked_BTM, num_patches)[..., 0]
@@ -122,7 +162,7 @@ def draw_codes(targets: TargetMaker, codes_TN: Tensor, grid: tuple[int, int], *,
     if not (decode := getattr(targets.tokenizer, "decode", None)) or getattr(targets.tokenizer, "decoder", 0) is None:
         return None
     frames_TCHW = decode(codes_TN, grid=grid)
-    return torch.nn.functional.interpolate(frames_TCHW, size, mode="bilinear", antialias=True).cpu()
+    return F.interpolate(frames_TCHW, size, mode="bilinear", antialias=True).cpu()
 
 
 def motion_unit(targets: TargetMaker, clip_BTCHW: Tensor) -> tuple[float, str]:

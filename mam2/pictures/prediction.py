@@ -184,11 +184,10 @@ def prediction_rows(prediction: Prediction, zoom: int) -> list[FrameRow]:
     length = f"a clip of {len(clip_TCHW) * p.tubelet} frames"
     length += f", the first of each tubelet of {p.tubelet}" if p.tubelet > 1 else ""
     share = f"masked patches grey ({p.masked_TN.float().mean():.0%})"
-    seen_TCHW = keep_patches(clip_TCHW, ~p.masked_TN, p.grid, fill=0.5)
-    rows = [
-        FrameRow(name="Input", description=length, frames_TCHW=clip_TCHW),
-        FrameRow(name="Input with mask", description=share, frames_TCHW=seen_TCHW),
-    ]
+    rows = [FrameRow(name="Input", description=length, frames_TCHW=clip_TCHW)]
+    if p.masked_TN.any():
+        seen_TCHW = keep_patches(clip_TCHW, ~p.masked_TN, p.grid, fill=0.5)
+        rows.append(FrameRow(name="Input with mask", description=share, frames_TCHW=seen_TCHW))
     if p.appearance_TCHW is not None:
         words = "masked patches only; visible patches hatched"
         kept_TCHW = keep_patches(enlarge(p.appearance_TCHW, zoom), p.masked_TN, p.grid, fill=left_out)
@@ -229,6 +228,8 @@ def _motion_rows(p: Prediction, zoom: int, left_out: Tensor) -> list[FrameRow]:
 
 def _footer(prediction: Prediction) -> list[str]:
     """Instructions for reading the picture, then the prediction's own notes."""
+    if not prediction.masked_TN.any():
+        return ["Attention that patches get in the encoder's last block.", *prediction.notes]
     words = (
         "Predictions are the model's own, on masked patches; visible patches are left out, not filled in from the "
         "input."

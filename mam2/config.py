@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import importlib
 import math
+import re
 import types
 import typing
 import unicodedata
@@ -20,6 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 from annotated_types import Ge, Gt, Le, Lt
 
 ConfigT = TypeVar("ConfigT")
+PartT = TypeVar("PartT")
 
 
 class UserError(ValueError):
@@ -42,6 +45,42 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     options = sorted(options)
     close = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
     return f"Did you mean {' or '.join(close)}?" if close else f"Accepted: {', '.join(options)}."
+
+
+OWN_PART = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+"""How a part of somebody's own package is named: `package.module:name`."""
+
+
+def is_own_part(name: str) -> bool:
+    """Whether a name is that of a part in somebody's own package, `package.module:name`."""
+    return OWN_PART.fullmatch(name) is not None
+
+
+def own_part(name: str, kind: type[PartT]) -> PartT:
+    """The object of somebody's own package that `package.module:name` names.
+
+    Args:
+        name: an importable module, and what it defines.
+        kind: what it must be.
+
+    Raises:
+        UserError: no such package or name, or something else; what the module itself raises comes through.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # something that the module needs is missing
+        raise UserError(
+            f"{name} needs the package {error.name}, which Python does not find. Install it, or add the folder that it "
+            "is in to PYTHONPATH."
+        ) from error
+    except AttributeError as error:
+        raise UserError(f"The module {module} has no {attribute}, which {name} names.") from error
+    if not isinstance(found, kind):
+        raise UserError(f"{name} is {type(found).__name__}; accepted: {kind.__name__}.")
+    return found
 
 
 def seed_of(*parts: int) -> int:
@@ -156,13 +195,19 @@ def _in_words(bound: Ge | Gt | Le | Lt) -> str:
 
 
 def to_json(config: Any) -> Any:
-    """A configuration as plain dicts, lists, numbers and strings; in a union of dataclasses, "is" names the class."""
+    """A configuration as plain dicts, lists, numbers and strings.
+
+    In a union of dataclasses, "is" names the class; one of somebody's own package is `package.module:name`.
+    """
     if isinstance(config, Duration):
         return str(config)
     if dataclasses.is_dataclass(config):
         hints = typing.get_type_hints(type(config))
         found = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-        return {n: _tag(value) if len(_choices(hints[n])) > 1 else to_json(value) for n, value in found.items()}
+        return {
+            n: _tag(value, choices) if len(choices := _choices(hints[n])) > 1 else to_json(value)
+            for n, value in found.items()
+        }
     if isinstance(config, tuple):
         return [to_json(item) for item in config]
     return config
@@ -201,17 +246,20 @@ def _choices(hint: Any) -> dict[str, Any]:
     return {cls.__name__: cls for cls in classes if dataclasses.is_dataclass(cls)}
 
 
-def _tag(config: Any) -> dict[str, Any]:
-    return {"is": type(config).__name__, **to_json(config)}
+def _tag(config: Any, choices: dict[str, Any]) -> dict[str, Any]:
+    cls = type(config)
+    own = f"{cls.__module__}:{cls.__name__}"
+    return {"is": cls.__name__ if choices.get(cls.__name__) is cls else own, **to_json(config)}
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
     origin, args, choices = typing.get_origin(hint), typing.get_args(hint), _choices(hint)
     if len(choices) > 1 and isinstance(value, dict):
         name = value.get("is", next(iter(choices)))  # what was written before there was a choice is the first
-        if name not in choices:
+        if name not in choices and not is_own_part(str(name)):
             raise UserError(f"{where}.is is {name!r}. {did_you_mean(str(name), choices)}")
-        return from_json(choices[name], {n: item for n, item in value.items() if n != "is"}, where=where)
+        chosen = choices[name] if name in choices else own_part(name, type)
+        return from_json(chosen, {n: item for n, item in value.items() if n != "is"}, where=where)
     if origin in (Union, types.UnionType):  # only `X | None` is used
         return None if value is None else _read(next(a for a in args if a is not type(None)), value, where)
     if hint is Duration:

@@ -27,7 +27,7 @@ from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import read_encoder_config
 from mam2.targets.cache import row_bytes
 from mam2.targets.maker import Targets
-from mam2.targets.table import APPEARANCES, MOTIONS
+from mam2.targets.table import appearance_row, motion_row
 from mam2.train.pretrain import Pretrain, build, has_teacher, sizes_of
 
 COUNTING_DTYPE = torch.float16
@@ -236,7 +236,7 @@ def _empty_targets(config: Pretrain) -> Targets:
     frames, num_patches = encoder.tubelets, encoder.grid[0] * encoder.grid[1]
     sizes = sizes_of(config)
     appearance = motion = None
-    if objective.needs_appearance and APPEARANCES[config.targets.appearance].load:
+    if objective.needs_appearance and appearance_row(config.targets.appearance).load:
         appearance = torch.zeros(1, frames, num_patches, dtype=torch.int64)
     elif objective.needs_appearance:
         appearance = torch.zeros(1, frames, num_patches, sizes.appearance)
@@ -253,10 +253,10 @@ def _targets_gflop(config: Pretrain) -> tuple[float, float]:
     encoder, targets, objective = config.encoder, config.targets, config.objective
     patches = encoder.tubelets * encoder.grid[0] * encoder.grid[1] / (16 * 196)
     pixels = encoder.tubelets * encoder.size**2 / (16 * 224**2)
-    motion_gflop = MOTIONS[targets.motion].gflop
+    motion_gflop = motion_row(targets.motion).gflop
     if targets.motion == "optical_flow" and targets.flow_model == "raft_small":
         motion_gflop = 264
-    appearance = patches * APPEARANCES[targets.appearance].gflop if objective.needs_appearance else 0.0
+    appearance = patches * appearance_row(targets.appearance).gflop if objective.needs_appearance else 0.0
     if has_teacher(config):
         appearance = _teacher_gflop(config)
     return appearance, pixels * motion_gflop if objective.needs_motion else 0.0

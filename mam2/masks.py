@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Annotated
 
 import torch
 from annotated_types import Gt, Le, Lt
 from torch import Generator, Tensor
 
-from mam2.config import UserError, check, did_you_mean, seed_of
+from mam2.config import UserError, check, did_you_mean, is_own_part, own_part, seed_of
 from mam2.device import send
 
 
@@ -162,7 +163,8 @@ class MaskConfig:
 
     Attributes:
         kind: "tube", "cube", "random" (in space and time), "short_range" and "long_range" (V-JEPA's blocks), or
-            "motion" (tubes; half of the visible ones where the clip moves more than its median, by `targets.motion`).
+            "motion" (tubes; half of the visible ones where the clip moves more than its median, by `targets.motion`);
+            or a function of one's own, `package.module:name`.
         ratio: share of each frame's patches that is masked (the paper: 0.75, which is 147 of 196).
         predicted: share of the masked patches that is regressed and predicted, drawn at random (the paper: all); the
             others are left out, as in VideoMAE V2's dual masking.
@@ -181,7 +183,9 @@ class MaskConfig:
     def __post_init__(self) -> None:
         check(self, "mask.")
         for name, kind in (("kind", self.kind), ("second_kind", self.second_kind or self.kind)):
-            if kind not in (kinds := [*MASKS, GUIDED]):
+            if is_own_part(kind):
+                own_part(kind, FunctionType)
+            elif kind not in (kinds := [*MASKS, GUIDED]):
                 raise UserError(f"mask.{name} is {kind!r}. {did_you_mean(kind, kinds)}")
 
     @property
@@ -230,7 +234,8 @@ class MaskConfig:
             if self.kind == GUIDED:
                 clips.append(guided(motion_N, num_frames, num_masked, generator))
             else:
-                clips.append(MASKS[self.kind](num_frames, grid, num_masked, generator))
+                draw = own_part(self.kind, FunctionType) if is_own_part(self.kind) else MASKS[self.kind]
+                clips.append(draw(num_frames, grid, num_masked, generator))
             predicted.append(torch.randperm(num_masked, generator=generator)[:num_predicted].sort().values)
             aligned.append(torch.randperm(num_predicted, generator=generator)[:num_aligned].sort().values)
         masked_BTN = torch.stack(clips)

@@ -66,7 +66,7 @@ def main(verb: str, arguments: list[str]) -> None:
         case "cost":
             recipe, rest = first_word(verb, arguments, names="a recipe (`mam2 recipes` lists them)")
             config = cast(Pretrain, get_recipe(recipe, Pretrain))
-            videos = NUM_TRAINING_VIDEOS.get(RECIPES[recipe].data, 0)
+            videos = NUM_TRAINING_VIDEOS.get(RECIPES[recipe].data, 0) if recipe in RECIPES else 0
             cost(recipe, parse(CostCommand, f"cost {recipe}", rest, default=CostCommand(config=config, videos=videos)))
 
 

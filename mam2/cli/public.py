@@ -55,11 +55,8 @@ def main(verb: str, arguments: list[str]) -> None:
     config, origin = imported.encoder.config, imported.encoder.origin
     for note in imported.notes:
         say(f"  {note}")
-    assert origin is not None, "an imported encoder has one"
-    say(
-        f"Wrote {command.out}: {config.frames} frames of {config.size}², {config.attention} attention. "
-        f"Licence: {origin.licence}."
-    )
+    licence = f" Licence: {origin.licence}." if origin else ""
+    say(f"Wrote {command.out}: {config.frames} frames of {config.size}², {config.attention} attention.{licence}")
     recipe = "mam2_adapt_b" if config.attention == "factorised" else "mam2_adapt_video_b"
     say(f"Next: mam2 pretrain {recipe} --init {command.out} --data.root VIDEOS --out RUN")
     say(f"      mam2 probe {command.out} --train LABELLED --test TEST")

@@ -16,7 +16,7 @@ from mam2.evaluate import Evaluation
 from mam2.recipes import RECIPES
 from mam2.recipes.scales import ScaleName, scaled
 from mam2.recipes.tables import NUM_TRAINING_VIDEOS, get_table, tables_of
-from mam2.targets.table import APPEARANCES, MOTIONS
+from mam2.targets.table import APPEARANCES, MOTIONS, appearance_row
 from mam2.train.pretrain import Pretrain, trains_tokenizer
 
 
@@ -89,7 +89,7 @@ def print_paper_table(number: str, tflops: float, scale: ScaleName) -> None:
             num_videos = NUM_TRAINING_VIDEOS[RECIPES[row.recipe].data]
             hours = cost.gpu_hours(config, estimate, num_videos=num_videos, tflops=tflops)
             estimates = [f"{estimate.tflop:.3g}", f"{estimate.clip_gib:.2g}", f"{hours:,.3g}"]
-            weights = APPEARANCES[config.targets.appearance].weights
+            weights = appearance_row(config.targets.appearance).weights
             needs = config.objective.needs_appearance and weights != "none" and not trains_tokenizer(config)
             commands.append(
                 f"mam2 pretrain {row.recipe}{at} --data.root DIR --out RUN{' --targets.file FILE' * needs}"

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mam2.config import UserError, from_json, to_json
+from mam2.config import UserError, from_json, is_own_part, to_json
 from mam2.files import (
     check_finite,
     check_tensors,
@@ -109,7 +109,7 @@ def read_encoder_config(source: str | Path) -> EncoderConfig:
 
 def own_file(source: str | Path) -> Path | None:
     """The file of this project's encoder or classifier that `source` names; None where it is somebody else's."""
-    if str(source).startswith(PUBLIC):
+    if str(source).startswith(PUBLIC) or is_own_part(str(source)):
         return None
     path = Path(source)
     if path.is_dir():

@@ -20,7 +20,7 @@ from mam2.pictures.masks import masked_patches
 from mam2.pictures.prediction import Prediction, animation, contact_sheet
 from mam2.targets.maker import TargetMaker
 from mam2.targets.motion import clip_scale
-from mam2.targets.table import MOTIONS
+from mam2.targets.table import motion_row
 from mam2.train.pretrain import load_run
 from mam2.train.run import data_of
 
@@ -167,7 +167,7 @@ def draw_codes(targets: TargetMaker, codes_TN: Tensor, grid: tuple[int, int], *,
 
 def motion_unit(targets: TargetMaker, clip_BTCHW: Tensor) -> tuple[float, str]:
     """The factor from motion targets to pixels (flow) or RGB in [0, 1], and a note about it."""
-    kind = MOTIONS[targets.config.motion]
+    kind = motion_row(targets.config.motion)
     unit = float(targets.patch_size) if kind.channels == 2 else 1.0  # flow is in patch sides
     match targets.config.motion_scale:
         case "clip" if targets.motion is not None:

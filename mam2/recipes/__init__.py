@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 
-from mam2.config import UserError, did_you_mean
+from mam2.config import UserError, did_you_mean, is_own_part, own_part
 from mam2.recipes import ablations, finetune, pretrain, rivals
 from mam2.train.finetune import Finetune
 from mam2.train.pretrain import Pretrain
@@ -67,14 +68,19 @@ RECIPES: dict[str, Recipe] = {
 
 
 def get_recipe(name: str, kind: type[Pretrain] | type[Finetune] | None = None) -> Pretrain | Finetune:
-    """The configuration of a recipe.
+    """The configuration of a recipe; one of somebody's own package is `package.module:function`.
 
     Raises:
         UserError: an unknown name, or a recipe of the other kind.
     """
-    if name not in RECIPES:
+    if is_own_part(name):
+        config = own_part(name, FunctionType)()
+        if not isinstance(config, Pretrain | Finetune):
+            raise UserError(f"{name} returns {type(config).__name__}; accepted: Pretrain, Finetune.")
+    elif name not in RECIPES:
         raise UserError(f"There is no recipe {name!r}. {did_you_mean(name, RECIPES)} `mam2 recipes` lists them all.")
-    config = RECIPES[name].make()
+    else:
+        config = RECIPES[name].make()
     if kind is not None and not isinstance(config, kind):
         raise UserError(f"{name} is a recipe of `mam2 {type(config).__name__.lower()}`. `mam2 recipes` lists them all.")
     return config

@@ -18,7 +18,7 @@ from mam2.masks import Mask, take
 from mam2.patches import normalise_patches, patchify, to_float
 from mam2.targets.cache import TokenCache
 from mam2.targets.motion import clip_order, clip_scale, rgb_difference
-from mam2.targets.table import APPEARANCES, MOTIONS, TargetsConfig, target_sizes
+from mam2.targets.table import TargetsConfig, appearance_row, motion_row, target_sizes
 from mam2.targets.teacher import Teacher
 
 
@@ -107,8 +107,8 @@ class TargetMaker:
         self.sizes = target_sizes(config, patch_size=patch_size, tubelet=tubelet)
         self.has_appearance = appearance
         self.has_motion = motion
-        load_tokenizer = APPEARANCES[config.appearance].load
-        load_motion = MOTIONS[config.motion].load
+        load_tokenizer = appearance_row(config.appearance).load
+        load_motion = motion_row(config.motion).load
         self.tokenizer = load_tokenizer(config, patch_size, device) if appearance and load_tokenizer else None
         if self.tokenizer:
             self.sizes = replace(self.sizes, appearance=self.tokenizer.num_codes)  # a file states its own
@@ -166,7 +166,7 @@ class TargetMaker:
         return codes_BTN
 
     def _values(self, clip_BTCHW: Tensor) -> Tensor:
-        row = APPEARANCES[self.config.appearance]
+        row = appearance_row(self.config.appearance)
         values = row.values[0] if row.values else self.teacher
         assert values is not None, "a target without codes has numbers"
         return values(clip_BTCHW.unflatten(1, (-1, self.tubelet)), self.patch_size)
@@ -186,7 +186,7 @@ class TargetMaker:
             case "raw":
                 return patchify(motion_BTCHW, self.patch_size)
             case "clip":
-                still = MOTIONS[self.config.motion].still
+                still = motion_row(self.config.motion).still
                 return patchify(motion_BTCHW / clip_scale(motion_BTCHW, least=still), self.patch_size)
             case "patch":
                 return normalise_patches(patchify(motion_BTCHW, self.patch_size))

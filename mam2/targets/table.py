@@ -16,7 +16,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from mam2.config import UserError, check, did_you_mean
+from mam2.config import UserError, check, did_you_mean, is_own_part, own_part
 from mam2.losses import Distance
 from mam2.targets.motion import rgb_difference
 from mam2.targets.values import hog, num_hog, num_pixels, num_pixels_of_tubelets, pixels, pixels_of_tubelets
@@ -44,7 +44,8 @@ class TargetsConfig:
     """The defaults are the paper's. `mam2 targets` lists all names.
 
     Attributes:
-        appearance: target of the appearance decoder: a name of APPEARANCES.
+        appearance: target of the appearance decoder: a name of APPEARANCES, or an Appearance of one's own,
+            `package.module:name`.
         file: the tokenizer's weights (.safetensors), where it has any; for a teacher, its encoder: a run's folder, a
             file, or a published one such as timm:vit_base_patch16_siglip_224.webli.
         teacher_loss: distance to a teacher's features.
@@ -54,7 +55,7 @@ class TargetsConfig:
             codes (docs/log/speed.md). The nearest-code search is always fp32. On a GPU, "fp32" convolutions use TF32,
             PyTorch's default.
         cache: a folder for the codes of `data.fixed_clips`, which are then computed once; "" is off.
-        motion: target of the motion decoder: a name of MOTIONS.
+        motion: target of the motion decoder: a name of MOTIONS, or a Motion of one's own, `package.module:name`.
         motion_scale: "raw", the motion as it is, the paper's; "clip", divided by its root mean square over the clip,
             so that predicting none costs 1; "patch", each patch to mean 0 and variance 1.
         flow_model: the network for optical flow.
@@ -75,10 +76,9 @@ class TargetsConfig:
 
     def __post_init__(self) -> None:
         check(self, "targets.")
-        for field, names in (("appearance", APPEARANCES), ("motion", MOTIONS)):
-            if (name := getattr(self, field)) not in names:
-                raise UserError(f"targets.{field} is {name!r}. {did_you_mean(name, names)} `mam2 targets` lists them.")
-        if self.cache and not APPEARANCES[self.appearance].load:
+        appearance_row(self.appearance)
+        motion_row(self.motion)
+        if self.cache and not appearance_row(self.appearance).load:
             raise UserError(
                 f"targets.cache keeps codes; targets.appearance {self.appearance!r} has none. Leave --targets.cache "
                 "out, or choose a tokenizer from `mam2 targets`."
@@ -231,14 +231,32 @@ MOTIONS: dict[str, Motion] = {
 }
 
 
+def appearance_row(name: str) -> Appearance:
+    """The row of an appearance target; UserError if there is none of this name."""
+    if is_own_part(name):
+        return own_part(name, Appearance)
+    if name not in APPEARANCES:
+        raise UserError(f"targets.appearance is {name!r}. {did_you_mean(name, APPEARANCES)} `mam2 targets` lists them.")
+    return APPEARANCES[name]
+
+
+def motion_row(name: str) -> Motion:
+    """The row of a motion target; UserError if there is none of this name."""
+    if is_own_part(name):
+        return own_part(name, Motion)
+    if name not in MOTIONS:
+        raise UserError(f"targets.motion is {name!r}. {did_you_mean(name, MOTIONS)} `mam2 targets` lists them.")
+    return MOTIONS[name]
+
+
 def target_sizes(config: TargetsConfig, *, patch_size: int, tubelet: int = 1) -> TargetSizes:
     """Numbers that the decoders must predict, without loading any network.
 
     Raises:
         UserError: a target that can't be made of patches of this size.
     """
-    appearance = APPEARANCES[config.appearance]
-    motion = MOTIONS[config.motion]
+    appearance = appearance_row(config.appearance)
+    motion = motion_row(config.motion)
     num_codes = appearance.num_outputs or config.num_codes
     return TargetSizes(
         appearance=appearance.values[1](patch_size, tubelet) if appearance.values else num_codes,

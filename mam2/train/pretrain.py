@@ -28,7 +28,7 @@ from mam2.objectives.contract import Objective, ObjectiveConfig
 from mam2.objectives.mam2 import MAM2Config
 from mam2.targets.cache import MOST_CODES, TokenCache
 from mam2.targets.maker import TargetMaker
-from mam2.targets.table import APPEARANCES, TargetsConfig, TargetSizes, Tokenizer, target_sizes
+from mam2.targets.table import TargetsConfig, TargetSizes, Tokenizer, appearance_row, target_sizes
 from mam2.targets.teacher import Teacher, check_tubelets
 from mam2.targets.tokenizers.vq import VQConfig
 from mam2.train import checkpoint
@@ -97,7 +97,7 @@ class Pretrain:
         flow = (self.objective.needs_motion or self.mask.is_guided) and targets.motion == "optical_flow"
         idle = {
             "targets.cache": targets.cache and not appearance,
-            "targets.file": targets.file and not (appearance and APPEARANCES[targets.appearance].weights != "none"),
+            "targets.file": targets.file and not (appearance and appearance_row(targets.appearance).weights != "none"),
             "targets.flow_file": targets.flow_file and not flow,
         }
         return [*self.objective.idle_options(self.mask), *(name for name, is_idle in idle.items() if is_idle)]

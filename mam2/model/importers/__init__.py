@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import FunctionType
 
+from mam2.config import is_own_part, own_part
 from mam2.model.encoder import Origin
 from mam2.model.importers.build import Imported, Inflation, Triple, build, resized
 from mam2.model.importers.own import as_timm, is_of_images
 from mam2.model.importers.source import find
-from mam2.model.weights import load_encoder, own_file
+from mam2.model.weights import PUBLIC, load_encoder, own_file
 
 
 def import_encoder(
@@ -26,7 +28,8 @@ def import_encoder(
     Args:
         source: `timm:NAME`; `hf:NAME` or `hf:FOLDER`; a folder with config.json and weights; or a file of weights, of
             timm, Hugging Face or the original VideoMAE, ViTMAE, DINO, V-JEPA 2, TimeSformer. Pickles are read without
-            running anything of them. Or a run of this project: an encoder of single frames is inflated too.
+            running anything of them. Or a run of this project: an encoder of single frames is inflated too. Or a
+            function of one's own package, `package.module:name`, that takes `file` and returns a VideoEncoder.
         file: for `timm:NAME`, a file of its weights, instead of a download.
         inflation: clips, tubelets and attention; by default 16 frames, the source's size, factorised.
         num_heads: of attention, where the source does not tell and its width is not a usual one.
@@ -37,6 +40,9 @@ def import_encoder(
         UserError: nothing there, nothing that is known, no network, a tensor that is missing or that nothing is known
             of, sizes that do not fit.
     """
+    if is_own_part(source) and not source.startswith(PUBLIC):
+        encoder = own_part(source, FunctionType)(file)
+        return resized(encoder, inflation or Inflation(), source=source)
     own = None if file else own_file(source)
     if own is not None:
         encoder = load_encoder(own)

@@ -21,6 +21,9 @@ CURVES = (
     ("appearance", "loss, appearance", True),
     ("motion", "loss, motion", True),
     ("alignment", "loss, alignment", True),
+    ("probe_ridge", "online probe, ridge, top-1", False),
+    ("probe_knn", "online probe, neighbours, top-1", False),
+    ("rank_me", "RankMe", False),
     ("feature_std", "standard deviation of features", False),
     ("effective_rank", "effective rank of features", False),
     ("lr", "learning rate", False),  # smoothing would round its peak off

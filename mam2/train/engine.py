@@ -117,6 +117,8 @@ def fit(
     dtype: torch.dtype | None,
     on_save: Callable[[], None],
     on_step: Callable[[], None] = lambda: None,
+    on_look: Callable[[int], dict[str, float]] | None = None,
+    look_every: Duration = Epochs(1),
 ) -> bool:
     """Trains from `start_step` to the end of the run.
 
@@ -129,6 +131,8 @@ def fit(
         dtype: of `autocast_dtype`.
         on_save: called on rank 0 after each checkpoint, to export what users load.
         on_step: called after each step of the optimiser, on every rank.
+        on_look: called with the step on rank 0, `look_every` so often and at the end; what it returns is logged.
+        look_every: how often.
 
     Returns:
         True at the end of the run; False where SIGTERM or SIGHUP ended it early, with everything saved.
@@ -140,6 +144,7 @@ def fit(
     num_steps = loader.num_steps
     save_steps = max(1, loop.save_every.steps(loader.steps_per_epoch))
     warmup_steps = optim.warmup.steps(loader.steps_per_epoch)
+    look_steps = max(1, look_every.steps(loader.steps_per_epoch))
     waiting_steps = optim.encoder_waits.steps(loader.steps_per_epoch)
     wrapped = prepared(model, loop, device)
     main = distributed.rank() == 0
@@ -171,6 +176,9 @@ def fit(
             saves = stop or done == num_steps or done % save_steps == 0
             # A GPU is already at this step while the metrics of the one before are read.
             report.read(all_steps=saves or device.type == "cpu")
+            if main and on_look and (done % look_steps == 0 or done == num_steps):
+                report.note(done, on_look(done))
+                report.restart_clock()
             if main and saves:
                 checkpoint.save(folder, model, optimizer, done, keep=loop.keep)
                 on_save()

@@ -215,6 +215,11 @@ class Reporter:
         logged = step % self._log_every == 0 or step == self._loader.num_steps
         self._waiting.append(StepMetrics(step, results, norm, logged=logged, numbers=numbers, num_clips=num_clips))
 
+    def note(self, step: int, numbers: dict[str, float]) -> None:
+        """Adds a line of numbers to the log, such as an online probe's; for rank 0."""
+        if self._run_log:
+            self._run_log.write({"step": step, "epoch": step / self._loader.steps_per_epoch, **numbers})
+
     def read(self, *, all_steps: bool) -> None:
         """Reads the steps added so far, all of them or all but the last.
 

@@ -21,7 +21,7 @@ from mam2.files import digest, fingerprint
 from mam2.losses import Losses
 from mam2.masks import MaskConfig
 from mam2.model.classifier import layer_id
-from mam2.model.encoder import EncoderConfig
+from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import load_encoder, read_encoder_config, read_origin, save_encoder
 from mam2.objectives import ObjectiveChoice
 from mam2.objectives.contract import Objective, ObjectiveConfig
@@ -37,6 +37,7 @@ from mam2.train.engine import Loop, fit
 from mam2.train.optim import Optim, make_optimizer
 from mam2.train.run import only_writer, open_run, read_run
 from mam2.train.tokenizer import train_tokenizer
+from mam2.train.watch import Watch, Watcher
 
 log = logging.getLogger("mam2")
 
@@ -58,6 +59,7 @@ class Pretrain:
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     optim: Optim = field(default_factory=Optim)
     loop: Loop = field(default_factory=Loop)
+    watch: Watch = field(default_factory=Watch)
 
     def __post_init__(self) -> None:
         encoder = self.encoder
@@ -106,7 +108,8 @@ class Pretrain:
 def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     """Pre-trains, or resumes the run in `out`.
 
-    Writes run.json, log.jsonl, checkpoints/ and encoder.safetensors into `out`.
+    Writes run.json, log.jsonl, checkpoints/ and encoder.safetensors into `out`; with an online probe, the best encoder
+    too.
 
     Returns:
         True at the end of the run, False if SIGTERM or SIGHUP ended it early (everything is saved).
@@ -143,6 +146,7 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
         elif (folder / "encoder.safetensors").exists():
             model.encoder.origin = read_origin(folder / "encoder.safetensors")
         loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
+        watcher = make_watcher(config, folder, model.encoder, start) if distributed.rank() == 0 else None
         if distributed.rank() == 0:
             millions = sum(parameter.numel() for parameter in module.parameters()) / 1e6
             log.info(
@@ -164,7 +168,23 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
             dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
             on_step=model.after_step,
             on_save=lambda: save_encoder(folder / "encoder.safetensors", model.encoder),
+            on_look=watcher,
+            look_every=config.watch.every,
         )
+
+
+def make_watcher(config: Pretrain, folder: Path, encoder: VideoEncoder, start_step: int) -> Watcher | None:
+    """The online probe, if the run has one."""
+    if not config.watch.labelled:
+        return None
+    return Watcher(
+        config.watch,
+        folder=folder,
+        encoder=encoder,
+        data=config.data,
+        seed=config.loop.seed,
+        start_step=start_step,
+    )
 
 
 def loss_function(

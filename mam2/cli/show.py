@@ -1,4 +1,4 @@
-"""`mam2 show` and `mam2 masks`."""
+"""`mam2 show`, `mam2 masks` and `mam2 report`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mam2.config import UserError
 from mam2.pictures.augment import show_augmented
 from mam2.pictures.masks import show_masks
 from mam2.pictures.predict import show
+from mam2.pictures.run_page import write_run_page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +56,31 @@ class MasksCommand:
     seed: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand:
+    """Write the page of a run, finished or not: how far, how healthy, its curves, pictures and cost.
+
+    Attributes:
+        run: the folder of a `mam2 pretrain` or `mam2 finetune`.
+        out: the HTML file to write; by default report.html in the run's folder.
+        video: what is drawn of a pre-training; by default one of its own videos.
+    """
+
+    run: Positional[Path]
+    out: Path | None = None
+    video: str = ""
+
+
 def main(verb: str, arguments: list[str]) -> None:
-    """Draws predictions, augmented clips or masks."""
+    """Draws predictions, augmented clips or masks, or writes a run's page."""
     if verb == "masks":
         masks = parse(MasksCommand, verb, arguments)
         show_masks(masks.video, masks.out, ratio=masks.ratio, seed=masks.seed)
         say(f"Wrote {masks.out}")
+        return
+    if verb == "report":
+        report = parse(ReportCommand, verb, arguments)
+        say(f"Wrote {write_run_page(report.run, report.out, video=report.video)}")
         return
     command = parse(ShowCommand, verb, arguments)
     animations = tuple(path for path in (command.gif, command.mp4) if path)

@@ -56,6 +56,7 @@ VERBS = {
     ),
     "compare": Verb("study", "RUN [RUN ...]", "Compare finished runs: accuracy over seeds, difference, cost"),
     "show": Verb("show", "RUN VIDEO", "Draw what a pre-trained run predicts for a video"),
+    "report": Verb("show", "RUN", "Write the page of a run, finished or not: health, curves, pictures, cost"),
     "masks": Verb("show", "[VIDEO]", "Draw every kind of mask over a video (Fig. 3)"),
     "recipes": Verb("lists", "[RECIPE]", "List the recipes, print one, or a table of the paper"),
     "targets": Verb("lists", "", "List the appearance and motion targets"),

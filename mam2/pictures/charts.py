@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mam2.config import UserError, printable
 from mam2.files import written_whole
-from mam2.pictures.canvas import BLUE, INK, MUTED
+from mam2.pictures.canvas import BLUE, INK, MUTED, ORANGE
 
 # (key in log.jsonl, its title, whether a smoothed line is drawn over it)
 CURVES = (
@@ -30,6 +30,9 @@ CURVES = (
     ("clips_per_second", "clips per second", True),
     ("data_seconds", "seconds per step waiting for data", True),
 )
+
+OF_NONE = "_of_none"
+"""Ends the key of what a loss would be if none were predicted; it is drawn beside that loss."""
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -52,13 +55,14 @@ def loss_curves(rows: list[dict[str, Any]]) -> Figure:
         by_step = {row["step"]: row[key] for row in rows if "step" in row and row.get(key) is not None}
         points = np.array(sorted((s, v) for s, v in by_step.items() if math.isfinite(v)))
         if len(points):
-            found.append((label, smoothed, points))
+            nones = [row[key + OF_NONE] for row in rows if math.isfinite(row.get(key + OF_NONE, math.nan))]
+            found.append((label, smoothed, points, float(np.mean(nones)) if nones else None))
     num_lines = max(1, math.ceil(len(found) / 3))
     figure.set_size_inches(10.5, 2.3 * num_lines + 0.4)
     figure.set_layout_engine("constrained")
     if not found:
         figure.text(0.5, 0.5, "nothing logged yet", ha="center", va="center", color=MUTED)
-    for index, (label, smoothed, points) in enumerate(found):
+    for index, (label, smoothed, points, none) in enumerate(found):
         axes = figure.add_subplot(num_lines, min(3, len(found)), index + 1)
         steps, values = points.T
         window = len(values) // 25 if smoothed else 1
@@ -67,6 +71,9 @@ def loss_curves(rows: list[dict[str, Any]]) -> Figure:
             axes.plot(steps, smooth(values, window), color=BLUE, linewidth=1.8)
         else:
             axes.plot(steps, values, color=BLUE, linewidth=1.5, marker="o" if len(values) < 3 else None)
+        if none is not None:
+            axes.axhline(none, color=ORANGE, linestyle=":", linewidth=1.2)
+            axes.annotate("none predicted", (0, none), color=ORANGE, fontsize=8, va="bottom")
         axes.set_title(label, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("step", fontsize=9, color=MUTED)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -29,6 +29,7 @@ from mam2.model.blocks import can_compile, compile_blocks, recompute_blocks
 from mam2.train import checkpoint
 from mam2.train.logs import Reporter
 from mam2.train.optim import Optim, learning_rate, set_learning_rate
+from mam2.train.tracking import TrackerName
 
 log = logging.getLogger("mam2")
 
@@ -49,6 +50,7 @@ class Loop:
         log_every: steps between lines of log.jsonl.
         save_every: time between checkpoints.
         keep: number of checkpoints kept.
+        track: a tracker that gets the log's numbers too: "trackio", "wandb", "mlflow"; "" is none.
     """
 
     batch_size: Annotated[int, Ge(1)] = 128
@@ -61,6 +63,7 @@ class Loop:
     log_every: Annotated[int, Ge(1)] = 10
     save_every: Duration = Epochs(1)
     keep: Annotated[int, Ge(1)] = 2
+    track: TrackerName = ""
 
     def __post_init__(self) -> None:
         check(self, "loop.")
@@ -155,7 +158,9 @@ def fit(
             f"The warm-up, optim.warmup {optim.warmup}, lasts as long as the run, {num_steps} steps, or longer: the "
             "learning rate will not come down. Shorten it along with the run."
         )
-    report = Reporter(folder, title=title, start_step=start_step, loader=loader, log_every=loop.log_every)
+    report = Reporter(
+        folder, title=title, start_step=start_step, loader=loader, log_every=loop.log_every, track=loop.track
+    )
     with stop_on_signal() as stop_asked, report:
         batches = iter(loader)
         report.restart_clock()

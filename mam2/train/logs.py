@@ -25,6 +25,7 @@ from mam2.config import UserError
 from mam2.device import memory_gib
 from mam2.files import parse_json, write_text
 from mam2.losses import Losses
+from mam2.train.tracking import TrackerName, begin_tracking
 
 log = logging.getLogger("mam2")
 COLLAPSED_STD = 0.02  # of features that a LayerNorm keeps near 1
@@ -38,8 +39,9 @@ class RunLog:
     On resuming, lines after `start_step` (written by a session that died before its next checkpoint) are removed.
     """
 
-    def __init__(self, folder: Path, *, start_step: int, num_steps: int, title: str) -> None:
+    def __init__(self, folder: Path, *, start_step: int, num_steps: int, title: str, track: TrackerName = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._tracking = begin_tracking(track, folder) if track else None
         path = folder / "log.jsonl"
         if path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -64,8 +66,10 @@ class RunLog:
         self._live.start()
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds one line to log.jsonl, and the same values to TensorBoard."""
+        """Adds one line to log.jsonl, and the same values to TensorBoard and the tracker."""
         self._file.write(json.dumps(row) + "\n")
+        if self._tracking:
+            self._tracking.log({name: value for name, value in row.items() if name != "step"}, row["step"])
         for name, value in row.items():
             if name != "step" and isinstance(value, (int, float)):
                 with self._board_written():
@@ -86,6 +90,8 @@ class RunLog:
         self._file.close()
         with self._board_written():
             self._board.close()
+        if self._tracking:
+            self._tracking.end()
 
     @contextmanager
     def _board_written(self) -> Iterator[None]:
@@ -188,7 +194,16 @@ class Reporter:
     A context manager. All processes add and read all steps; rank 0 writes.
     """
 
-    def __init__(self, folder: Path, *, title: str, start_step: int, loader: RunLoader, log_every: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        title: str,
+        start_step: int,
+        loader: RunLoader,
+        log_every: int,
+        track: TrackerName = "",
+    ) -> None:
         self._loader = loader
         self._log_every = log_every
         self._waiting = list[StepMetrics]()
@@ -196,7 +211,8 @@ class Reporter:
         self._warned = set[str]()
         self._run_log: RunLog | None = None
         if distributed.rank() == 0:
-            self._run_log = RunLog(folder, start_step=start_step, num_steps=loader.num_steps, title=title)
+            num_steps = loader.num_steps
+            self._run_log = RunLog(folder, start_step=start_step, num_steps=num_steps, title=title, track=track)
         self.restart_clock()
 
     def __enter__(self) -> Self:

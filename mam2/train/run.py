@@ -32,6 +32,7 @@ LOCK = ".lock"  # the file whose lock the writing process holds
 FREE_FIELDS = (
     *("data.root", "data.num_workers", "data.timeout_seconds", "data.backend", "data.max_bad_share"),
     *("loop.accumulate", "loop.compile", "loop.recompute", "loop.log_every", "loop.save_every", "loop.keep"),
+    "loop.track",
     *("targets.cache", "watch.labelled", "watch.every", "watch.shots", "clips", "crops"),
 )
 

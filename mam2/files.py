@@ -68,6 +68,12 @@ def segment_of(path: str) -> tuple[str, float, float]:
         return path, 0.0, math.inf
 
 
+def segment_ending(start: float, end: float) -> str:
+    """The end of a path that means a segment, in seconds: `#t=12.5,20`; with an `end` of infinity, `#t=12.5`."""
+    times = [f"{time:.6f}".rstrip("0").rstrip(".") for time in (start, end) if not math.isinf(time)]
+    return f"#t={','.join(times)}"
+
+
 def fingerprint(paths: Iterable[str]) -> str:
     """A hash of files' paths, sizes and times of change: other files, or changed ones, give another."""
     status = [(path, os.stat(segment_of(path)[0])) for path in paths]

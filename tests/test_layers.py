@@ -46,7 +46,7 @@ DATA_LEVELS = (
     {"video/open"},
     {"clips"},
     {"loader", "views"},
-    {"prepare/official_lists", "prepare/inspect"},
+    {"prepare/official_lists", "prepare/label_tools", "prepare/inspect"},
     {"prepare/manifest", "prepare/extract"},
 )
 LEVEL_OF = {part: number for number, parts in enumerate(LEVELS) for part in parts}

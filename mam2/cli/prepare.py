@@ -27,10 +27,12 @@ class PrepareCommand:
     """Check a data set against its official lists and write its manifest, a CSV for --data.root; extract its frames.
 
     Attributes:
-        name: k400, ssv2, ucf101, hmdb51, or folder for your own.
-        root: the folder of the videos; your own can also be a CSV with path, label, split.
+        name: k400, ssv2, ucf101, hmdb51, folder for your own; label_studio or cvat for that with a tool's labels.
+        root: the folder of the videos; your own can also be a CSV with path, label, split, start, end.
         split: the official split of UCF101 and HMDB51, 1 to 3.
-        annotations: the folder of the official lists; by default looked for in the root.
+        annotations: the folder of the official lists; by default looked for in the root. Of a tool: its export.
+        control: of Label Studio, the control whose labels to take; needed where several are used.
+        label_fps: frames per second by which the tool counted; 0 is each video's own.
         out: the manifest; by default in the root, named after the data set.
         frames: a folder to extract all frames to, with a manifest of their own.
         short_side: of the frames, pixels (256 or 320 are usual).
@@ -45,6 +47,8 @@ class PrepareCommand:
     root: Path
     split: int = 1
     annotations: Path | None = None
+    control: str = ""
+    label_fps: float = 0.0
     out: Path | None = None
     frames: Path | None = None
     short_side: int = 256
@@ -114,6 +118,8 @@ def prepare_data_set(command: PrepareCommand) -> None:
         command.root,
         split=command.split,
         annotations=command.annotations,
+        control=command.control,
+        label_fps=command.label_fps,
         out=command.out,
         num_workers=command.num_workers,
         timeout_seconds=command.timeout_seconds,

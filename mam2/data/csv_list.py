@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mam2 import distributed
 from mam2.config import UserError
+from mam2.files import segment_ending
 
 log = logging.getLogger("mam2")
 _COLUMNS = ("path", "label", "split", "start", "end", "group")
@@ -92,7 +93,7 @@ def _segment(start: str, end: str, place: str) -> str:
         raise UserError(
             f"{place} has start {start!r} and end {end!r}; accepted are seconds, the end after the start, or nothing."
         )
-    return f"#t={from_:.6f}".rstrip("0").rstrip(".") + ("" if math.isinf(to) else f",{to:.6f}".rstrip("0").rstrip("."))
+    return segment_ending(from_, to)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The manifest of a data set: which listed videos are there, missing or damaged (Table 6).
+"""The manifest of a data set: which listed videos are there, missing or damaged (Table 6), and with which labels.
 
 Every video is opened once; its contents are kept in a journal beside the manifest.
 """
@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mam2.config import UserError, did_you_mean
-from mam2.data.catalog import SPLIT_WORDS, split_folders, video_paths
+from mam2.data.catalog import SPLIT_WORDS, VIDEO_SUFFIXES, split_folders, video_paths
 from mam2.data.csv_list import read_rows
 from mam2.data.prepare.inspect import VideoInfo, inspect_videos, relative_to, shown, writing
+from mam2.data.prepare.label_tools import TOOLS, VideoFinder, read_exports, seconds_of
 from mam2.data.prepare.official_lists import BENCHMARKS, Benchmark, Lists, read_lists, same_name
-from mam2.files import segment_of, write_text
+from mam2.data.video.index import frame_at
+from mam2.files import segment_ending, segment_of, write_text
 
 COLUMNS = ("path", "label", "frames", "fps", "width", "height", "split")
 """The first line of a manifest. `read_catalog` reads it; a path that is not absolute starts from the manifest."""
@@ -90,6 +93,8 @@ def prepare(
     *,
     split: int = 1,
     annotations: str | Path | None = None,
+    control: str = "",
+    label_fps: float = 0.0,
     out: str | Path | None = None,
     num_workers: int = 2,
     timeout_seconds: int = 120,
@@ -98,12 +103,17 @@ def prepare(
     """Checks videos against a benchmark's official lists, opens each of them, and writes the manifest.
 
     Args:
-        name: "k400", "ssv2", "ucf101", "hmdb51"; or "folder" for one's own videos.
+        name: "k400", "ssv2", "ucf101", "hmdb51"; "folder" for one's own videos; "label_studio" or "cvat" for one's own
+            with the labels of that tool.
         root: the folder of the videos. Those of a benchmark are found by their names, in class folders or not, with
             another ending after re-encoding too. Of one's own: a folder (with train and val folders or not, with a
-            folder for each class or not), or a .csv with the columns path and, optionally, label and split.
+            folder for each class or not), or a .csv with the columns path and, optionally, label, split, start and end
+            (seconds). Of a tool's labels: the folder in which the videos are found by their names, or the one video.
         split: which of the official splits of UCF101 and HMDB51, 1 to 3.
-        annotations: the folder of the official lists; None looks for them in `root`.
+        annotations: the folder of the official lists; None looks for them in `root`. Of a tool: its export (.json or
+            .xml), or a folder of exports.
+        control: of Label Studio: the name of the control whose labels to take; needed where several are used.
+        label_fps: frames per second by which the tool counted; 0 takes each video's own.
         out: the manifest, a .csv; None names it after the benchmark and puts it in `root`, where a relative path keeps
             its meaning when the folder is moved.
         num_workers: processes that open videos; 0 does it in this process.
@@ -116,9 +126,15 @@ def prepare(
     """
     root = Path(root)
     _check_arguments(name, root, split, num_workers, timeout_seconds, max_missing_share)
+    if name not in TOOLS and (control or label_fps):
+        raise UserError(f"A control and label_fps are of {' and '.join(TOOLS)}; {name} has none. Leave them out.")
+    if not 0 <= label_fps < math.inf:
+        raise UserError(f"label_fps is {label_fps}; accepted: frames per second, or 0 for each video's own.")
     manifest = _manifest_path(name, root, split, out)
     if name == "folder":
         found = _find_own(root)
+    elif name in TOOLS:
+        found = _find_labelled(name, root, annotations, control)
     else:
         lists = read_lists(name, Path(annotations) if annotations is not None else root, split=split)
         found = _match(lists, root)
@@ -127,8 +143,9 @@ def prepare(
     opened, num_read = inspect_videos(
         [video.path for video in found.videos], journal, num_workers=num_workers, timeout_seconds=timeout_seconds
     )
-    unreadable = [reason for video in found.videos if isinstance(reason := opened[video.path], str)]
-    readable = [(video, info) for video in found.videos if isinstance(info := opened[video.path], VideoInfo)]
+    checked = [_stretch(video, opened[video.path], label_fps) for video in found.videos]
+    unreadable = [info for _, info in checked if isinstance(info, str)]
+    readable = [(video, info) for video, info in checked if isinstance(info, VideoInfo)]
     _check_share(found, unreadable, root, max_missing_share)
     _write_manifest(readable, manifest, journal)
     splits = _count(found, readable, BENCHMARKS.get(name))
@@ -148,11 +165,12 @@ def prepare(
 
 @dataclass(frozen=True, kw_only=True)
 class _Wanted:
-    """A video to be in the manifest."""
+    """A video to be in the manifest, or the stretch of its frames (first, end) that a tool labelled."""
 
     path: str
     label: str
     split: str
+    frames: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,9 +187,10 @@ class _Found:
 def _check_arguments(
     name: str, root: Path, split: int, num_workers: int, timeout_seconds: int, max_missing_share: float
 ) -> None:
-    if name != "folder" and name not in BENCHMARKS:
-        raise UserError(f"{name!r} is no data set that prepare knows. {did_you_mean(name, [*BENCHMARKS, 'folder'])}")
-    if name == "folder" and split != 1:
+    if name not in (*BENCHMARKS, *TOOLS, "folder"):
+        known = [*BENCHMARKS, *TOOLS, "folder"]
+        raise UserError(f"{name!r} is no data set that prepare knows. {did_you_mean(name, known)}")
+    if name not in BENCHMARKS and split != 1:
         raise UserError(f"The split is {split}; only UCF101 and HMDB51 have more than one. Leave it out.")
     if num_workers < 0 or timeout_seconds < 1:
         raise UserError(
@@ -179,8 +198,10 @@ def _check_arguments(
         )
     if not 0 <= max_missing_share <= 1:
         raise UserError(f"max_missing_share is {max_missing_share}; a share is 0 to 1.")
-    if not root.is_dir() and not (name == "folder" and root.is_file() and root.suffix.lower() == ".csv"):
+    files = {"folder": (".csv",), **dict.fromkeys(TOOLS, VIDEO_SUFFIXES)}.get(name, ())
+    if not root.is_dir() and not (root.is_file() and root.suffix.lower() in files):
         accepted = "a folder of videos" + (", or a .csv with the column path" if name == "folder" else "")
+        accepted += ", or the one video that the labels are of" if name in TOOLS else ""
         raise UserError(f"{root} {'is no such thing' if root.exists() else 'does not exist'}. Accepted: {accepted}.")
 
 
@@ -189,6 +210,8 @@ def _manifest_path(name: str, root: Path, split: int, out: str | Path | None) ->
         manifest = Path(out)
     elif name == "folder":
         manifest = root / "manifest.csv" if root.is_dir() else root.with_name(f"{root.stem}_manifest.csv")
+    elif name in TOOLS:
+        manifest = root / f"{name}.csv" if root.is_dir() else root.with_name(f"{root.stem}_{name}.csv")
     else:
         manifest = root / (f"{name}_split{split}.csv" if BENCHMARKS[name].num_splits > 1 else f"{name}.csv")
     if manifest.suffix.lower() != ".csv" or manifest.is_dir() or manifest.absolute() == root.absolute():
@@ -251,6 +274,52 @@ def _find_own(root: Path) -> _Found:
         listed={split: sum(video.split == split for video in videos) for split in sorted({v.split for v in videos})},
         num_classes=len({video.label for video in videos} - {""}),
     )
+
+
+def _find_labelled(tool: str, root: Path, annotations: str | Path | None, control: str) -> _Found:
+    """The videos, or stretches of them, that a tool's export gives labels."""
+    if annotations is None:
+        raise UserError(f"No export of {tool} is given. Give the file as annotations, a {TOOLS[tool]}.")
+    found = read_exports(tool, Path(annotations), control=control)
+    finder = VideoFinder(root, video_paths(root) if root.is_dir() else ())
+    videos = list[_Wanted]()
+    missing = list[str]()
+    places = dict[tuple[str, tuple[int, int] | None], tuple[str, str]]()
+    for one in found:
+        path = finder.find(one)
+        if not path:
+            missing.append(f"{one.video} ({one.place})")
+            continue
+        other, place = places.setdefault((path, one.frames), (one.label, one.place))
+        if other != one.label:
+            stretch = f"frames {one.frames[0]} to {one.frames[1] - 1} of " if one.frames else ""
+            raise UserError(
+                f"{stretch}{path} have two labels: {other!r} ({place}) and {one.label!r} ({one.place}). A line of the "
+                "manifest has one: remove the other in the tool, and export again."
+            )
+        videos.append(_Wanted(path=path, label=one.label, split=one.split, frames=one.frames))
+    return _Found(
+        videos=videos,
+        missing=missing,
+        extra=[],
+        listed={split: sum(one.split == split for one in found) for split in sorted({one.split for one in found})},
+        num_classes=len({one.label for one in found}),
+    )
+
+
+def _stretch(video: _Wanted, info: VideoInfo | str, label_fps: float) -> tuple[_Wanted, VideoInfo | str]:
+    """The stretch of a video that is labelled, as a video of its own, or why there is none; others as they are."""
+    if video.frames is None or isinstance(info, str):
+        return video, info
+    if not info.fps:
+        return video, f"{video.path} does not say how many frames it has per second, so no stretch of it can be found"
+    start, end = seconds_of(video.frames, label_fps or info.fps)
+    first, last = (frame_at(seconds, fps=info.fps, num_frames=info.frames, path=video.path) for seconds in (start, end))
+    if last <= first:
+        return video, f"{video.path} has {info.frames} frames; frame {video.frames[0]} is labelled, counted from 0"
+    ending = segment_ending(start, end)
+    stretch = replace(info, frames=last - first, digest=f"{info.digest} {first} {last}")
+    return replace(video, path=f"{video.path}{ending}"), stretch
 
 
 def _check_share(found: _Found, unreadable: Sequence[str], root: Path, max_missing_share: float) -> None:

@@ -1,5 +1,7 @@
 """What only a GPU can show; `pytest -m gpu` where there is one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -8,13 +10,15 @@ from mam2.data.clips import Data
 from mam2.data.loader import Batch
 from mam2.masks import MaskConfig
 from mam2.model.blocks import can_compile, compile_blocks, recompute_blocks
-from mam2.model.encoder import EncoderConfig
+from mam2.model.encoder import EncoderConfig, VideoEncoder
+from mam2.model.weights import save_encoder
 from mam2.objectives.mam2 import MAM2Config
 from mam2.targets.maker import TargetMaker
 from mam2.targets.table import TargetsConfig
 from mam2.train.logs import StepMetrics
 from mam2.train.optim import make_optimizer
 from mam2.train.pretrain import Pretrain, build
+from mam2.use.export import export
 
 pytestmark = [
     pytest.mark.gpu,
@@ -67,3 +71,10 @@ def test_a_step_never_waits_for_the_gpu(compiled: bool, recomputed: bool) -> Non
         torch.cuda.set_sync_debug_mode("default")
     metrics.wait()
     assert 0 < metrics.values()["loss"] < 100
+
+
+def test_a_package_compiled_for_the_gpu(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_encoder(tmp_path / "encoder.safetensors", VideoEncoder(CONFIG.encoder))
+    done = export(tmp_path / "encoder.safetensors", tmp_path / "x.pt2", format="aoti", device="cuda")
+    assert 0 <= done.difference < 1e-3 < done.largest

@@ -50,6 +50,9 @@ VERBS = {
     "import": Verb("public", "SOURCE --out FILE", "Make a published image or video encoder one of ours"),
     "evaluate": Verb("evaluate", "RUN --data.root DIR", "Test a fine-tuned run on labelled videos"),
     "predict": Verb("evaluate", "RUN VIDEOS --out FILE", "Predict the classes of videos without labels"),
+    "export": Verb(
+        "export", "SOURCE --format onnx|pt2|aoti --out FILE", "Export a model to ONNX, torch.export, AOTInductor"
+    ),
     "probe": Verb("evaluate", "RUN --train DIR --test DIR", "Probe a frozen encoder: linear, attentive, knn", PROBE),
     "study": Verb(
         "study", "NAME --unlabelled DIR --train DIR --test DIR --out DIR", "Compare recipes by one protocol", STUDY

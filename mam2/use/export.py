@@ -1,0 +1,309 @@
+"""Encoders and classifiers as files that run without this package: ONNX, torch.export, AOTInductor.
+
+B clips, T frames, C channels, H W pixels, N patches per frame, D width, K classes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+import typing
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import mam2
+from mam2.config import UserError
+from mam2.data.clips import Data, views_of
+from mam2.data.synthetic import MOTIONS, render
+from mam2.files import read_metadata
+from mam2.model.classifier import Classifier
+from mam2.model.encoder import VideoEncoder
+from mam2.model.weights import FORMAT_CLASSIFIER, load_classifier, load_encoder
+from mam2.train.run import data_of
+
+Format = Literal["onnx", "pt2", "aoti"]
+"""ONNX; a program of torch.export; or one that AOTInductor compiled for this machine's processor or GPU."""
+
+Head = Literal["auto", "none", "probabilities", "logits"]
+"""What follows the encoder; "auto" is probabilities where the source is a classifier, else none."""
+
+Pool = Literal["none", "mean"]
+"""Features of every patch, (B, T, N, D), or their mean, (B, D)."""
+
+Device = Literal["cpu", "cuda"]
+
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".pt2"}
+ABOUT = "mam2.json"
+"""The extra file of a torch.export program that says what goes in and comes out; the other formats have it as their
+metadata."""
+
+_NEEDED: dict[Format, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": (), "aoti": ()}
+_NUM_CLIPS = 3
+_LOUD = ("torch.onnx", "torch.export", "torch._inductor", "torch._dynamo", "torch.utils.cpp_extension", "onnxscript")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A file that was written, and compared with the model that it came from.
+
+    Attributes:
+        file: the file.
+        takes: the input, in words: any number of clips; frames and size are fixed.
+        gives: the output, in words.
+        clip: the video that they were compared on.
+        difference: the largest, over all numbers of the output.
+        largest: the largest number of the model's own output.
+    """
+
+    file: Path
+    takes: str
+    gives: str
+    clip: str
+    difference: float
+    largest: float
+
+
+def export(
+    source: str | Path,
+    out: str | Path,
+    *,
+    format: Format,
+    head: Head = "auto",
+    pool: Pool = "none",
+    device: Device = "cpu",
+    clip: str | Path | None = None,
+    tolerance: float = 1e-3,
+) -> Exported:
+    """Writes an encoder, or a classifier, as a file that runs without this package, once it gives the model's numbers.
+
+    What is exported takes clips as training sees them, uint8 (B, T, 3, H, W), RGB from 0 to 255: the normalisation is
+    inside. B is free; T, H and W are those of the encoder.
+
+    Args:
+        source: what `load_encoder` or `load_classifier` takes.
+        out: the file: .onnx, or .pt2 for the other two formats.
+        format: "onnx", "pt2" or "aoti".
+        head: "probabilities" or "logits" of a classifier, or "none" for features.
+        pool: what is made of features.
+        device: what an AOTInductor package is compiled for; the other formats run anywhere.
+        clip: a video to compare the file and the model on; None renders one.
+        tolerance: the largest difference that is accepted, as a share of the model's largest number.
+
+    Raises:
+        UserError: an argument that does not fit, a package or compiler that is missing, or a file that gives other
+            numbers than the model, which is then not written.
+    """
+    out = Path(out)
+    _check(out, format=format, head=head, pool=pool, device=device, tolerance=tolerance)
+    model, classes = _load(source, head=head, pool=pool)
+    encoder = model.encoder
+    clips_BTCHW, clip_name = _clips(source, clip, encoder)
+    with torch.no_grad():
+        expected = model(clips_BTCHW)
+    about = _about(model, expected, clips_BTCHW, source=source, classes=classes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        part = Path(folder) / out.name
+        _WRITE[format](model.to(device), clips_BTCHW[:2].to(device), part, about)
+        run = _RUN[format](part)
+        found = torch.cat([run(clips_BTCHW), run(clips_BTCHW[:1])])  # as they come, and one by itself
+        difference = (found - torch.cat([expected, expected[:1]])).abs().max().item()
+        largest = expected.abs().max().item()
+        if not difference <= tolerance * max(largest, 1e-6):
+            raise UserError(
+                f"The exported file gives other numbers than the model: they differ by up to {difference:.2g}, where "
+                f"the model's largest is {largest:.2g}; accepted: {tolerance:g} of that. {out} is not written. Try "
+                "another format, or a newer PyTorch."
+            )
+        for path in sorted(Path(folder).iterdir(), key=lambda path: path == part):  # ONNX above 2 GB has two files
+            path.replace(out.parent / path.name)
+    return Exported(
+        file=out, takes=about["input"], gives=about["output"], clip=clip_name, difference=difference, largest=largest
+    )
+
+
+class _Model(nn.Module):
+    """An encoder or a classifier with what follows it: uint8 (B, T, 3, H, W) to float32."""
+
+    def __init__(self, inner: VideoEncoder | Classifier, *, gives: str) -> None:
+        super().__init__()
+        self.inner = inner
+        self.gives = gives
+
+    @property
+    def encoder(self) -> VideoEncoder:
+        return self.inner.encoder if isinstance(self.inner, Classifier) else self.inner
+
+    def forward(self, clip: Tensor) -> Tensor:
+        found = self.inner(clip)
+        if self.gives == "mean":
+            return found.mean(dim=(1, 2))
+        return found.softmax(dim=-1) if self.gives == "probabilities" else found
+
+
+def _load(source: str | Path, *, head: Head, pool: Pool) -> tuple[_Model, tuple[str, ...]]:
+    if head == "auto":
+        head = "probabilities" if _is_classifier(Path(source)) else "none"
+    if head == "none":
+        return _Model(load_encoder(source), gives="features" if pool == "none" else pool).eval(), ()
+    if pool != "none":
+        raise UserError(f"A classifier pools by itself; leave pool {pool!r} out, or give head 'none' for its encoder.")
+    classifier, classes = load_classifier(source)
+    return _Model(classifier, gives=head).eval(), classes
+
+
+def _is_classifier(source: Path) -> bool:
+    file = source / "classifier.safetensors" if source.is_dir() else source
+    return file.is_file() and file.suffix == ".safetensors" and read_metadata(file).get("format") == FORMAT_CLASSIFIER
+
+
+def _clips(source: str | Path, clip: str | Path | None, encoder: VideoEncoder) -> tuple[Tensor, str]:
+    """Clips to compare on, uint8 (B, T, 3, H, W): windows of a video, or rendered motions."""
+    frames, size = encoder.config.frames, encoder.config.size
+    if clip is not None:
+        data = data_of(source) or Data()
+        return views_of(str(clip), data, num_frames=frames, size=size, clips=_NUM_CLIPS, crops=1), str(clip)
+    rendered = [render(motion, seed=0, num_frames=frames, size=size) for motion in MOTIONS[:_NUM_CLIPS]]
+    return torch.stack(rendered), "rendered clips"
+
+
+def _about(
+    model: _Model, expected: Tensor, clips_BTCHW: Tensor, *, source: str | Path, classes: tuple[str, ...]
+) -> dict[str, str]:
+    """What a user of the file must know, which is written into it."""
+    frames, _, height, width = clips_BTCHW.shape[1:]
+    data = data_of(source)
+    about = {
+        "mam2": mam2.__version__,
+        "source": str(source),
+        "input": f"clip: uint8 (batch, {frames}, 3, {height}, {width}), RGB from 0 to 255; "
+        f"any batch, exactly {frames} frames of {height} × {width} pixels",
+        "output": f"{model.gives}: float32 (batch, {', '.join(map(str, expected.shape[1:]))})",
+    }
+    if data:
+        about["stride_frames"] = str(data.stride_frames)
+    if classes:
+        about["classes"] = json.dumps(classes, ensure_ascii=False)
+    return about
+
+
+def _check(out: Path, *, format: Format, head: Head, pool: Pool, device: str, tolerance: float) -> None:
+    choices = {"format": (format, Format), "head": (head, Head), "pool": (pool, Pool), "device": (device, Device)}
+    for name, (value, accepted) in choices.items():
+        if value not in typing.get_args(accepted):
+            raise UserError(f"{name} is {value!r}; accepted: {', '.join(typing.get_args(accepted))}.")
+    suffix = SUFFIXES[format]
+    if out.suffix.lower() != suffix:
+        raise UserError(f"{out} can't hold {format}. Give a name that ends in {suffix}.")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder. Give the name of a file.")
+    if not 0 <= tolerance < 1:
+        raise UserError(f"tolerance is {tolerance}; accepted: a share of the model's largest number, from 0 to 1.")
+    missing = [name for name in _NEEDED[format] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"The format {format} needs {', '.join(missing)}. Install it: pip install 'mam2[export]'.")
+    if device == "cuda" and (format != "aoti" or not torch.cuda.is_available()):
+        why = "there is no GPU" if format == "aoti" else f"a file of the format {format} runs on any device"
+        raise UserError(f"The device is cuda, but {why}. Leave it out.")
+    compilers = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
+    if format == "aoti" and not any(map(shutil.which, filter(None, compilers))):
+        raise UserError("AOTInductor needs a C++ compiler. Install g++ or clang++, or choose the format pt2 or onnx.")
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps back what the exporters say of their own insides: nobody who exports can act on it."""
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _program(model: nn.Module, clips_BTCHW: Tensor) -> torch.export.ExportedProgram:
+    return torch.export.export(model, (clips_BTCHW,), dynamic_shapes={"clip": {0: torch.export.Dim("batch", min=1)}})
+
+
+def _write_pt2(model: nn.Module, clips_BTCHW: Tensor, part: Path, about: dict[str, str]) -> None:
+    with _quietly(), torch.no_grad():
+        torch.export.save(_program(model, clips_BTCHW), part, extra_files={ABOUT: json.dumps(about)})
+
+
+def _write_onnx(model: nn.Module, clips_BTCHW: Tensor, part: Path, about: dict[str, str]) -> None:
+    with _quietly(), torch.no_grad():
+        program = torch.onnx.export(
+            _program(model, clips_BTCHW),
+            dynamo=True,
+            input_names=["clip"],
+            output_names=[about["output"].split(":")[0]],
+            verbose=False,
+        )
+        assert program is not None, "the dynamo exporter gives a program"
+        program.model.metadata_props.update(about)
+        program.save(part)
+
+
+def _write_aoti(model: nn.Module, clips_BTCHW: Tensor, part: Path, about: dict[str, str]) -> None:
+    with _quietly(), torch.no_grad():
+        torch._inductor.aoti_compile_and_package(
+            _program(model, clips_BTCHW),
+            package_path=str(part),
+            inductor_configs={"aot_inductor.metadata": about},
+        )
+
+
+def _run_pt2(part: Path) -> Callable[[Tensor], Tensor]:
+    with _quietly():
+        run = torch.export.load(part).module()
+    return _without_gradients(run)
+
+
+def _run_onnx(part: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+    return lambda clips_BTCHW: torch.from_numpy(session.run(None, {"clip": clips_BTCHW.numpy()})[0])
+
+
+def _run_aoti(part: Path) -> Callable[[Tensor], Tensor]:
+    with _quietly():
+        run = torch._inductor.aoti_load_package(str(part))
+    device = run.get_metadata()["AOTI_DEVICE_KEY"]
+    return _without_gradients(lambda clips_BTCHW: run(clips_BTCHW.to(device)).cpu())
+
+
+def _without_gradients(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def runs(clips_BTCHW: Tensor) -> Tensor:
+        with torch.no_grad():
+            return run(clips_BTCHW)
+
+    return runs
+
+
+_WRITE: dict[Format, Callable[[Any, Tensor, Path, dict[str, str]], None]] = {
+    "onnx": _write_onnx,
+    "pt2": _write_pt2,
+    "aoti": _write_aoti,
+}
+_RUN: dict[Format, Callable[[Path], Callable[[Tensor], Tensor]]] = {
+    "onnx": _run_onnx,
+    "pt2": _run_pt2,
+    "aoti": _run_aoti,
+}

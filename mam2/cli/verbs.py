@@ -53,6 +53,7 @@ VERBS = {
     "export": Verb(
         "export", "SOURCE --format onnx|pt2|aoti --out FILE", "Export a model to ONNX, torch.export, AOTInductor"
     ),
+    "push": Verb("push", "SOURCE USER/NAME", "Share a model on the Hugging Face hub, with a card made from its run"),
     "probe": Verb("evaluate", "RUN --train DIR --test DIR", "Probe a frozen encoder: linear, attentive, knn", PROBE),
     "study": Verb(
         "study", "NAME --unlabelled DIR --train DIR --test DIR --out DIR", "Compare recipes by one protocol", STUDY

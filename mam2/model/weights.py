@@ -27,6 +27,7 @@ from mam2.files import (
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
 from mam2.model.positions import FullPositions, Positions
+from mam2.model.source import CLASSIFIER_FILE, HUB, weight_file
 
 log = logging.getLogger("mam2")
 FORMAT_ENCODER = "mam2.encoder"
@@ -76,7 +77,8 @@ def load_encoder(source: str | Path) -> VideoEncoder:
 
     Args:
         source: a run's folder, or an encoder.safetensors or classifier.safetensors file; or a published encoder, as
-            `import_encoder` takes it: `timm:NAME`, `hf:NAME`, a folder or file of its weights.
+            `import_encoder` takes it: `timm:NAME`, `hf:NAME`, a folder or file of its weights; or `hf://USER/NAME`,
+            what `mam2 push` wrote.
 
     Returns:
         A VideoEncoder: clips (B, T, 3, H, W), uint8 in [0, 255] or floats in [0, 1], to features (B, T, N, D).
@@ -109,12 +111,13 @@ def read_encoder_config(source: str | Path) -> EncoderConfig:
 
 def own_file(source: str | Path) -> Path | None:
     """The file of this project's encoder or classifier that `source` names; None where it is somebody else's."""
+    if str(source).startswith(HUB):
+        return weight_file(source)
     if str(source).startswith(PUBLIC) or is_own_part(str(source)):
         return None
     path = Path(source)
     if path.is_dir():
-        classifier = path / "classifier.safetensors"
-        own = classifier if classifier.exists() else path / "encoder.safetensors"
+        own = weight_file(path)
         return own if own.exists() or not (path / "config.json").exists() else None
     is_own = not path.is_file() or (
         path.suffix == ".safetensors" and read_metadata(path).get("format", "").startswith("mam2.")
@@ -156,14 +159,13 @@ def save_classifier(file: Path, classifier: Classifier, classes: tuple[str, ...]
 
 
 def load_classifier(source: str | Path) -> tuple[Classifier, tuple[str, ...]]:
-    """A fine-tuned classifier in eval mode on the CPU, and its class names, from a run's folder or its file.
+    """A fine-tuned classifier in eval mode on the CPU, and its class names, from a source as `load_encoder` takes.
 
     Raises:
         UserError: nothing there, no classifier, a damaged file, or weights that are not finite.
     """
-    source = Path(source)
-    file = source / "classifier.safetensors" if source.is_dir() else source
-    if source.is_dir() and not file.exists():
+    file = weight_file(source, (CLASSIFIER_FILE,))
+    if Path(source).is_dir() and not file.exists():
         raise UserError(
             f"{source} holds no classifier. Fine-tune one first: mam2 finetune RECIPE --init {source} --out DIR."
         )

@@ -29,6 +29,7 @@ from mam2.data.synthetic import MOTIONS, render
 from mam2.files import read_metadata
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import VideoEncoder
+from mam2.model.source import weight_file
 from mam2.model.weights import FORMAT_CLASSIFIER, load_classifier, load_encoder
 from mam2.train.run import data_of
 
@@ -154,7 +155,7 @@ class _Model(nn.Module):
 
 def _load(source: str | Path, *, head: Head, pool: Pool) -> tuple[_Model, tuple[str, ...]]:
     if head == "auto":
-        head = "probabilities" if _is_classifier(Path(source)) else "none"
+        head = "probabilities" if _is_classifier(source) else "none"
     if head == "none":
         return _Model(load_encoder(source), gives="features" if pool == "none" else pool).eval(), ()
     if pool != "none":
@@ -163,9 +164,9 @@ def _load(source: str | Path, *, head: Head, pool: Pool) -> tuple[_Model, tuple[
     return _Model(classifier, gives=head).eval(), classes
 
 
-def _is_classifier(source: Path) -> bool:
-    file = source / "classifier.safetensors" if source.is_dir() else source
-    return file.is_file() and file.suffix == ".safetensors" and read_metadata(file).get("format") == FORMAT_CLASSIFIER
+def _is_classifier(source: str | Path) -> bool:
+    file = weight_file(source)
+    return file.suffix == ".safetensors" and file.is_file() and read_metadata(file).get("format") == FORMAT_CLASSIFIER
 
 
 def _clips(source: str | Path, clip: str | Path | None, encoder: VideoEncoder) -> tuple[Tensor, str]:

@@ -24,6 +24,12 @@ from annotated_types import Ge, Gt, Le, Lt
 ConfigT = TypeVar("ConfigT")
 PartT = TypeVar("PartT")
 
+LabelKind = Literal["classes", "several", "numbers"]
+"""What the label of a video is: one class; several of them, or none; a number."""
+
+LabelSetting = Literal["auto", "classes", "several", "numbers"]
+"""A LabelKind, or "auto": by the labels' looks."""
+
 
 class UserError(ValueError):
     """An error the user can fix. Its message says what was found, what is accepted and what to do."""

@@ -1,4 +1,4 @@
-"""Multi-view testing: averaged probabilities, top-1, top-5, per class, confusion (Tables 3-5)."""
+"""Multi-view testing: averaged scores; top-1, top-5, confusion (Tables 3-5), average precision, errors of numbers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rich.progress import track
 from torch import Tensor
 
 from mam2 import distributed
-from mam2.config import UserError
+from mam2.config import LabelKind, UserError
 from mam2.data.views import ViewLoader
-from mam2.model.classifier import Classifier
+from mam2.model.classifier import Classifier, scores_of
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,14 @@ class Evaluation:
     """The result of a test.
 
     Attributes:
-        probabilities_BK: float32, each video's probabilities averaged over its views.
-        label_B: int64, the true classes, in the order of the rows.
+        probabilities_BK: float32, each video's probabilities averaged over its views; (B, 1) numbers where labels are
+            numbers.
+        label_B: int64, the true classes, in the order of the rows; -1 where there are none, or several.
         index_B: int64, each video's place in the catalog, sorted.
         bad: path and reason of videos that could not be used.
         single_view: share of the single views, of all videos, in which the true class is the most probable one, and
-            among the five most probable ones; None where views were not tested one by one.
+            among the five most probable ones; None where views were not tested one by one, or have no one class.
+        target_BK: float32, the truth of labels of another kind than one class each: 1 or 0 for each, or (B, 1) numbers.
     """
 
     probabilities_BK: Tensor
@@ -34,6 +36,7 @@ class Evaluation:
     index_B: Tensor
     bad: dict[str, str]
     single_view: tuple[float, float] | None = None
+    target_BK: Tensor | None = None
 
     def top(self, k: int) -> float:
         """Share of videos whose class is among the k most probable ones."""
@@ -52,6 +55,34 @@ class Evaluation:
         return {c: counts[i, i].item() / total[i].item() if total[i] else None for i, c in enumerate(classes)}
 
 
+def average_precision(score_B: Tensor, is_true_B: Tensor) -> float | None:
+    """Area under precision over recall, in steps at each score that occurs; None if nothing is true.
+
+    Args:
+        score_B: the higher, the more likely.
+        is_true_B: bool.
+    """
+    order_B = score_B.argsort(descending=True)
+    hits_B = is_true_B[order_B].double().cumsum(dim=0)
+    if not hits_B[-1]:
+        return None
+    sorted_B = score_B[order_B]
+    ends_B = torch.cat([sorted_B[1:] != sorted_B[:-1], torch.ones(1, dtype=torch.bool)])  # equal scores count at once
+    hits, places = hits_B[ends_B], torch.arange(1, len(sorted_B) + 1)[ends_B]
+    return (hits / places * hits.diff(prepend=hits.new_zeros(1))).sum().item() / hits[-1].item()
+
+
+def errors_of(found_B: Tensor, truth_B: Tensor) -> dict[str, float | None]:
+    """mae, rmse, and r2: the share of the truth's variance that is explained, None where it has none."""
+    error_B = found_B.double() - truth_B.double()
+    spread = (truth_B.double() - truth_B.double().mean()).square().sum().item()
+    return {
+        "mae": error_B.abs().mean().item(),
+        "rmse": error_B.square().mean().sqrt().item(),
+        "r2": 1 - error_B.square().sum().item() / spread if spread else None,
+    }
+
+
 def in_top(scores_BK: Tensor, label_B: Tensor, k: int) -> Tensor:
     """Whether each row's class is among its k highest scores: bool (B,)."""
     best_Bk = scores_BK.topk(min(k, scores_BK.shape[1]), dim=1).indices
@@ -60,7 +91,12 @@ def in_top(scores_BK: Tensor, label_B: Tensor, k: int) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    classifier: Classifier, loader: ViewLoader, *, num_videos: int, dtype: torch.dtype | None = None
+    classifier: Classifier,
+    loader: ViewLoader,
+    *,
+    num_videos: int,
+    dtype: torch.dtype | None = None,
+    kind: LabelKind = "classes",
 ) -> Evaluation:
     """Tests a classifier on every video of a loader, each seen in all its views; processes share the videos.
 
@@ -69,6 +105,7 @@ def evaluate(
         loader: this process's videos.
         num_videos: of all processes, for the progress bar.
         dtype: of autocast; None is plain float32.
+        kind: of the classifier's labels.
 
     Raises:
         UserError: no video could be used.
@@ -86,7 +123,7 @@ def evaluate(
         with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             logits_VK = torch.cat([classifier(part.to(device)) for part in video.views_VTCHW.split(8)])
         # Probabilities, not logits, are averaged, as VideoMAE does: about half a point on Kinetics-400.
-        probabilities_VK = logits_VK.float().softmax(dim=1).cpu()
+        probabilities_VK = scores_of(logits_VK.float(), kind).cpu()
         label_V = torch.full((len(probabilities_VK),), video.label)
         single = torch.stack([in_top(probabilities_VK, label_V, k).double().mean() for k in (1, 5)])
         rows.append((video.index, video.label, probabilities_VK.mean(dim=0), single))
@@ -100,5 +137,5 @@ def evaluate(
         label_B=torch.tensor([row[1] for row in rows]),
         index_B=torch.tensor([row[0] for row in rows]),
         bad=bad,
-        single_view=(single[0].item(), single[1].item()),
+        single_view=(single[0].item(), single[1].item()) if kind == "classes" else None,
     )

@@ -106,7 +106,7 @@ def test_the_folder_of_a_classifier(runs, tmp_path):
     assert header["tags"] == ["mam2", "video", "self-supervised-learning"]
     assert text.index("Pre-trained by `mam2` on") < text.index("Fine-tuned on 1,500 videos")
     assert "starts from `mine`" in text
-    assert "| fine-tuned, 5 × 1 views | 96 | 81.2 % | 100.0 % |" in text
+    assert "| fine-tuned, 5 × 1 views | 96 | top-1 81.2 %, top-5 100.0 % |" in text
     config = json.loads((tmp_path / "f/config.json").read_text())
     assert config["id2label"] == {"0": "run", "1": "jump"}
     assert config["encoder"] == to_json(CONFIG)

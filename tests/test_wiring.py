@@ -720,7 +720,7 @@ def test_a_run_is_tested_in_eval_mode_with_all_views(
     honest, num_videos = finetuning.evaluate, 8
 
     def watched(classifier: Any, loader: Any, **settings: Any) -> Any:
-        assert settings == {"num_videos": num_videos, "dtype": torch.bfloat16}
+        assert settings == {"num_videos": num_videos, "dtype": torch.bfloat16, "kind": "classes"}
         classifier.register_forward_pre_hook(lambda module, inputs: seen.append((module.training, len(inputs[0]))))
         return honest(classifier, loader, **settings)
 

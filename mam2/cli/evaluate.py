@@ -112,10 +112,13 @@ def evaluate(command: EvaluateCommand) -> None:
     )
     if distributed.rank() > 0:
         return
-    title = f"{len(result.label_B)} videos, top-1 {result.top(1):.3f}"
-    confusion_picture(result.confusion(), list(classes), out / "confusion.png", title=title)
+    files = "evaluate.json, predictions.npz"
+    if result.target_BK is None:
+        title = f"{len(result.label_B)} videos, top-1 {result.top(1):.3f}"
+        confusion_picture(result.confusion(), list(classes), out / "confusion.png", title=title)
+        files += ", confusion.png"
     tables.print_evaluation(result, json.loads((out / "evaluate.json").read_text()))
-    finished(f"{out}/evaluate.json, predictions.npz, confusion.png", start)
+    finished(f"{out}/{files}", start)
 
 
 def write_classes(command: PredictCommand) -> None:

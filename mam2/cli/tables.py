@@ -29,7 +29,15 @@ def show(table: Table, *notes: str) -> None:
 
 
 def print_evaluation(result: Evaluation, report: dict[str, Any]) -> None:
-    """Accuracy of single views and of all."""
+    """Accuracy of single views and of all; or the measures of other labels than one class each."""
+    if "labels" in report:
+        names = {"map": "mAP", "mae": "mean error", "rmse": "root of mean square", "r2": "R²"}
+        found = {title: report[name] for name, title in names.items() if name in report}
+        table = Table("views", *found, title=f"{report['num_videos']} videos")
+        views = f"{report['clips']} × {report['crops']}"
+        table.add_row(views, *("-" if value is None else f"{value:.4f}" for value in found.values()))
+        show(table)
+        return
     table = Table("views", "top-1", "top-5", title=f"{len(result.label_B)} videos")
     if result.single_view:
         table.add_row("1, on average", *(f"{share:.4f}" for share in result.single_view))

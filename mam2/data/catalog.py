@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mam2.config import UserError, did_you_mean, seed_of
+from mam2.config import LabelKind, LabelSetting, UserError, did_you_mean, seed_of
 from mam2.data.csv_list import CsvRow, read_rows
-from mam2.data.labels import are_numbers, classes_of
+from mam2.data.labels import are_numbers, classes_of, kind_of, numbers_of, several_of
 from mam2.files import segment_of
 
 log = logging.getLogger("mam2")
@@ -34,11 +34,13 @@ class Item:
 
     Attributes:
         group: of videos that belong together and must not be in both training and test; empty where none is said.
+        target: where a video has several classes, a 1 or 0 for each; where the label is a number, that; else empty.
     """
 
     path: str
     label: int | None
     group: str = ""
+    target: tuple[float, ...] = ()
 
     @property
     def class_number(self) -> int:
@@ -52,11 +54,14 @@ class Catalog:
 
     Attributes:
         items: the videos.
-        classes: the names of the classes; `Item.label` counts in them. Empty where there are no labels.
+        classes: the names of the classes; `Item.label` counts in them. Empty where there are no labels; the name of the
+            column where they are numbers.
+        kind: of the labels; only "classes" fills `Item.label`, the others `Item.target`.
     """
 
     items: tuple[Item, ...]
     classes: tuple[str, ...]
+    kind: LabelKind = "classes"
 
 
 def read_catalog(
@@ -67,6 +72,7 @@ def read_catalog(
     split: str = "",
     path_column: str = "path",
     label_column: str = "label",
+    kind: LabelSetting = "classes",
 ) -> Catalog:
     """Lists the videos of a data set.
 
@@ -82,6 +88,8 @@ def read_catalog(
         split: the rows of a CSV to take, by the word in their column `split`; needed where several splits are in it.
             The classes are those of the whole CSV, so that a class has the same number in each split.
         path_column, label_column: other names of those columns.
+        kind: of the labels: "classes", one each; "several", with ; or | between them, or none; "numbers"; or "auto", by
+            their looks. Those of a folder are classes.
 
     Labels of a CSV are names, or the classes' numbers from 0: one or the other for the whole list.
 
@@ -97,17 +105,27 @@ def read_catalog(
             raise UserError(
                 f"{root} is a folder and has no split {split!r}. Give {root / split}, or a .csv with a split."
             )
+        if kind not in ("auto", "classes"):
+            raise UserError(f"{root} is a folder: its labels are classes, not {kind}. Give a .csv with path and label.")
+        kind = "classes"
         rows = all_rows = _read_folder(root, labelled=labelled)
     elif root.suffix.lower() == ".csv" and root.is_file():
         needed = ("path", "label") if labelled else ("path",)
         all_rows = read_rows(root, needed=needed, path_column=path_column, label_column=label_column)
         rows = _of_split(all_rows, split, csv_path=root)
-        _check_rows(rows, labelled=labelled, csv_path=root)
+        if kind == "auto":
+            kind = kind_of(all_rows, csv_path=root) if labelled else "classes"
+        _check_rows(rows, labelled=labelled, csv_path=root, can_be_empty=kind == "several")
     else:
         found = "is neither a folder nor a .csv" if root.exists() else "does not exist"
         raise UserError(f"{root} {found}. Accepted: a folder of videos, or a .csv with the columns path and label.")
     if not labelled:
         return Catalog(items=tuple(Item(path=row.path, label=None, group=row.group) for row in rows), classes=())
+    if kind == "several":
+        known, targets = several_of(rows, all_rows, classes, csv_path=root)
+        return _with_targets(rows, targets, classes=known, kind=kind)
+    if kind == "numbers":
+        return _with_targets(rows, numbers_of(rows), classes=(label_column,), kind=kind)
     if root.is_dir():  # a folder's name is a name, be it 2019
         known = tuple(sorted({row.label for row in rows})) if classes is None else tuple(classes)
         numbers = False
@@ -126,6 +144,16 @@ def read_catalog(
     return Catalog(items=tuple(items), classes=known)
 
 
+def _with_targets(
+    rows: list[CsvRow], targets: list[tuple[float, ...]], *, classes: tuple[str, ...], kind: LabelKind
+) -> Catalog:
+    items = [
+        Item(path=row.path, label=None, group=row.group, target=target)
+        for row, target in zip(rows, targets, strict=True)
+    ]
+    return Catalog(items=tuple(items), classes=classes, kind=kind)
+
+
 def few_shot(catalog: Catalog, *, shots: int, seed: int) -> Catalog:
     """`shots` videos of each class, drawn by the seed; the whole catalog if that is 0.
 
@@ -134,6 +162,8 @@ def few_shot(catalog: Catalog, *, shots: int, seed: int) -> Catalog:
     """
     if not shots:
         return catalog
+    if catalog.kind != "classes":
+        raise UserError(f"{shots} shots are videos per class, but the labels are {catalog.kind}. Leave shots out.")
     drawn = []
     for label, name in enumerate(catalog.classes):
         items = [item for item in catalog.items if item.label == label]
@@ -221,10 +251,10 @@ def _of_split(rows: list[CsvRow], split: str, *, csv_path: Path) -> list[CsvRow]
     return [row for row in rows if split in ("", row.split)]
 
 
-def _check_rows(rows: list[CsvRow], *, labelled: bool, csv_path: Path) -> None:
+def _check_rows(rows: list[CsvRow], *, labelled: bool, csv_path: Path, can_be_empty: bool) -> None:
     first = dict[str, CsvRow]()
     for row in rows if labelled else ():
-        if row.label.lower() in ("", "nan"):
+        if row.label.lower() in ("", "nan") and not (can_be_empty and not row.label):
             found = f"the label {row.label!r}, which is how programs write none" if row.label else "no label"
             raise UserError(f"{row.place} has {found}. Write one, or remove the line.")
         other = first.setdefault(os.path.normpath(row.path), row)

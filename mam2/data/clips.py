@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 
-from mam2.config import UserError, check
+from mam2.config import LabelSetting, UserError, check
 from mam2.data import sampling, transforms
 from mam2.data.catalog import Catalog, read_catalog
 from mam2.data.sampling import Short
@@ -94,7 +94,13 @@ class Data:
             raise UserError("data.fixed_clips are of videos; leave them out, or data.images.")
 
 
-def catalog_of(data: Data, *, labelled: bool, classes: Sequence[str] | None = None) -> Catalog:
+def catalog_of(
+    data: Data,
+    *,
+    labelled: bool,
+    classes: Sequence[str] | None = None,
+    kind: LabelSetting = "classes",
+) -> Catalog:
     """The videos of `data.root`; see `read_catalog`."""
     return read_catalog(
         data.root,
@@ -103,6 +109,7 @@ def catalog_of(data: Data, *, labelled: bool, classes: Sequence[str] | None = No
         split=data.split,
         path_column=data.path_column,
         label_column=data.label_column,
+        kind=kind,
     )
 
 

@@ -1,15 +1,91 @@
-"""What the labels of a CSV mean: names of classes, or their numbers from 0; one or the other for the whole list."""
+"""What the labels of a CSV mean: classes, by name or by number from 0; several classes each; numbers. One of these for
+the whole list."""
 
 from __future__ import annotations
 
 import logging
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mam2.config import UserError, did_you_mean
+from mam2.config import LabelKind, UserError, did_you_mean
 from mam2.data.csv_list import CsvRow
 
 log = logging.getLogger("mam2")
+SEPARATORS = ";|"
+"""The signs between the classes of a video that has several."""
+
+
+def kind_of(rows: list[CsvRow], *, csv_path: Path) -> LabelKind:
+    """The kind of a list's labels by their looks; a line of the log says it if it is not one class each.
+
+    Several classes if a label holds one of SEPARATORS; numbers if all are and one is not whole: whole ones are classes'
+    numbers or names.
+    """
+    if row := next((row for row in rows if set(SEPARATORS) & set(row.label)), None):
+        log.info(f"{csv_path}: videos have several classes each, such as {row.label!r}; --labels classes takes one.")
+        return "several"
+    values = [_value(row.label) for row in rows]
+    if any(value is not None and value != int(value) for value in values) and None not in values:
+        log.info(f"{csv_path}: the labels are numbers, such as {rows[0].label}; --labels classes takes them for names.")
+        return "numbers"
+    return "classes"
+
+
+def several_of(
+    rows: list[CsvRow], all_rows: list[CsvRow], classes: Sequence[str] | None, *, csv_path: Path
+) -> tuple[tuple[str, ...], list[tuple[float, ...]]]:
+    """The classes of a list in which a video has several or none, and for each of `rows` a 1 or 0 for each class.
+
+    Args:
+        classes: those that a model knows; None takes those of `all_rows`.
+
+    Raises:
+        UserError: a class that is not known, or fewer than one.
+    """
+    known = tuple(sorted({part for row in all_rows for part in _parts(row)}) if classes is None else classes)
+    if not known:
+        raise UserError(f"{csv_path} names no class at all. Write them into its labels, as in run;jump.")
+    number_of = {name: number for number, name in enumerate(known)}
+    targets = []
+    for row in rows:
+        target = [0.0] * len(known)
+        for part in _parts(row):
+            if part not in number_of:
+                raise UserError(f"{row.place}: {part!r} is not a known class. {did_you_mean(part, number_of)}")
+            target[number_of[part]] = 1.0
+        targets.append(tuple(target))
+    if none := sum(not any(target) for target in targets):
+        log.info(f"{csv_path}: {none} of {len(rows)} videos have no label: they count as none of the classes.")
+    return known, targets
+
+
+def numbers_of(rows: list[CsvRow]) -> list[tuple[float, ...]]:
+    """The label of each video as a number.
+
+    Raises:
+        UserError: one that is none.
+    """
+    targets = list[tuple[float, ...]]()
+    for row in rows:
+        value = _value(row.label)
+        if value is None:
+            raise UserError(f"{row.place}: the label {row.label!r:.60} is no number, as the others are. Correct it.")
+        targets.append((value,))
+    return targets
+
+
+def _parts(row: CsvRow) -> list[str]:
+    return [part.strip() for part in re.split(f"[{SEPARATORS}]", row.label) if part.strip()]
+
+
+def _value(label: str) -> float | None:
+    try:
+        value = float(label)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def classes_of(rows: list[CsvRow], *, csv_path: Path) -> tuple[tuple[str, ...], bool]:

@@ -36,7 +36,8 @@ class Batch:
 
     Attributes:
         clip_BTCHW: uint8 (B, T, 3, H, W).
-        label_B: int64 (B,), -1 where there is no label.
+        label_B: int64 (B,), -1 where there is no label; float32 (B, K) where videos have several classes, (B, 1) where
+            labels are numbers.
         sample_B: int64 (B,), the clip's number in the whole run: (step * batch_size + position in the batch) *
             repeats + which of the repeats.
         fixed_B: int64 (B,), the clip's number among the fixed ones: (the video's place * fixed_clips + which of them)
@@ -205,7 +206,7 @@ class _TrainSet:
     def __getitem__(self, step: int) -> tuple[Batch | None, dict[str, str], int]:
         bad = dict[str, str]()
         clips = list[torch.Tensor]()
-        labels = list[int]()
+        labels = list[int | tuple[float, ...]]()
         samples = list[int]()
         fixed = list[int]()
         num_shrunk = 0
@@ -216,7 +217,7 @@ class _TrainSet:
                 return None, bad, num_shrunk
             num_shrunk += shrunk
             clips += of_video
-            labels += [item.class_number] * repeats
+            labels += [item.target or item.class_number] * repeats
             first = (step * self.batch_size + position) * repeats
             samples += range(first, first + repeats)
             fixed += range(which * repeats, which * repeats + repeats)

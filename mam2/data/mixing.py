@@ -37,12 +37,12 @@ def mix(
 
     Args:
         clip_BTCHW: (B, T, 3, H, W), floats in [0, 1] or normalised, or uint8.
-        label_B: int64 (B,), 0 .. K - 1.
+        label_B: int64 (B,), 0 .. K - 1; or float (B, K), targets that are mixed as they are.
         num_classes: K.
         rng: draws the kind, λ and the box.
         mixup: λ ~ Beta(mixup, mixup); 0 turns mixup off.
         cutmix: λ ~ Beta(cutmix, cutmix), then corrected to the share of the frame outside the box; 0 turns cutmix off.
-        smoothing: the share of every target that is spread evenly over all classes.
+        smoothing: the share of every target that is spread evenly over all classes; of int64 labels only.
 
     Returns:
         clip: float32 (B, T, 3, H, W), in [0, 1] if uint8 was given; never the given memory changed.
@@ -71,7 +71,10 @@ def mix(
     elif mixup > 0:
         kept = rng.betavariate(mixup, mixup)
         clip_BTCHW = clip_BTCHW.flip(0).lerp_(clip_BTCHW, kept)
-    target_BK = F.one_hot(label_B, num_classes) * (1 - smoothing) + smoothing / num_classes
+    if label_B.is_floating_point():
+        target_BK = label_B
+    else:
+        target_BK = F.one_hot(label_B, num_classes) * (1 - smoothing) + smoothing / num_classes
     return clip_BTCHW, kept * target_BK + (1 - kept) * target_BK.flip(0)
 
 

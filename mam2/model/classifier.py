@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mam2.config import LabelKind
 from mam2.model.blocks import layer_norm
 from mam2.model.encoder import VideoEncoder
 
@@ -14,11 +15,12 @@ from mam2.model.encoder import VideoEncoder
 class Classifier(nn.Module):
     """A video encoder with mean pooling, a new LayerNorm and a linear head; the pre-training's final norm is unused.
 
-    `classifier(clip_BTCHW) -> logits (B, num_classes)`.
+    `classifier(clip_BTCHW) -> logits (B, num_classes)`; `kind` says what they mean, see `scores_of`.
     """
 
-    def __init__(self, encoder: VideoEncoder, num_classes: int) -> None:
+    def __init__(self, encoder: VideoEncoder, num_classes: int, kind: LabelKind = "classes") -> None:
         super().__init__()
+        self.kind = kind
         self.encoder = encoder
         self.encoder.norm.requires_grad_(False)
         self.norm = layer_norm(encoder.config.width)
@@ -31,6 +33,13 @@ class Classifier(nn.Module):
         encoder = self.encoder
         features_BTND = encoder.encode(encoder.embed(clip_BTCHW), encoder.rotation(clip_BTCHW), norm=False)
         return self.head(self.norm(features_BTND.mean(dim=(1, 2))))
+
+
+def scores_of(logits_BK: Tensor, kind: LabelKind) -> Tensor:
+    """What a classifier's numbers say: probabilities that sum to 1, a probability for each class, or a number."""
+    if kind == "numbers":
+        return logits_BK
+    return logits_BK.softmax(dim=1) if kind == "classes" else logits_BK.sigmoid()
 
 
 def layer_id(name: str, depth: int) -> int:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import typing
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from mam2.config import UserError, from_json, is_own_part, to_json
+from mam2.config import LabelKind, UserError, from_json, is_own_part, to_json
 from mam2.files import (
     check_finite,
     check_tensors,
@@ -155,6 +156,8 @@ def save_classifier(file: Path, classifier: Classifier, classes: tuple[str, ...]
     config = json.dumps(to_json(classifier.encoder.config))
     metadata = {"format": FORMAT_CLASSIFIER, "config": config, "classes": json.dumps(classes)}
     metadata |= _origin_metadata(classifier.encoder)
+    if classifier.kind != "classes":
+        metadata["labels"] = classifier.kind
     write_tensors(file, classifier.state_dict(), metadata)
 
 
@@ -179,8 +182,13 @@ def load_classifier(source: str | Path) -> tuple[Classifier, tuple[str, ...]]:
         classes = tuple(map(str, parse_json(metadata["classes"])))
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file} is damaged: the names of its classes can't be read ({first_line(error)}).") from error
+    kind = cast(LabelKind, metadata.get("labels", "classes"))
+    if kind not in typing.get_args(LabelKind):
+        raise UserError(
+            f"{file} is damaged: its labels are {kind!r}; accepted: {', '.join(typing.get_args(LabelKind))}."
+        )
     origin = _origin_of(metadata)
-    return _loaded(lambda: Classifier(VideoEncoder(config, origin=origin), len(classes)), tensors, file), classes
+    return _loaded(lambda: Classifier(VideoEncoder(config, origin=origin), len(classes), kind), tensors, file), classes
 
 
 def copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None:

@@ -145,10 +145,10 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
             )
     folder = Path(out)
     encoder = load_encoder(config.encoder)
-    columns = {"path_column": config.path_column, "label_column": config.label_column}
-    catalog = read_catalog(config.train, labelled=True, split=config.train_split, **columns)
+    read = partial(read_catalog, labelled=True, path_column=config.path_column, label_column=config.label_column)
+    catalog = read(config.train, split=config.train_split)
     train = few_shot(catalog, shots=config.shots, seed=config.seed)
-    test = read_catalog(config.test, labelled=True, classes=catalog.classes, split=config.test_split, **columns)
+    test = read(config.test, classes=catalog.classes, split=config.test_split)
     if both := {item.path for item in train.items} & {item.path for item in test.items}:
         log.warning(f"{len(both)} videos are in both train and test, such as {min(both)}: the result is too high.")
 

@@ -64,6 +64,8 @@ def _result(run: Path) -> dict[str, Any]:
         raise UserError(f"{run} is not tested. Run `mam2 evaluate {run} --data.root TEST` first.")
     report, config = parse_json(file.read_text(encoding="utf-8")), record["config"]
     init, seed = config["init"], config["loop"]["seed"]
+    if "top1" not in report:
+        raise UserError(f"{run} has no top-1: its labels are {report.get('labels')}. Compare runs of classes.")
     start = _pretraining(init)
     same = {**config, "init": start or init, "loop": {**config["loop"], "seed": 0}}
     clips = config["loop"]["batch_size"] * config["data"]["repeats"]

@@ -294,6 +294,8 @@ def _measured(
         tuned = folder / "finetune"
         _finish(finetune(_tuning(study, settings, config, init, videos, job.seed), tuned))
         found, _ = evaluate_run(tuned, videos.test)
+        if found.target_BK is not None:
+            raise UserError("A study compares top-1. Give videos of one class each to train and test on.")
         result["finetune"] = found.top(1)
     for kind in ("linear", "knn"):
         if kind in settings.tests and init != "scratch":

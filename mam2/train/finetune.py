@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from statistics import fmean
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Lt
-from torch import nn
+from torch import Tensor, nn
 
 from mam2 import distributed
-from mam2.config import Epochs, UserError, check, from_json, seed_of
+from mam2.config import Epochs, LabelKind, LabelSetting, UserError, check, from_json, seed_of
 from mam2.data.catalog import Catalog, few_shot
 from mam2.data.clips import Data, catalog_of
 from mam2.data.loader import Batch
 from mam2.data.mixing import mix
 from mam2.data.views import ViewLoader
 from mam2.device import autocast_dtype, local_device
-from mam2.evaluate import Evaluation, evaluate
+from mam2.evaluate import Evaluation, average_precision, errors_of, evaluate
 from mam2.files import write_text, written_whole
 from mam2.losses import Losses
 from mam2.model.classifier import Classifier, layer_id
@@ -45,6 +47,12 @@ from mam2.train.run import data_of, only_writer, open_run, read_run
 
 log = logging.getLogger("mam2")
 _MIX = 0x313  # keeps the seeds of mixing apart from others
+MOST_WEIGHT = 100.0  # of a class that few videos have
+_IN_WORDS: dict[LabelKind, str] = {
+    "classes": "of {} classes",
+    "several": "with any of {} classes each",
+    "numbers": "with a number each",
+}
 
 
 def _table_8_optim() -> Optim:
@@ -59,7 +67,12 @@ class Finetune:
         init: a pre-training run's folder, an encoder.safetensors file, a published encoder (`mam2 import --help`), or
             "scratch".
         shots: labelled videos per class, drawn by the loop's seed; 0 takes all.
-        label_smoothing: as in Szegedy et al. (2016).
+        labels: "classes", one for each video; "several" classes, with ; or | between them in a .csv, or none;
+            "numbers", to be predicted; "auto" goes by their looks.
+        class_weights: weighs classes by how rare they are, for sets in which some are much rarer than others.
+        freeze: blocks that are not trained, from the first, and the patch embedding and positions with them; 0 trains
+            all.
+        label_smoothing: as in Szegedy et al. (2016); numbers have none.
         mixup: λ ~ Beta(mixup, mixup) of two clips added; 0 is off.
         cutmix: λ ~ Beta(cutmix, cutmix) for a box of one clip in another; 0 is off. Half the batches get each.
         clips: windows per video in testing (the paper's protocol: 7 clips × 3 crops on Kinetics-400).
@@ -68,6 +81,9 @@ class Finetune:
 
     init: str = ""
     shots: Annotated[int, Ge(0)] = 0
+    labels: LabelSetting = "auto"
+    class_weights: bool = False
+    freeze: Annotated[int, Ge(0)] = 0
     data: Data = field(
         default_factory=lambda: Data(augment="random_resized_crop", rand_augment_ops=2, repeats=2)  # Table 8
     )
@@ -82,6 +98,8 @@ class Finetune:
 
     def __post_init__(self) -> None:
         check(self, "")
+        if self.freeze > self.encoder.depth:
+            raise UserError(f"freeze is {self.freeze}; the encoder has {self.encoder.depth} blocks.")
 
 
 def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
@@ -97,16 +115,17 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
     """
     folder = Path(out)
     # Open: the videos and the run's folder.
-    catalog = catalog_of(config.data, labelled=True)
+    catalog = catalog_of(config.data, labelled=True, kind=config.labels)
     catalog = few_shot(catalog, shots=config.shots, seed=config.loop.seed)
     config.loop.check_batch()
     # Build: classifier and optimiser, before the folder is claimed: a wrong --init leaves none behind. A run that goes
     # on needs its init no more.
     device = local_device()
     starts = not checkpoint.checkpoints(folder)
-    classifier = build(config if starts else replace(config, init="scratch"), num_classes=len(catalog.classes)).to(
-        device
-    )
+    task = task_of(config, catalog)
+    classifier = build(
+        config if starts else replace(config, init="scratch"), num_classes=len(catalog.classes), kind=catalog.kind
+    ).to(device)
     optimizer = make_optimizer(classifier, config.optim, depth=config.encoder.depth, layer_id=layer_id)
     with only_writer(folder):
         if distributed.rank() == 0:
@@ -125,12 +144,17 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
                     f"data.stride_frames is {config.data.stride_frames}; the pre-training's is {found.stride_frames}."
                 )
             log.info(
-                f"Fine-tuning from {config.init}, steps {start} to {loader.num_steps}: {len(catalog.items)} videos of "
-                f"{len(catalog.classes)} classes, on {device}."
+                f"Fine-tuning from {config.init}, steps {start} to {loader.num_steps}: {len(catalog.items)} videos "
+                f"{_IN_WORDS[catalog.kind].format(len(catalog.classes))}, on {device}."
             )
+
+        def save() -> None:
+            with in_units(classifier, task):
+                save_classifier(folder / "classifier.safetensors", classifier, catalog.classes)
+
         return fit(
             classifier,
-            loss_function(config, num_classes=len(catalog.classes)),
+            loss_function(config, task),
             loader,
             optimizer,
             loop=config.loop,
@@ -139,7 +163,7 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
             folder=folder,
             title="fine-tuning",
             dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
-            on_save=lambda: save_classifier(folder / "classifier.safetensors", classifier, catalog.classes),
+            on_save=save,
         )
 
 
@@ -158,21 +182,99 @@ def as_pretrained(config: Finetune, init: str | Path) -> Finetune:
     return replace(config, encoder=encoder, data=data)
 
 
-def loss_function(config: Finetune, *, num_classes: int) -> Callable[[nn.Module, Batch, int], Losses]:
-    """The loss of a batch: cross-entropy against the soft targets of mixup, cutmix and label smoothing."""
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is learned: the kind of labels, and what the training set says of them.
+
+    Attributes:
+        kind: of the labels.
+        num_classes: K; 1 for numbers.
+        weight_K: of each class, by how rare it is; None weighs all alike.
+        mean, std: of numbers, which are learned less their mean, in units of their standard deviation.
+    """
+
+    kind: LabelKind
+    num_classes: int
+    weight_K: Tensor | None = None
+    mean: float = 0.0
+    std: float = 1.0
+
+
+def task_of(config: Finetune, catalog: Catalog) -> Task:
+    """The task that a training set poses.
+
+    Weights are inverse to the number of videos. One class each: their mean over the videos is 1. Several: what a video
+    that has the class counts beside one that does not, at most MOST_WEIGHT.
+
+    Raises:
+        UserError: class weights of numbers, or numbers that are all equal.
+    """
+    num_classes = len(catalog.classes)
+    if catalog.kind == "numbers":
+        if config.class_weights:
+            raise UserError("Numbers have no class weights. Leave class_weights out.")
+        values = torch.tensor([item.target[0] for item in catalog.items], dtype=torch.float64)
+        std = values.std(correction=0).item()
+        if std == 0:
+            raise UserError(f"All {len(values)} labels are {values[0].item():g}: there is nothing to learn.")
+        return Task(kind="numbers", num_classes=1, mean=values.mean().item(), std=std)
+    weight_K = None
+    num_videos = len(catalog.items)
+    if config.class_weights and catalog.kind == "classes":
+        counts_K = torch.bincount(torch.tensor([item.class_number for item in catalog.items]), minlength=num_classes)
+        weight_K = num_videos / (counts_K.count_nonzero() * counts_K.clamp(min=1))
+    elif config.class_weights:
+        counts_K = torch.tensor([item.target for item in catalog.items]).sum(dim=0)
+        weight_K = ((num_videos - counts_K) / counts_K.clamp(min=1)).clamp(1 / MOST_WEIGHT, MOST_WEIGHT)
+    return Task(kind=catalog.kind, num_classes=num_classes, weight_K=weight_K)
+
+
+@contextmanager
+def in_units(classifier: Classifier, task: Task) -> Iterator[None]:
+    """Has a classifier of numbers give them in their own units, as users want it, in place of the units of training."""
+    if task.kind != "numbers":
+        yield
+        return
+    before = [parameter.detach().clone() for parameter in classifier.head.parameters()]
+    with torch.no_grad():
+        classifier.head.weight.mul_(task.std)
+        classifier.head.bias.mul_(task.std).add_(task.mean)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(classifier.head.parameters(), before, strict=True):
+                parameter.copy_(value)
+
+
+def loss_function(config: Finetune, task: Task) -> Callable[[nn.Module, Batch, int], Losses]:
+    """The loss of a batch against the targets of mixup, cutmix and label smoothing: cross-entropy of classes, binary
+    cross-entropy where a video has several, squared error of numbers in units of their standard deviation."""
+
+    def target_of(label: Tensor) -> Tensor:
+        if task.kind == "several":
+            return label * (1 - config.label_smoothing) + config.label_smoothing / 2
+        return (label - task.mean) / task.std if task.kind == "numbers" else label
 
     def loss_of(model: nn.Module, batch: Batch, step: int) -> Losses:
         clip_BTCHW, target_BK = mix(
             batch.clip_BTCHW,
-            batch.label_B,
-            num_classes=num_classes,
+            target_of(batch.label_B),
+            num_classes=task.num_classes,
             rng=random.Random(seed_of(config.loop.seed, _MIX, int(batch.sample_B[0]))),
             mixup=config.mixup,
             cutmix=config.cutmix,
             smoothing=config.label_smoothing,
         )
         logits_BK = model(clip_BTCHW).float()
-        loss = F.cross_entropy(logits_BK, target_BK)
+        weight_K = None if task.weight_K is None else task.weight_K.to(logits_BK.device)
+        if task.kind == "several":
+            loss = F.binary_cross_entropy_with_logits(logits_BK, target_BK, pos_weight=weight_K)
+            return Losses(loss, {"binary_cross_entropy": loss.detach()}, features_BTD=None)
+        if task.kind == "numbers":
+            loss = F.mse_loss(logits_BK, target_BK)
+            return Losses(loss, {"squared_error": loss.detach()}, features_BTD=None)
+        loss = F.cross_entropy(logits_BK, target_BK, weight=weight_K)
         accuracy = (logits_BK.argmax(dim=1) == batch.label_B).float().mean()
         return Losses(loss, {"cross_entropy": loss.detach(), "accuracy": accuracy}, features_BTD=None)
 
@@ -214,15 +316,10 @@ def evaluate_run(
     columns = {"path_column": path_column, "label_column": label_column}
     result, catalog, views = run_on(run, root, labelled=True, split=split, **columns, clips=clips, crops=crops)
     classes, (clips, crops) = catalog.classes, views
-    report = {
-        "top1": result.top(1),
-        "top5": result.top(5),
+    report = measures_of(result, catalog) | {
         "num_videos": len(result.label_B),
         "clips": clips,
         "crops": crops,
-        "single_view": result.single_view,
-        "per_class": result.per_class(classes),
-        "confusion": result.confusion().tolist(),
         "bad_videos": result.bad,
     }
     if distributed.rank() == 0:
@@ -231,11 +328,30 @@ def evaluate_run(
             np.savez_compressed(
                 file,
                 path=np.array([catalog.items[i].path for i in result.index_B.tolist()]),
-                label=result.label_B.numpy(),
+                label=(result.label_B if result.target_BK is None else result.target_BK).numpy(),
                 probability=result.probabilities_BK.numpy(),
                 classes=np.array(classes),
             )
     return result, classes
+
+
+def measures_of(result: Evaluation, catalog: Catalog) -> dict[str, Any]:
+    """The measures of a test for its evaluate.json: top-1 and others; `map` where a video has several classes; errors
+    where labels are numbers. `labels` says which of the last two."""
+    if result.target_BK is None:
+        return {
+            "top1": result.top(1),
+            "top5": result.top(5),
+            "single_view": result.single_view,
+            "per_class": result.per_class(catalog.classes),
+            "confusion": result.confusion().tolist(),
+        }
+    if catalog.kind == "numbers":
+        return {"labels": catalog.kind} | errors_of(result.probabilities_BK[:, 0], result.target_BK[:, 0])
+    columns = zip(catalog.classes, result.probabilities_BK.T, result.target_BK.T, strict=True)
+    per_class = {name: average_precision(score_B, truth_B > 0.5) for name, score_B, truth_B in columns}
+    found = [value for value in per_class.values() if value is not None]
+    return {"labels": catalog.kind, "map": fmean(found) if found else None, "per_class": per_class}
 
 
 def run_on(
@@ -267,7 +383,7 @@ def run_on(
         label_column=label_column or config.data.label_column,
     )
     try:
-        catalog = catalog_of(data, labelled=labelled, classes=classes)
+        catalog = catalog_of(data, labelled=labelled, classes=classes, kind=classifier.kind)
     except UserError as error:
         if labelled and _can_be_read(data):
             raise UserError(f"{error} `mam2 predict` takes videos without labels.") from error
@@ -288,8 +404,12 @@ def run_on(
         loader,
         num_videos=len(catalog.items),
         dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
+        kind=classifier.kind,
     )
-    return result, replace(catalog, classes=classes), (clips, crops)
+    if labelled and classifier.kind != "classes":
+        targets = [catalog.items[index].target for index in result.index_B.tolist()]
+        result = replace(result, target_BK=torch.tensor(targets))
+    return result, replace(catalog, classes=classes, kind=classifier.kind), (clips, crops)
 
 
 def _can_be_read(data: Data) -> bool:
@@ -300,8 +420,9 @@ def _can_be_read(data: Data) -> bool:
         return False
 
 
-def build(config: Finetune, *, num_classes: int) -> Classifier:
-    """The classifier with its initial weights: a new head on the encoder that `init` names.
+def build(config: Finetune, *, num_classes: int, kind: LabelKind = "classes") -> Classifier:
+    """The classifier with its initial weights: a new head on the encoder that `init` names, of which the first
+    `freeze` blocks are not trained.
 
     Raises:
         UserError: no init, or one of another architecture than the configuration's.
@@ -315,4 +436,7 @@ def build(config: Finetune, *, num_classes: int) -> Classifier:
     encoder = VideoEncoder(config.encoder)
     if config.init != "scratch":
         copy_encoder(load_encoder(config.init), encoder, config.init)
-    return Classifier(encoder, num_classes)
+    if config.freeze:
+        for part in (encoder.patch_embed, encoder.positions, *encoder.blocks[: config.freeze]):
+            part.requires_grad_(False)
+    return Classifier(encoder, num_classes, kind)

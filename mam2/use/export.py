@@ -27,7 +27,7 @@ from mam2.config import UserError
 from mam2.data.clips import Data, views_of
 from mam2.data.synthetic import MOTIONS, render
 from mam2.files import read_metadata
-from mam2.model.classifier import Classifier
+from mam2.model.classifier import Classifier, scores_of
 from mam2.model.encoder import VideoEncoder
 from mam2.model.source import weight_file
 from mam2.model.weights import FORMAT_CLASSIFIER, load_classifier, load_encoder
@@ -150,7 +150,10 @@ class _Model(nn.Module):
         found = self.inner(clip)
         if self.gives == "mean":
             return found.mean(dim=(1, 2))
-        return found.softmax(dim=-1) if self.gives == "probabilities" else found
+        if self.gives in ("probabilities", "numbers"):
+            assert isinstance(self.inner, Classifier), "only a classifier has them"
+            return scores_of(found, self.inner.kind)
+        return found
 
 
 def _load(source: str | Path, *, head: Head, pool: Pool) -> tuple[_Model, tuple[str, ...]]:
@@ -161,7 +164,8 @@ def _load(source: str | Path, *, head: Head, pool: Pool) -> tuple[_Model, tuple[
     if pool != "none":
         raise UserError(f"A classifier pools by itself; leave pool {pool!r} out, or give head 'none' for its encoder.")
     classifier, classes = load_classifier(source)
-    return _Model(classifier, gives=head).eval(), classes
+    gives = "numbers" if classifier.kind == "numbers" else head
+    return _Model(classifier, gives=gives).eval(), classes
 
 
 def _is_classifier(source: str | Path) -> bool:

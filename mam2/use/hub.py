@@ -22,7 +22,10 @@ from mam2.train.run import read_run
 from mam2.use.auto_model import CODE, CODE_FILE
 
 CARD = "README.md"
-_OWN_METADATA = ("format", "config", "classes", CHECKSUM)
+_OWN_METADATA = ("format", "config", "classes", "labels", CHECKSUM)
+_SHARES = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
+_ERRORS = {"mae": "mean error", "rmse": "root mean square error", "r2": "R²"}
+_PROBLEMS = {"several": "multi_label_classification", "numbers": "regression"}  # the words of transformers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,7 @@ class _About:
         name: USER/NAME.
         encoder: its sizes.
         classes: names; empty for an encoder.
+        labels: their kind.
         origin: what the weight file says of weights it was made from: source, licence.
         license: an identifier of the hub's.
         runs: run.json, without the user's folders, and the rows of log.jsonl, of the run that the weights are of and
@@ -43,6 +47,7 @@ class _About:
     name: str
     encoder: EncoderConfig
     classes: tuple[str, ...]
+    labels: str
     origin: dict[str, str]
     license: str
     runs: list[tuple[dict[str, Any], list[dict[str, Any]]]]
@@ -150,7 +155,9 @@ def _usage(about: _About) -> str:
     address = f'"{HUB}{about.name}"'
     if about.classes:
         lines += [f"classifier, classes = mam2.load_classifier({address})"]
-        lines += ["probabilities = classifier(clip).softmax(dim=1)  # (B, K)"]
+        numbers = {"classes": "probabilities = classifier(clip).softmax(dim=1)"}
+        numbers |= {"several": "probabilities = classifier(clip).sigmoid()", "numbers": "numbers = classifier(clip)"}
+        lines += [f"{numbers[about.labels]}  # (B, K)"]
     lines += [f"encoder = mam2.load_encoder({address})", "features = encoder(clip)  # (B, T, N, D)", "```", ""]
     lines += ["or with transformers:", "", "```python", "from transformers import AutoModel", ""]
     lines += [f'model = AutoModel.from_pretrained("{about.name}", trust_remote_code=True)']
@@ -193,11 +200,12 @@ def _training(about: _About) -> str:
 def _results(about: _About) -> str:
     if not about.tests:
         return ""
-    lines = ["## Results", "", "| test | videos | top-1 | top-5 |", "| --- | --- | --- | --- |"]
+    lines = ["## Results", "", "| test | videos | result |", "| --- | --- | --- |"]
     for name, test in about.tests.items():
         views = f", {test['clips']} × {test['crops']} views" if "crops" in test else ""
-        shares = " | ".join(f"{100 * test[key]:.1f} %" for key in ("top1", "top5"))
-        lines.append(f"| {name}{views} | {test['num_videos']:,} | {shares} |")
+        shares = [f"{title} {100 * test[key]:.1f} %" for key, title in _SHARES.items() if test.get(key) is not None]
+        errors = [f"{title} {test[key]:.4g}" for key, title in _ERRORS.items() if test.get(key) is not None]
+        lines.append(f"| {name}{views} | {test['num_videos']:,} | {', '.join(shares + errors)} |")
     return "\n".join([*lines, "", "Measured by this package on the author's videos."])
 
 
@@ -233,11 +241,12 @@ def _about(source: Path, name: str, weights: Path, *, license: str) -> _About:
         for file in (folder / "evaluate.json", *sorted((folder / "probe").glob("probe_*.json"))):
             if file.is_file():
                 name_of = file.stem.replace("evaluate", "fine-tuned").replace("_", ", ")
-                tests[name_of] = read_object(file, {"top1": float, "top5": float})
+                tests[name_of] = read_object(file, {"num_videos": int})
     return _About(
         name=name,
         encoder=read_encoder_config(weights),
         classes=tuple(parse_json(metadata.get("classes", "[]"))),
+        labels=metadata.get("labels", "classes"),
         origin=origin,
         license=stated.lower(),
         runs=runs,
@@ -272,6 +281,7 @@ def _config(about: _About) -> dict[str, Any]:
     if about.classes:
         config["auto_map"]["AutoModelForVideoClassification"] = f"{module}.Mam2ForVideoClassification"
         config["id2label"] = dict(enumerate(about.classes))
+        config["problem_type"] = _PROBLEMS.get(about.labels, "single_label_classification")
         config["label2id"] = {label: number for number, label in enumerate(about.classes)}
     return config
 

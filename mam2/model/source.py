@@ -52,7 +52,7 @@ def _fetched(address: str, names: Sequence[str]) -> Path:
             RevisionNotFoundError,
         )
     except ModuleNotFoundError as error:
-        raise UserError(f"{address} needs the package huggingface_hub. Install it: pip install 'mam2[hub]'.") from error
+        raise UserError(f"{address} needs the package huggingface_hub. Install it: pip install 'mam2[hf]'.") from error
     wanted = " or ".join(names)
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(names)))

@@ -150,7 +150,7 @@ def _header(about: _About) -> str:
 def _usage(about: _About) -> str:
     encoder = about.encoder
     shape = f"(2, {encoder.frames}, 3, {encoder.size}, {encoder.size})"
-    lines = ["## Use", "", "```python", "import torch, mam2  # pip install 'mam2[hub]'", ""]
+    lines = ["## Use", "", "```python", "import torch, mam2  # pip install 'mam2[hf]'", ""]
     lines += [f"clip = torch.randint(256, {shape}, dtype=torch.uint8)  # (B, T, 3, H, W), RGB"]
     address = f'"{HUB}{about.name}"'
     if about.classes:
@@ -306,7 +306,7 @@ def _upload(folder: Path, name: str, *, private: bool) -> str:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # it is httpx's
     except ModuleNotFoundError as error:
-        raise UserError("An upload needs the package huggingface_hub. Install it: pip install 'mam2[hub]'.") from error
+        raise UserError("An upload needs the package huggingface_hub. Install it: pip install 'mam2[hf]'.") from error
     api = HfApi()
     try:
         url = api.create_repo(name, private=private or None, exist_ok=True)

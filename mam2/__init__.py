@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from mam2.train.pretrain import Pretrain as Pretrain
     from mam2.train.pretrain import build as build
     from mam2.train.pretrain import pretrain as pretrain
+    from mam2.use.embed import Embed as Embed
+    from mam2.use.embed import embed as embed
+    from mam2.use.embed import read_clip as read_clip
 
 __version__ = "0.1.0"
 MODULE_OF = {
@@ -66,6 +69,7 @@ MODULE_OF = {
     **dict.fromkeys(("Finetune", "evaluate_run", "finetune"), "train.finetune"),
     "Optim": "train.optim",
     **dict.fromkeys(("Pretrain", "build", "pretrain"), "train.pretrain"),
+    **dict.fromkeys(("Embed", "embed", "read_clip"), "use.embed"),
 }
 """The module of each public name."""
 __all__ = ["__version__", *MODULE_OF]

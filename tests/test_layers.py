@@ -45,7 +45,7 @@ DATA_LEVELS = (
     {"video/pyav", "video/torchcodec", "video/jpeg_folder", "video/frame_file"},
     {"video/open"},
     {"clips"},
-    {"loader", "views"},
+    {"loader", "views", "windows"},
     {"prepare/official_lists", "prepare/label_tools", "prepare/inspect"},
     {"prepare/manifest", "prepare/extract"},
 )

@@ -78,9 +78,9 @@ def test_what_is_separable_is_found_and_what_is_not_is_chance(kind, pooling) -> 
 def test_the_test_videos_have_no_say(kind) -> None:
     config = replace(QUICK, kind=kind, learning_rates=(0.001, 0.01, 0.1), epochs=10)
     train, test = made_up(60, seed=0, signal=0.7), made_up(100, seed=1, signal=0.7)
-    report, result = judge(config, train, test, **SIZES)
+    report, result, _ = judge(config, train, test, **SIZES)
     order = torch.randperm(100, generator=torch.Generator().manual_seed(2))
-    other, permuted = judge(config, train, replace(test, label_N=test.label_N[order]), **SIZES)
+    other, permuted, _ = judge(config, train, replace(test, label_N=test.label_N[order]), **SIZES)
     assert other["chosen"] == report["chosen"]
     assert torch.equal(permuted.probabilities_BK, result.probabilities_BK)
     assert other["top1"] != report["top1"]

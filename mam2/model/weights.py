@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import typing
@@ -18,6 +19,7 @@ from mam2.files import (
     check_finite,
     check_tensors,
     config_of,
+    digest,
     first_line,
     parse_json,
     read_metadata,
@@ -141,6 +143,12 @@ def _origin_of(metadata: dict[str, str]) -> Origin | None:
 def read_origin(file: Path) -> Origin | None:
     """Where the weights of an encoder's or classifier's file come from; None: this project."""
     return _origin_of(read_metadata(file))
+
+
+def encoder_digest(encoder: VideoEncoder) -> str:
+    """A hash of what decides an encoder's features: its configuration and its weights."""
+    settings = sorted((name, value) for name, value in to_json(encoder.config).items() if name != "drop_path")
+    return hashlib.sha256(repr((settings, digest(encoder.state_dict()))).encode()).hexdigest()
 
 
 def _encoder_config(metadata: dict[str, str], file: Path) -> EncoderConfig:

@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -28,6 +27,7 @@ from mam2.data.views import ViewLoader, Views
 from mam2.device import local_device
 from mam2.files import digest, fingerprint, read_tensors, write_tensors
 from mam2.model.encoder import VideoEncoder
+from mam2.probe.heads import average_squares
 
 VIDEOS_PER_FILE = 256  # an interrupted extraction resumes after the last whole file
 CLIPS_AT_ONCE = 16  # on the device
@@ -145,9 +145,7 @@ def _encode(
         for part_BTCHW in torch.cat([video.views_VTCHW for video in some]).split(CLIPS_AT_ONCE):
             with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
                 features_BTND = encoder(part_BTCHW.to(device))
-            image_BTDhw = features_BTND.float().transpose(2, 3).unflatten(3, config.grid)
-            pooled_BTDS = F.adaptive_avg_pool2d(image_BTDhw.flatten(0, 1), squares).flatten(2)
-            rows.append(pooled_BTDS.transpose(1, 2).unflatten(0, (-1, config.tubelets)).to("cpu", kept))
+            rows.append(average_squares(features_BTND.float(), config.grid, squares).to("cpu", kept))
         places += [video.index for video in some]
     x_NVTSD = torch.cat(rows[1:]).unflatten(0, (-1, num_views)) if places else rows[0]
     return {"x_NVTSD": x_NVTSD, "index_N": torch.tensor(places, dtype=torch.int64)}

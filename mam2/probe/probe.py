@@ -31,9 +31,9 @@ from mam2.device import autocast_dtype, local_device
 from mam2.evaluate import Evaluation
 from mam2.files import write_text
 from mam2.model.encoder import VideoEncoder
-from mam2.model.weights import load_encoder
+from mam2.model.weights import encoder_digest, load_encoder
 from mam2.probe.features import Features, extract
-from mam2.probe.heads import AttentiveHead, Standardise, linear, neighbours
+from mam2.probe.heads import AttentiveHead, PoolingConfig, Standardise, linear, neighbours, save_pooling
 from mam2.train.optim import Optim, make_optimizer, set_learning_rate
 from mam2.train.optim import learning_rate as rate_of
 
@@ -129,6 +129,8 @@ class Probe:
 def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
     """Probes an encoder and writes probe_KIND.json into `out`; the features are kept in `out`/features.
 
+    An attentive head is kept too, in probe_attentive.safetensors.
+
     Returns:
         The contents of the file: kind, top1, top5, num_train, num_videos (tested), chosen (the setting), sweep (all
         settings with their held-out results; for knn with their test results), baseline (top1, top5, chosen and sweep
@@ -152,7 +154,9 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
     if both := {item.path for item in train.items} & {item.path for item in test.items}:
         log.warning(f"{len(both)} videos are in both train and test, such as {min(both)}: the result is too high.")
 
-    def judged(encoder: VideoEncoder, title: str) -> tuple[dict[str, Any], Evaluation, Features, Features]:
+    def judged(
+        encoder: VideoEncoder, title: str
+    ) -> tuple[dict[str, Any], Evaluation, nn.Module | None, Features, Features]:
         features_of = partial(
             extract,
             encoder,
@@ -166,7 +170,7 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
         heads = encoder.config.num_heads
         return *judge(config, seen, seen_test, num_classes=len(catalog.classes), num_heads=heads), seen, seen_test
 
-    report, result, seen, seen_test = judged(encoder, "features")
+    report, result, head, seen, seen_test = judged(encoder, "features")
     baseline = None
     if config.baseline:
         torch.manual_seed(seed_of(config.seed, _WEIGHTS))
@@ -183,13 +187,22 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
         "config": to_json(config),
     }
     if distributed.rank() == 0:
+        if config.kind == "attentive" and head is not None:
+            sizes = PoolingConfig(
+                encoder=encoder_digest(encoder),
+                width=encoder.config.width,
+                num_heads=encoder.config.num_heads,
+                squares=squares_of(config, encoder),
+                classes=catalog.classes,
+            )
+            save_pooling(folder / "probe_attentive.safetensors", head, sizes)
         write_text(folder / f"probe_{config.kind}.json", json.dumps(report, indent=2))
     return report
 
 
 def judge(
     config: Probe, train: Features, test: Features, *, num_classes: int, num_heads: int
-) -> tuple[dict[str, Any], Evaluation]:
+) -> tuple[dict[str, Any], Evaluation, nn.Module | None]:
     """Chooses on the training features, fits, and tests once.
 
     Args:
@@ -198,7 +211,7 @@ def judge(
         num_heads: of the attentive pooler.
 
     Returns:
-        {"top1", "top5", "chosen", "sweep"}, and the evaluation of the chosen setting.
+        {"top1", "top5", "chosen", "sweep"}, the evaluation of the chosen setting, and the head (knn has none).
 
     Raises:
         UserError: several settings and nothing to judge them on.
@@ -209,6 +222,7 @@ def judge(
     def evaluation(probabilities_NK: Tensor, of: Features = test) -> Evaluation:
         return Evaluation(probabilities_BK=probabilities_NK, label_B=of.label_N, index_B=of.index_N, bad=of.bad)
 
+    head = None
     if config.kind == "knn":
         bank, query = x_NV.mean(dim=1), test_NV.mean(dim=1)
         results = [
@@ -225,7 +239,7 @@ def judge(
         sweep, chosen = _choose(config, make, x_NV, train.label_N)
         head = make(x_NV, train.label_N, chosen)
         result = evaluation(probabilities(head, test_NV))
-    return {"top1": result.top(1), "top5": result.top(5), "chosen": chosen, "sweep": sweep}, result
+    return {"top1": result.top(1), "top5": result.top(5), "chosen": chosen, "sweep": sweep}, result, head
 
 
 def squares_of(config: Probe, encoder: VideoEncoder) -> int:

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from mam2.data.video.index import VideoError, check_indices, frame_at
+from mam2.data.video.index import VideoError, check_indices, frame_at, time_of
 from mam2.data.video.source import VideoSource
 from mam2.files import first_line, written_whole
 
@@ -51,6 +51,10 @@ class FrameFile:
     def frame_at(self, seconds: float) -> int:
         """See `VideoSource.frame_at`."""
         return frame_at(seconds, fps=self.fps, num_frames=self.num_frames, path=self.path)
+
+    def time_of(self, index: int) -> float:
+        """See `VideoSource.time_of`."""
+        return time_of(index, fps=self.fps, path=self.path)
 
     def each(self) -> Iterator[torch.Tensor]:
         """See `VideoSource.each`."""

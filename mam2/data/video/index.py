@@ -55,6 +55,14 @@ class Index:
             return frame_at(seconds, fps=self.fps, num_frames=self.num_frames, path=path)
         return bisect_left(self.pts, self.pts[0] + seconds / self.tick_seconds - 1e-3)
 
+    def time_of(self, index: int, *, path: str) -> float:
+        """See `VideoSource.time_of`."""
+        if self.pts is None:
+            return time_of(index, fps=self.fps, path=path)
+        shown = min(index, len(self.pts) - 1)
+        seconds = (self.pts[shown] - self.pts[0]) * self.tick_seconds
+        return seconds + (time_of(index - shown, fps=self.fps, path=path) if index > shown else 0.0)
+
 
 def scaled_down(height: int, width: int, short_side: int) -> tuple[int, int]:
     """The size of a frame whose short side is at most `short_side` pixels; 0 leaves it as it is."""
@@ -71,6 +79,13 @@ def frame_at(seconds: float, *, fps: float | None, num_frames: int, path: str) -
     if not fps:
         raise VideoError(f"{path} does not say how many frames it has per second, so no segment of it can be found.")
     return min(math.ceil(seconds * fps - 1e-3), num_frames)
+
+
+def time_of(index: int, *, fps: float | None, path: str) -> float:
+    """The time of a frame in a video of evenly spaced frames; see `VideoSource.time_of`."""
+    if not fps:
+        raise VideoError(f"{path} does not say how many frames it has per second, so their times are unknown.")
+    return index / fps
 
 
 def check_indices(video: VideoSource, wanted: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 from mam2.config import UserError
-from mam2.data.video.index import MAX_PIXELS, VideoError, check_indices, frame_at, reason_of, scaled_down
+from mam2.data.video.index import MAX_PIXELS, VideoError, check_indices, frame_at, reason_of, scaled_down, time_of
 from mam2.files import parse_json
 
 FRAME_SUFFIXES = (".jpg", ".jpeg")
@@ -69,6 +69,10 @@ class JpegFolder:
     def frame_at(self, seconds: float) -> int:
         """See `VideoSource.frame_at`."""
         return frame_at(seconds, fps=self.fps, num_frames=self.num_frames, path=self.path)
+
+    def time_of(self, index: int) -> float:
+        """See `VideoSource.time_of`."""
+        return time_of(index, fps=self.fps, path=self.path)
 
     def each(self) -> Iterator[torch.Tensor]:
         """See `VideoSource.each`."""

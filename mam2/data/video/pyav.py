@@ -83,6 +83,10 @@ class PyAVVideo:
         """See `VideoSource.frame_at`."""
         return self._index.frame_at(seconds, path=self.path)
 
+    def time_of(self, index: int) -> float:
+        """See `VideoSource.time_of`."""
+        return self._index.time_of(index, path=self.path)
+
     def each(self) -> Iterator[torch.Tensor]:
         """See `VideoSource.each`."""
         check_indices(self, range(self.num_frames))

@@ -57,3 +57,7 @@ class Segment:
     def frame_at(self, seconds: float) -> int:
         """See `VideoSource.frame_at`."""
         return min(max(self._source.frame_at(self._start + seconds) - self._first, 0), self.num_frames)
+
+    def time_of(self, index: int) -> float:
+        """See `VideoSource.time_of`; counted from the segment's start."""
+        return self._source.time_of(self._first + index) - self._start

@@ -51,6 +51,13 @@ class VideoSource(Protocol):
             VideoError: nothing tells when frames are shown.
         """
 
+    def time_of(self, index: int) -> float:
+        """Seconds from the first frame to the moment when a frame is shown; for `num_frames`, to the end of the last.
+
+        Raises:
+            VideoError: nothing tells when frames are shown.
+        """
+
     def each(self) -> Iterator[Tensor]:
         """All frames one after another, in one pass and with the memory of one: RGB, uint8 (3, height, width).
 

@@ -1,0 +1,458 @@
+"""Features along videos: one vector for each sliding window, by a frozen encoder, in a Parquet file.
+
+B windows, T frames or tubelets, N patches per frame, S squares that they are averaged over, D width, F numbers.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from annotated_types import Ge
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from mam2 import distributed
+from mam2.config import UserError, check
+from mam2.data.catalog import Catalog, Item, read_catalog
+from mam2.data.clips import Data, middle_clip, opened
+from mam2.data.windows import Length, Planned, Window, WindowBatch, WindowLoader, clips_of, plan
+from mam2.device import autocast_dtype, local_device, send
+from mam2.files import digest, segment_of
+from mam2.model.encoder import EncoderConfig, VideoEncoder
+from mam2.model.weights import encoder_digest, load_encoder
+from mam2.probe.heads import AttentivePooling, load_pooling
+from mam2.train.run import data_of, locked
+from mam2.use.features_file import (
+    Identity,
+    Origin,
+    Parts,
+    Pool,
+    Precision,
+    check_identity,
+    files_of,
+    known_windows,
+    merge,
+    next_session,
+    parts_folder,
+    parts_of,
+)
+from mam2.use.features_file import (
+    opened as opened_file,
+)
+
+log = logging.getLogger("mam2")
+ItemT = TypeVar("ItemT")
+WINDOWS_AT_ONCE = 8  # decoded by a process, and on the device, together
+PART_SECONDS = 15.0  # of work are lost at most where the process is killed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """How videos are embedded.
+
+    Attributes:
+        window: length of the sliding windows, `64 frames` or `2.5 s`; empty is what a clip of the pre-training spans.
+        hop: distance from one window to the next, likewise; empty is the window's length, so that none overlap.
+        pool: "mean" of a clip's features over time and space, D numbers; "frames": mean over space, the tubelets in
+            time one after another, T × D numbers; "attentive": what the learned query of a `mam2 probe --kind
+            attentive` makes of them, D numbers.
+        probe: of pool "attentive": the folder of the probe; empty is the one in the run's folder.
+        dtype: of the embeddings in the file.
+        labelled: write the videos' labels too: the names of class folders, or a list's column.
+        split: which rows of a CSV that has several splits.
+        path_column, label_column: names of a CSV's columns.
+        precision: of the encoder; "auto" is bf16 where the hardware is fast at it.
+        num_workers: processes that decode.
+
+    Raises:
+        UserError: a value outside its range.
+    """
+
+    window: str = ""
+    hop: str = ""
+    pool: Pool = "mean"
+    probe: str = ""
+    dtype: Precision = "float16"
+    labelled: bool = False
+    split: str = ""
+    path_column: str = "path"
+    label_column: str = "label"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    num_workers: Annotated[int, Ge(0)] = 2
+
+    def __post_init__(self) -> None:
+        check(self, "")
+        for length in (self.window, self.hop):
+            if length:
+                Length.parse(length)
+        if self.probe and self.pool != "attentive":
+            raise UserError(f"A probe is of pool 'attentive', not of {self.pool!r}. Leave one of the two out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """What `embed_file` did.
+
+    Attributes:
+        num_windows: rows in the file.
+        num_new: those that were computed now.
+        num_videos: videos that were asked for.
+        bad: path and reason of those of which something was left out.
+    """
+
+    num_windows: int
+    num_new: int
+    num_videos: int
+    bad: dict[str, str]
+
+
+def embed(source: str | Path, videos: str | Path, out: str | Path = "", *, config: Embed | None = None) -> pa.Table:
+    """The features of videos, a row for each window: path, start, end (seconds), fps, label, embedding, and the file's
+    size and time of change.
+
+    Args:
+        source: what `load_encoder` takes, such as a run's folder.
+        videos: a folder of videos at any depth, a CSV with path, or a video file.
+        out: a .parquet file to keep them in; one that is there is completed. Empty keeps nothing.
+        config: windows, pooling and the rest; the defaults if None.
+
+    Raises:
+        UserError: no encoder, no usable videos, or a file with other features.
+    """
+    if out:
+        embed_file(source, videos, Path(out), config=config or Embed())
+        return pq.read_table(out)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "features.parquet"
+        embed_file(source, videos, file, config=config or Embed())
+        return pq.read_table(file)
+
+
+def read_clip(
+    path: str | Path,
+    config: EncoderConfig,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    stride_frames: int = 4,
+) -> Tensor:
+    """The clip of a video that an encoder is tested on: uint8 (T, 3, S, S), for `encoder(clip[None])`.
+
+    It has the frames and the resize that training and testing use; the crop is the centre square.
+
+    Args:
+        path: a video file or a folder of frames; `long.mp4#t=12,20` is a segment.
+        config: the encoder's, for T and S.
+        start: seconds from the first frame; the middle of the video if None.
+        end: of the window that the frames are taken from, seconds; by default it holds T frames `stride_frames` apart.
+        stride_frames: distance between neighbouring frames; less where the video is too short for it.
+
+    Raises:
+        UserError: a video that can't be decoded, or that ends before `start`.
+    """
+    data = Data(stride_frames=stride_frames)
+    if start is None and end is None:
+        return middle_clip(path, data, num_frames=config.frames, size=config.size)
+    with opened(str(path), data, size=config.size) as video:
+        there = video.num_frames - video.num_missing
+        first = video.frame_at(start or 0.0)
+        last = min(there, first + config.frames * stride_frames if end is None else video.frame_at(end))
+        if first >= last:
+            raise UserError(
+                f"{path} has no frames from {start or 0:g} to {'its end' if end is None else f'{end:g}'} seconds; it "
+                f"lasts {video.time_of(there):.3f}. Give a start before the end of the video, and an end after it."
+            )
+        return clips_of(video, [(first, last)], data, num_frames=config.frames, size=config.size)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedder:
+    """An encoder on its device, and how it embeds windows.
+
+    Attributes:
+        encoder: frozen.
+        head: of pool "attentive".
+        origin: identity of what it makes, and where it comes from.
+        precision: of the encoder, see `Embed`.
+        num_workers: processes that decode.
+    """
+
+    encoder: VideoEncoder
+    head: AttentivePooling | None
+    origin: Origin
+    precision: str
+    num_workers: int
+
+    @property
+    def data(self) -> Data:
+        """How videos are read."""
+        identity = self.origin.identity
+        return Data(
+            sampling=identity.sampling, decode_short_side=identity.decode_short_side, num_workers=self.num_workers
+        )
+
+    def plan(self, paths: Sequence[str]) -> Iterator[Planned | tuple[str, str]]:
+        """The windows of videos; of an unusable one, its path and the reason."""
+        identity = self.origin.identity
+        window, hop = Length.parse(identity.window), Length.parse(identity.hop)
+        return plan(paths, self.data, window=window, hop=hop, num_frames=identity.frames)
+
+    @torch.no_grad()
+    def embed(self, loader: Iterable[WindowBatch]) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """Places and embeddings, float32 (B, F), of clips; one batch late, so that a GPU need not wait for the copy."""
+        before: tuple[tuple[int, ...], Tensor] | None = None
+        for batch in loader:
+            if batch.places:
+                now = batch.places, self.pooled(batch.clip_BTCHW)
+                if before:
+                    yield before[0], before[1].cpu()
+                before = now
+        if before:
+            yield before[0], before[1].cpu()
+
+    @torch.no_grad()
+    def pooled(self, clip_BTCHW: Tensor) -> Tensor:
+        """Embeddings of clips, float32 (B, F), on the device."""
+        device = next(self.encoder.parameters()).device
+        dtype = autocast_dtype(self.precision, device, width=self.encoder.config.width)
+        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            features_BTND = self.encoder(send(clip_BTCHW, device))
+        features_BTND = features_BTND.float()
+        if self.head is not None:
+            return self.head(features_BTND, self.encoder.config.grid)
+        if self.origin.identity.pool == "frames":
+            return features_BTND.mean(dim=2).flatten(1)
+        return features_BTND.mean(dim=(1, 2))
+
+
+def load_embedder(source: str, config: Embed) -> Embedder:
+    """The encoder that a source names, to embed as `config` says.
+
+    Raises:
+        UserError: no encoder, no attentive probe of it, or a window with fewer frames than a clip.
+    """
+    encoder = load_encoder(source).to(local_device()).eval()
+    sizes = encoder.config
+    key = encoder_digest(encoder)
+    head = load_pooling(config.probe or source, encoder=key) if config.pool == "attentive" else None
+    data = data_of(source) or Data()
+    window = Length.parse(config.window) if config.window else span_of(data, sizes.frames)
+    hop = Length.parse(config.hop) if config.hop else window
+    if window.unit == "frames" and window.value < sizes.frames:
+        raise UserError(
+            f"A window of {window} is shorter than a clip of {sizes.frames} frames. Give a longer --window."
+        )
+    identity = Identity(
+        encoder=key,
+        pool=config.pool,
+        head=digest(head.state_dict()) if head else "",
+        window=str(window),
+        hop=str(hop),
+        frames=sizes.frames,
+        size=sizes.size,
+        numbers=sizes.width * (sizes.tubelets if config.pool == "frames" else 1),
+        dtype=config.dtype,
+        sampling=data.sampling,
+        decode_short_side=data.decode_short_side,
+    )
+    place = os.path.abspath(source) if os.path.exists(source) else source
+    probe = os.path.abspath(config.probe) if config.probe else ""
+    return Embedder(
+        encoder=encoder,
+        head=head.to(local_device()) if head else None,
+        origin=Origin(identity=identity, source=place, probe=probe),
+        precision=config.precision,
+        num_workers=config.num_workers,
+    )
+
+
+def span_of(data: Data, num_frames: int) -> Length:
+    """What a dense clip spans; in seconds where the stride follows the frame rate."""
+    frames = num_frames * data.stride_frames
+    return Length(frames / data.target_fps, "s") if data.target_fps else Length(frames, "frames")
+
+
+def embed_file(source: str | Path, videos: str | Path, out: Path, *, config: Embed) -> Embedded:
+    """Embeds videos into a features file, which is completed if it is there; see `embed`.
+
+    Rows of unchanged files (path, size, time of change) are not computed again, also after a kill in the middle. Of
+    several processes each computes a part of the windows.
+
+    Raises:
+        UserError: see `embed`.
+    """
+    if out.suffix != ".parquet":
+        raise UserError(f"Features can't be written to {out}; accepted is a file that ends in .parquet.")
+    catalog = catalog_of(str(videos), config)
+    embedder = load_embedder(str(source), config)
+    for file in files_of(out):
+        check_identity(file, embedder.origin.identity)
+    folder = parts_folder(out)
+    first = distributed.rank() == 0
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+    distributed.barrier()
+    try:
+        with locked(folder) if first else nullcontext():
+            return _embed_all(catalog, embedder, out)
+    finally:
+        if first and not parts_of(out):
+            for rest in folder.glob("*") if folder.exists() else ():
+                rest.unlink()
+            if folder.exists():
+                folder.rmdir()
+
+
+def _embed_all(catalog: Catalog, embedder: Embedder, out: Path) -> Embedded:
+    first = distributed.rank() == 0
+    if first:
+        for rest in (*out.parent.glob(f"{glob.escape(out.name)}.*.part"), *parts_folder(out).glob("*.part")):
+            rest.unlink()  # of a process that was killed
+    planned, bad = _look(embedder, [item.path for item in catalog.items])
+    versions = {of.path: of.version for of in planned}
+    known = known_windows(out, versions)
+    session = next_session(out)
+    distributed.barrier()  # all have looked before any writes
+    todo = [(of, window) for of in planned for window in of.windows if (of.path, window.start, window.end) not in known]
+    rank, count = distributed.rank(), distributed.world_size()
+    own = todo[len(todo) * rank // count : len(todo) * (rank + 1) // count]  # neighbours, so that a video stays whole
+    labels = {item.path: catalog.classes[item.label] for item in catalog.items if item.label is not None}
+    num_new, left_out = _embed_own(embedder, own, Parts(out, embedder.origin, session=session, rank=rank), labels)
+    found = distributed.gather((num_new, left_out))
+    num_new = sum(number for number, _ in found)
+    bad |= {path: reason for _, of_rank in found for path, reason in of_rank.items()}
+    num_windows = 0
+    if first:
+        if not out.exists() and not parts_of(out):
+            reasons = "".join(f"\n  {reason}" for reason in list(bad.values())[:5])
+            raise UserError(f"None of the {len(catalog.items)} videos can be used. The first reasons:{reasons}")
+        if parts_of(out) or labels or not out.exists():
+            num_windows = merge(out, embedder.origin, versions=versions, labels=labels)
+        else:
+            with opened_file(out) as parquet:
+                num_windows = parquet.metadata.num_rows
+    distributed.barrier()
+    return Embedded(
+        num_windows=num_windows,
+        num_new=num_new,
+        num_videos=len(catalog.items),
+        bad=bad,
+    )
+
+
+def catalog_of(videos: str, config: Embed) -> Catalog:
+    """The videos that are asked for: those of a folder or a list, or a single one; each once, with absolute paths.
+
+    Raises:
+        UserError: there are none.
+    """
+    if os.path.isfile(segment_of(videos)[0]) and not videos.lower().endswith(".csv"):
+        if config.labelled:
+            raise UserError(f"{videos} is a video, which has no label. Leave --labelled out, or give class folders.")
+        return Catalog(items=(Item(path=os.path.abspath(videos), label=None),), classes=())
+    catalog = read_catalog(
+        videos,
+        labelled=config.labelled,
+        split=config.split,
+        path_column=config.path_column,
+        label_column=config.label_column,
+    )
+    items = {path: replace(item, path=path) for item in catalog.items for path in [os.path.abspath(item.path)]}
+    return replace(catalog, items=tuple(items.values()))
+
+
+def _look(embedder: Embedder, paths: Sequence[str]) -> tuple[list[Planned], dict[str, str]]:
+    """The windows of all videos, and the reasons of those that can't be used; the processes share the looking."""
+    rank, count = distributed.rank(), distributed.world_size()
+    own = paths[len(paths) * rank // count : len(paths) * (rank + 1) // count]
+    results = list(_shown(embedder.plan(own), "looking at videos", len(own)))
+    planned = []
+    bad = dict[str, str]()
+    for result in (result for part in distributed.gather(results) for result in part):
+        if isinstance(result, tuple):
+            bad[result[0]] = result[1]
+        elif not _is_utf8(result.path):
+            bad[result.path] = f"{result.path} has a name that is not UTF-8, which Parquet can't hold. Rename it."
+        else:
+            planned.append(result)
+    if rank == 0:
+        for reason in bad.values():
+            log.warning("Left out: %s", reason)
+        if num_short := sum(of.is_short for of in planned):
+            log.info(
+                f"{num_short} of {len(planned)} videos are shorter than a window of {embedder.origin.identity.window}: "
+                "each is one window, whose frames are closer together."
+            )
+    return planned, bad
+
+
+def _embed_own(
+    embedder: Embedder, windows: Sequence[tuple[Planned, Window]], parts: Parts, labels: Mapping[str, str]
+) -> tuple[int, dict[str, str]]:
+    """Writes the rows of this process's windows; their number, and the reasons of windows that were left out."""
+    identity = embedder.origin.identity
+    loader = WindowLoader(
+        [(video.path, window) for video, window in windows],
+        embedder.data,
+        num_frames=identity.frames,
+        size=identity.size,
+        batch_size=WINDOWS_AT_ONCE,
+    )
+    waiting: list[tuple[tuple[int, ...], Tensor]] = []
+
+    def write() -> None:
+        if waiting:
+            found = [windows[place] for places, _ in waiting for place in places]
+            columns: dict[str, list[Any]] = {
+                "path": [video.path for video, _ in found],
+                "start": [window.start for _, window in found],
+                "end": [window.end for _, window in found],
+                "fps": [video.fps for video, _ in found],
+                "label": [labels.get(video.path) for video, _ in found],
+                "size_bytes": [video.version[0] for video, _ in found],
+                "mtime_ns": [video.version[1] for video, _ in found],
+            }
+            parts.write(columns, torch.cat([embedding_BF for _, embedding_BF in waiting]))
+            waiting.clear()
+
+    num_written = 0
+    written = time.monotonic()
+    try:
+        for places, embedding_BF in embedder.embed(_shown(loader, "embedding", len(loader))):
+            num_written += len(places)
+            waiting.append((places, embedding_BF))
+            if time.monotonic() - written >= PART_SECONDS:
+                write()
+                written = time.monotonic()
+    finally:  # also after Ctrl-C
+        write()
+    for reason in loader.bad.values():
+        log.warning("Left out: %s", reason)
+    return num_written, loader.bad
+
+
+def _shown(items: Iterable[ItemT], title: str, total: int) -> Iterable[ItemT]:
+    """The items, and a progress bar."""
+    silent = distributed.rank() != 0 or not total
+    return track(items, description=title, total=total, console=Console(stderr=True), disable=silent)
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,256 @@
+"""The features file of `mam2 embed`: a Parquet table with a row for each window, and the encoder's identity.
+
+While it is written, finished rows lie in parts in a folder beside it, FILE.parts; at the end they and the rows of
+before become one new file, which takes the place of the old one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from mam2.config import UserError, check, from_json, to_json
+from mam2.data.clips import Sampling
+from mam2.files import first_line, parse_json, written_whole
+
+METADATA = b"mam2"
+"""The key of the file's metadata that holds the identity and the encoder's place, as JSON."""
+ROWS_AT_ONCE = 16384
+Pool = Literal["mean", "frames", "attentive"]
+Precision = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What two features must share to be compared.
+
+    Attributes:
+        encoder: a digest of the encoder's configuration and weights.
+        pool: how the features of a clip become one vector.
+        head: a digest of the attentive head; empty for other poolings.
+        window, hop: of the sliding windows.
+        frames, size: frames of a clip, and pixels of its sides.
+        numbers: numbers of an embedding.
+        dtype: of these.
+        sampling: how a clip's frames are taken from a window; see `Data`.
+        decode_short_side: see `Data`.
+    """
+
+    encoder: str
+    pool: Pool
+    head: str = ""
+    window: str
+    hop: str
+    frames: int
+    size: int
+    numbers: int
+    dtype: Precision
+    sampling: Sampling
+    decode_short_side: int
+
+    def __post_init__(self) -> None:
+        check(self, "")
+
+    def __str__(self) -> str:
+        head = f" (head {self.head[:12]})" if self.head else ""
+        return (
+            f"encoder {self.encoder[:12]}, pool {self.pool}{head}, windows of {self.window} every {self.hop}, "
+            f"{self.frames} frames of {self.size}² ({self.sampling}, decoded at {self.decode_short_side}), "
+            f"{self.numbers} numbers in {self.dtype}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where features come from: their identity, and where the encoder and the attentive head were."""
+
+    identity: Identity
+    source: str
+    probe: str = ""
+
+
+def schema_of(origin: Origin) -> pa.Schema:
+    """The columns of a features file."""
+    number = pa.float16() if origin.identity.dtype == "float16" else pa.float32()
+    columns = [
+        ("path", pa.string()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("fps", pa.float64()),
+        ("label", pa.string()),
+        ("embedding", pa.list_(number, origin.identity.numbers)),
+        ("size_bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+    ]
+    return pa.schema(columns, metadata={METADATA: json.dumps(to_json(origin)).encode()})
+
+
+def read_origin(file: Path) -> Origin:
+    """Where the features in a file come from.
+
+    Raises:
+        UserError: no such file, or none that `mam2 embed` wrote.
+    """
+    with opened(file) as parquet:
+        found = (parquet.schema_arrow.metadata or {}).get(METADATA)
+    if found is None:
+        raise UserError(f"{file} is a Parquet file, but not of features. Give one that `mam2 embed` wrote.")
+    try:
+        return from_json(Origin, parse_json(found.decode()))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: the identity in it can't be used ({first_line(error)}).") from error
+
+
+def opened(file: Path) -> pq.ParquetFile:
+    """A Parquet file, open for reading.
+
+    Raises:
+        UserError: no such file, or a damaged one.
+    """
+    if not file.is_file():
+        raise UserError(f"{file} does not exist. Write it first: mam2 embed RUN VIDEOS --out {file}.")
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file} is no Parquet file, or damaged ({first_line(error)}).") from error
+
+
+def rows_of(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a file, some at once.
+
+    Raises:
+        UserError: no such file, or a damaged one.
+    """
+    try:
+        with opened(file) as parquet:
+            yield from parquet.iter_batches(ROWS_AT_ONCE, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file} is damaged ({first_line(error)}). Remove it, and embed the videos again.") from error
+
+
+def matrix_of(column: pa.Array) -> Tensor:
+    """The embeddings of some rows, float32 (rows, numbers)."""
+    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return torch.from_numpy(values).view(len(column), -1)
+
+
+def check_identity(file: Path, here: Identity) -> None:
+    """Raises UserError, with both identities, if a file holds other features than those that are wanted."""
+    there = read_origin(file).identity
+    if there != here:
+        differing = [of.name for of in fields(Identity) if getattr(there, of.name) != getattr(here, of.name)]
+        raise UserError(
+            f"{file} holds other features: {', '.join(differing)} differ. There: {there}. Here: {here}. Give the "
+            "encoder and the options that it was made with, or another file."
+        )
+
+
+class Parts:
+    """The rows of one process, on their way into a features file: each part is written whole or not at all.
+
+    Args:
+        out: the features file.
+        origin: where the features come from.
+        session: a number that is larger than that of all parts before.
+        rank: of this process.
+    """
+
+    def __init__(self, out: Path, origin: Origin, *, session: int, rank: int) -> None:
+        self._schema = schema_of(origin)
+        self._start = f"{session:06d}-{rank:05d}"
+        self._folder = parts_folder(out)
+        self._num_written = 0
+
+    def write(self, columns: Mapping[str, list[Any]], embedding_RD: Tensor) -> None:
+        """Writes rows as a part; `columns` are all but the embeddings."""
+        kind = self._schema.field("embedding").type
+        if embedding_RD.abs().max() > torch.finfo(torch.float16).max and kind.value_type == pa.float16():
+            raise UserError("Features are too large for float16. Use --dtype float32.")
+        numbers = embedding_RD.numpy().astype(kind.value_type.to_pandas_dtype())
+        values = pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), type=kind)
+        table = pa.table({**columns, "embedding": values}, schema=self._schema)
+        file = self._folder / f"{self._start}-{self._num_written:08d}.parquet"
+        with written_whole(file) as part:
+            pq.write_table(table, part)
+        self._num_written += 1
+
+
+def parts_folder(out: Path) -> Path:
+    """The folder of a features file's parts."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def parts_of(out: Path) -> list[Path]:
+    """The parts of a features file, in their order."""
+    return sorted(parts_folder(out).glob("*.parquet"))
+
+
+def files_of(out: Path) -> list[Path]:
+    """The features file, if it is there, and its parts."""
+    return ([out] if out.exists() else []) + parts_of(out)
+
+
+def next_session(out: Path) -> int:
+    """A number for parts that shall follow those that are there."""
+    return max((int(part.name.partition("-")[0]) for part in parts_of(out)), default=-1) + 1
+
+
+def known_windows(out: Path, versions: Mapping[str, tuple[int, int]]) -> set[tuple[str, float, float]]:
+    """Path, start and end of the rows that are there already, in the file and its parts.
+
+    Args:
+        versions: size and time of change of each video; rows of other versions do not count, nor those of other videos.
+    """
+    keys = ["path", "start", "end", "size_bytes", "mtime_ns"]
+    rows = (row for file in files_of(out) for batch in rows_of(file, keys) for row in _values(batch, keys))
+    return {(path, start, end) for path, start, end, *version in rows if versions.get(path) == tuple(version)}
+
+
+def merge(out: Path, origin: Origin, *, versions: Mapping[str, tuple[int, int]], labels: Mapping[str, str]) -> int:
+    """Makes one file of the rows of before and the parts, and removes the parts.
+
+    Args:
+        out: the features file.
+        origin: where the features come from.
+        versions: size and time of change of videos; rows of other versions are dropped, rows of other videos kept.
+        labels: of videos by path; they replace those in the file.
+
+    Returns:
+        The number of rows.
+    """
+    schema = schema_of(origin)
+    plain = [name for name in schema.names if name != "embedding"]
+    seen = set[tuple[str, float, float]]()
+
+    def is_kept(path: str, start: float, end: float, *version: int) -> bool:
+        if versions.get(path, version) != version or (path, start, end) in seen:
+            return False
+        seen.add((path, start, end))
+        return True
+
+    with written_whole(out) as part, pq.ParquetWriter(part, schema, use_dictionary=plain, compression="zstd") as writer:
+        for batch in (batch for file in files_of(out) for batch in rows_of(file)):
+            kept = [is_kept(*row) for row in _values(batch, ["path", "start", "end", "size_bytes", "mtime_ns"])]
+            named = [labels.get(path, label) for path, label in _values(batch, ["path", "label"])]
+            columns = {
+                **dict(zip(batch.schema.names, batch.columns, strict=True)),
+                "label": pa.array(named, pa.string()),
+            }
+            writer.write_batch(pa.record_batch(columns, schema=schema).filter(pa.array(kept)))
+    shutil.rmtree(parts_folder(out), ignore_errors=True)
+    return len(seen)
+
+
+def _values(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """The rows of some columns."""
+    return zip(*(batch[name].to_pylist() for name in columns), strict=True)

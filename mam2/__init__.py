@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from mam2.use.embed import Embed as Embed
     from mam2.use.embed import embed as embed
     from mam2.use.embed import read_clip as read_clip
+    from mam2.use.predict import predict as predict
+    from mam2.use.search import near_duplicates as near_duplicates
+    from mam2.use.search import search as search
 
 __version__ = "0.1.0"
 MODULE_OF = {
@@ -70,6 +73,8 @@ MODULE_OF = {
     "Optim": "train.optim",
     **dict.fromkeys(("Pretrain", "build", "pretrain"), "train.pretrain"),
     **dict.fromkeys(("Embed", "embed", "read_clip"), "use.embed"),
+    "predict": "use.predict",
+    **dict.fromkeys(("near_duplicates", "search"), "use.search"),
 }
 """The module of each public name."""
 __all__ = ["__version__", *MODULE_OF]

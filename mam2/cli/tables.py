@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,6 +18,10 @@ from mam2.recipes.scales import ScaleName, scaled
 from mam2.recipes.tables import NUM_TRAINING_VIDEOS, get_table, tables_of
 from mam2.targets.table import APPEARANCES, MOTIONS, appearance_row
 from mam2.train.pretrain import Pretrain, trains_tokenizer
+
+if TYPE_CHECKING:  # most commands need no pyarrow
+    from mam2.use.features_file import Place
+    from mam2.use.search import Hit, Pair
 
 
 def show(table: Table, *notes: str) -> None:
@@ -52,6 +56,28 @@ def print_probe(kind: str, report: dict[str, Any]) -> None:
         if found:
             table.add_row(name, f"{found['top1']:.4f}", f"{found['top5']:.4f}")
     show(table)
+
+
+def print_hits(hits: list[Hit]) -> None:
+    """The hits of a search."""
+    table = Table("score", "video", "seconds", "label", "like the query's", title=f"{len(hits)} windows")
+    for hit in hits:
+        at = f"{hit.query.start:.2f} to {hit.query.end:.2f}"
+        table.add_row(f"{hit.score:.4f}", *_cells(hit.found), printable(escape(hit.found.label or "-")), at)
+    show(table)
+
+
+def print_pairs(pairs: list[Pair], *, shown: int, threshold: float) -> None:
+    """The first of the near-duplicates."""
+    table = Table("score", "video", "seconds", "video", "seconds", title=f"{len(pairs)} pairs")
+    for pair in pairs[:shown]:
+        table.add_row(f"{pair.score:.4f}", *_cells(pair.one), *_cells(pair.other))
+    more = [f"{len(pairs) - shown} more; --out hits.json writes all."] if len(pairs) > shown else []
+    show(table, *(more if pairs else [f"No two windows reach {threshold:g}; see --threshold."]))
+
+
+def _cells(place: Place) -> tuple[str, str]:
+    return printable(escape(place.path)), f"{place.start:.2f} to {place.end:.2f}"
 
 
 def print_prepared(report: Report) -> None:

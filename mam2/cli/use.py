@@ -1,16 +1,23 @@
-"""`mam2 embed`: features along videos."""
+"""`mam2 embed` and `mam2 search`."""
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional
 
+from mam2.cli import tables
 from mam2.cli.parse import Flat, finished, parse
+from mam2.config import UserError
+from mam2.files import write_text
+from mam2.pictures.hits import Card, check_page, write_page
 from mam2.use.embed import Embed, embed_file
+from mam2.use.features_file import Place
+from mam2.use.search import Hit, Pair, near_duplicates, search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +36,39 @@ class EmbedCommand:
     config: Annotated[Embed, Flat] = field(default_factory=Embed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchCommand:
+    """Find the windows of a features file that are most like a video, or pairs of windows that are nearly the same.
+
+    Attributes:
+        features: a file that `mam2 embed` wrote.
+        query: a video; VIDEO#t=START,END is a part of one.
+        top_k: windows to find; of near-duplicates, those that are shown.
+        near_duplicates: find pairs of windows in the file instead; overlapping ones of the same video are left out.
+        threshold: of near-duplicates, the cosine that they reach.
+        encoder: where the encoder that made the file is now; by default where it was.
+        lancedb: folder for an embedded LanceDB table of the file, which is searched instead.
+        out: .json file to write all hits to.
+        html: .html file to write, with moving pictures of the hits.
+    """
+
+    features: Positional[Path]
+    query: Positional[str] = ""
+    top_k: int = 10
+    near_duplicates: bool = False
+    threshold: float = 0.95
+    encoder: str = ""
+    lancedb: str = ""
+    out: Path | None = None
+    html: Path | None = None
+
+
 def main(verb: str, arguments: list[str]) -> None:
-    """Embeds videos."""
-    embed(parse(EmbedCommand, verb, arguments))
+    """Embeds videos, or searches in what was embedded."""
+    if verb == "embed":
+        embed(parse(EmbedCommand, verb, arguments))
+    else:
+        find(parse(SearchCommand, verb, arguments))
 
 
 def embed(command: EmbedCommand) -> None:
@@ -41,3 +78,69 @@ def embed(command: EmbedCommand) -> None:
     left_out = f"; of {len(done.bad)} something was left out, see above" if done.bad else ""
     what = f"{command.out}, {done.num_windows} windows ({done.num_new} new; {done.num_videos} videos{left_out})"
     finished(what, start, f"mam2 search {command.out} VIDEO", f"mam2 search {command.out} --near-duplicates")
+
+
+def find(command: SearchCommand) -> None:
+    """Searches, prints a table and writes what is asked for."""
+    start = time.monotonic()
+    if bool(command.query) == command.near_duplicates:
+        raise UserError("Give a query video or --near-duplicates, one of them: mam2 search FEATURES.parquet VIDEO.")
+    if command.near_duplicates and (command.lancedb or command.encoder):
+        raise UserError("--near-duplicates compares the rows of the file; leave --lancedb and --encoder out.")
+    if command.top_k < 1:
+        raise UserError(f"--top-k is {command.top_k}; at least 1 is needed.")
+    if command.out and command.out.suffix != ".json":
+        raise UserError(f"Hits can't be written to {command.out}; accepted is a file that ends in .json.")
+    if command.html:
+        check_page(command.html)
+    found: list[Hit] | list[Pair]
+    if command.near_duplicates:
+        found = pairs = near_duplicates(command.features, threshold=command.threshold)
+        tables.print_pairs(pairs, shown=command.top_k, threshold=command.threshold)
+    else:
+        found = hits = search(
+            command.features, command.query, top_k=command.top_k, encoder=command.encoder, lancedb=command.lancedb
+        )
+        tables.print_hits(hits)
+    if command.out:
+        command.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(command.out, json.dumps([asdict(hit) for hit in found], indent=2, ensure_ascii=False) + "\n")
+    if command.html and command.near_duplicates:
+        write_pairs(command.html, pairs[: command.top_k], command, total=len(pairs))
+    elif command.html:
+        write_hits(command.html, hits, command)
+    if written := [str(path) for path in (command.out, command.html) if path]:
+        finished(", ".join(written), start)
+
+
+def write_hits(file: Path, hits: list[Hit], command: SearchCommand) -> None:
+    """A page with the query's windows that hits are like, and the hits."""
+    asked = dict.fromkeys(hit.query for hit in hits)
+    rows = [
+        ("The query", [card(place, "query") for place in asked]),
+        ("Most like it", [card(hit.found, score_line(hit.score, hit.found)) for hit in hits]),
+    ]
+    about = f"{len(hits)} windows of {command.features} by cosine; under each, where it is in its video."
+    write_page(file, title=f"Windows like {Path(command.query).name}", about=about, rows=rows)
+
+
+def write_pairs(file: Path, pairs: list[Pair], command: SearchCommand, *, total: int) -> None:
+    """A page with pairs side by side."""
+    rows = [
+        (f"{number}: {pair.score:.4f}", [card(place, place.label or "") for place in (pair.one, pair.other)])
+        for number, pair in enumerate(pairs, 1)
+    ]
+    about = (
+        f"{len(pairs)} of {total} pairs of windows of {command.features} whose cosine reaches {command.threshold:g}."
+    )
+    write_page(file, title="Near-duplicates", about=about, rows=rows)
+
+
+def card(place: Place, words: str) -> Card:
+    """A window on a page."""
+    return Card(path=place.path, start=place.start, end=place.end, words=words)
+
+
+def score_line(score: float, place: Place) -> str:
+    """`0.9312, jump`."""
+    return f"{score:.4f}" + (f", {place.label}" if place.label else "")

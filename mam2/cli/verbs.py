@@ -56,6 +56,7 @@ VERBS = {
     "push": Verb("push", "SOURCE USER/NAME", "Share a model on the Hugging Face hub, with a card made from its run"),
     "probe": Verb("evaluate", "RUN --train DIR --test DIR", "Probe a frozen encoder: linear, attentive, knn", PROBE),
     "embed": Verb("use", "SOURCE VIDEOS --out FILE.parquet", "Write a vector for each window along videos"),
+    "search": Verb("use", "FILE.parquet VIDEO", "Find similar windows, or --near-duplicates, in what was embedded"),
     "study": Verb(
         "study", "NAME --unlabelled DIR --train DIR --test DIR --out DIR", "Compare recipes by one protocol", STUDY
     ),

@@ -279,6 +279,37 @@ def load_embedder(source: str, config: Embed) -> Embedder:
     )
 
 
+def load_embedder_of(origin: Origin, file: Path, *, source: str = "", num_workers: int = 2) -> Embedder:
+    """The encoder that made a features file, to embed in the same way.
+
+    Args:
+        origin: what the file says.
+        file: the features file, for messages.
+        source: where the encoder is now; empty is where it was.
+        num_workers: processes that decode.
+
+    Raises:
+        UserError: there is no encoder, or it is another one.
+    """
+    there = origin.identity
+    place = source or origin.source
+    try:
+        encoder = load_encoder(place)
+        key = encoder_digest(encoder)
+        head = load_pooling(origin.probe or place, encoder=key) if there.pool == "attentive" else None
+    except UserError as error:
+        raise UserError(f"{error} {file} was made with it: say where it is now, --encoder SOURCE.") from error
+    here = replace(there, encoder=key, head=digest(head.state_dict()) if head else "")
+    check_identity(file, here)
+    return Embedder(
+        encoder=encoder.to(local_device()),
+        head=head.to(local_device()) if head else None,
+        origin=origin,
+        precision="auto",
+        num_workers=num_workers,
+    )
+
+
 def span_of(data: Data, num_frames: int) -> Length:
     """What a dense clip spans; in seconds where the stride follows the frame rate."""
     frames = num_frames * data.stride_frames

@@ -25,6 +25,7 @@ from mam2.files import first_line, parse_json, written_whole
 
 METADATA = b"mam2"
 """The key of the file's metadata that holds the identity and the encoder's place, as JSON."""
+PLACE = ["path", "start", "end", "label"]
 ROWS_AT_ONCE = 16384
 Pool = Literal["mean", "frames", "attentive"]
 Precision = Literal["float16", "float32"]
@@ -77,6 +78,22 @@ class Origin:
     identity: Identity
     source: str
     probe: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A window of a video.
+
+    Attributes:
+        path: of the video.
+        start, end: seconds from its first frame.
+        label: its class, None where none was written.
+    """
+
+    path: str
+    start: float
+    end: float
+    label: str | None = None
 
 
 def schema_of(origin: Origin) -> pa.Schema:

@@ -1,0 +1,112 @@
+"""Pages that show stretches of videos, moving, with a line about each: the hits of a search."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from PIL import Image
+
+from mam2.config import UserError, printable
+from mam2.data.video.open import open_video
+from mam2.files import write_text
+
+SHORT_SIDE = 160  # pixels
+MAX_FRAMES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A stretch of a video on a page.
+
+    Attributes:
+        path: of the video.
+        start, end: seconds.
+        words: what stands under it.
+    """
+
+    path: str
+    start: float
+    end: float
+    words: str
+
+
+def write_page(file: Path, *, title: str, about: str, rows: Sequence[tuple[str, Sequence[Card]]]) -> None:
+    """Writes one HTML file that holds its moving pictures and has no links or scripts: it opens without a server.
+
+    Args:
+        file: to write.
+        title, about: plain text, as are all others.
+        rows: a heading, and the cards below it.
+
+    Raises:
+        UserError: another ending than .html.
+    """
+    check_page(file)
+    template = Path(__file__).with_name("hits.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(template).render(
+        title=printable(title),
+        about=printable(about),
+        rows=[(printable(heading), [_shown(card) for card in cards]) for heading, cards in rows],
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, page)
+
+
+def check_page(file: Path) -> None:
+    """Raises UserError unless a page can be written into such a file."""
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"A page can't be written to {file}; accepted is a file that ends in .html.")
+
+
+def _shown(card: Card) -> dict[str, str]:
+    """What the template shows of a card; a video that can't be read is told in words."""
+    try:
+        picture, problem = animation(card.path, start=card.start, end=card.end), ""
+    except UserError as error:
+        picture, problem = "", printable(str(error))
+    when = f"{clock(card.start)} to {clock(card.end)}"
+    name = printable(Path(card.path).name)
+    return {
+        "picture": picture,
+        "problem": problem,
+        "name": name,
+        "path": printable(card.path),
+        "when": when,
+        "words": printable(card.words),
+    }
+
+
+def animation(path: str, *, start: float, end: float) -> str:
+    """A stretch of a video as an animated WebP that plays at its speed, as a data: address.
+
+    Raises:
+        UserError: a video that can't be decoded, or has no frames there.
+    """
+    with open_video(path, short_side=SHORT_SIDE) as video:
+        first = video.frame_at(start)
+        last = min(video.frame_at(end), video.num_frames - video.num_missing)
+        if first >= last:
+            raise UserError(f"{path} has no frames from {start:.3f} to {end:.3f} seconds: it is another one now.")
+        count = min(MAX_FRAMES, last - first)
+        frames_TCHW = video.frames([first + i * (last - first) // count for i in range(count)])
+    pictures = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in frames_TCHW]
+    buffer = io.BytesIO()
+    milliseconds = max(20, round(1000 * (end - start) / count))
+    # kmax: each frame is coded whole, or small changes would be left out as if nothing moved.
+    pictures[0].save(
+        buffer, "WEBP", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, quality=60, kmax=1
+    )
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a player shows them: `1:02:03.5`."""
+    minutes, rest = divmod(round(seconds, 1), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"

@@ -1,0 +1,252 @@
+"""Search of similar windows in a features file: by an example, or for near-duplicates; exact, by cosine.
+
+N windows, Q windows of the query, F numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from mam2.config import UserError
+from mam2.data.windows import Planned, WindowLoader
+from mam2.device import local_device
+from mam2.files import segment_of
+from mam2.use.embed import WINDOWS_AT_ONCE, Embedder, load_embedder_of
+from mam2.use.features_file import PLACE, Place, matrix_of, read_origin, rows_of
+from mam2.use.lance import search_table
+
+log = logging.getLogger("mam2")
+BLOCK = 2048  # windows compared with as many others at once
+MAX_PAIRS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """A window that is like the query.
+
+    Attributes:
+        score: cosine with the window of the query that is most like it.
+        found: the window.
+        query: that window of the query.
+    """
+
+    score: float
+    found: Place
+    query: Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two windows that are alike.
+
+    Attributes:
+        score: their cosine.
+        one, other: the windows.
+    """
+
+    score: float
+    one: Place
+    other: Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """The windows of a query.
+
+    Attributes:
+        path: of the video, absolute.
+        windows: in order.
+        x_QF: their embeddings, of length 1.
+    """
+
+    path: str
+    windows: tuple[Place, ...]
+    x_QF: Tensor
+
+
+def search(
+    features: str | Path, query: str | Path, *, top_k: int = 10, encoder: str | Path = "", lancedb: str | Path = ""
+) -> list[Hit]:
+    """The windows that are most like a video, the best first. Windows of the query's own file are left out.
+
+    Each window of the file is compared with each of the query, and its best cosine counts.
+
+    Args:
+        features: a file that `embed` wrote.
+        query: a video; `long.mp4#t=12,20` is a segment of one.
+        top_k: how many are wanted.
+        encoder: where the encoder that made the file is now; by default where it was.
+        lancedb: a folder for an embedded LanceDB table of the file's rows, which is searched instead; it is written
+            where it is not there. Large tables get an index, which may miss some.
+
+    Raises:
+        UserError: no features file, another encoder, or a query shorter than a window.
+    """
+    if top_k < 1:
+        raise UserError(f"top_k is {top_k}; at least 1 window is needed.")
+    file = Path(features)
+    origin = read_origin(file)
+    example = embed_query(str(query), load_embedder_of(origin, file, source=str(encoder)))
+    if lancedb:
+        return [
+            Hit(score=score, found=found, query=example.windows[which])
+            for score, found, which in search_table(Path(lancedb), file, example.x_QF, path=example.path, top_k=top_k)
+        ]
+    scores, rows, which = best_rows(file, example, top_k=top_k)
+    places = places_of(file, rows)
+    return [
+        Hit(score=score, found=found, query=example.windows[number])
+        for score, found, number in zip(scores, places, which, strict=True)
+    ]
+
+
+def embed_query(path: str, embedder: Embedder) -> Query:
+    """The embeddings of a query's windows.
+
+    Raises:
+        UserError: a video that can't be used, or that is shorter than a window.
+    """
+    path = os.path.abspath(path)
+    [planned] = embedder.plan([path])
+    if not isinstance(planned, Planned):
+        raise UserError(planned[1])
+    identity = embedder.origin.identity
+    if planned.is_short:
+        [whole] = planned.windows
+        raise UserError(
+            f"{path} has {whole.last} frames, {whole.end:.3g} seconds: the query is shorter than a window of the "
+            f"features, {identity.window}. Give a longer one, or embed the videos again with a shorter --window."
+        )
+    windows = [(path, window) for window in planned.windows]
+    sizes = {"num_frames": identity.frames, "size": identity.size, "batch_size": WINDOWS_AT_ONCE}
+    loader = WindowLoader(windows, embedder.data, **sizes)
+    embedded = list(embedder.embed(loader))
+    if not embedded:
+        raise UserError(loader.bad[path])
+    places = [place for places, _ in embedded for place in places]
+    return Query(
+        path=path,
+        windows=tuple(Place(path=path, start=windows[i][1].start, end=windows[i][1].end) for i in places),
+        x_QF=F.normalize(torch.cat([embedding_BF for _, embedding_BF in embedded]), dim=1),
+    )
+
+
+def best_rows(file: Path, query: Query, *, top_k: int) -> tuple[list[float], list[int], list[int]]:
+    """Scores and numbers of the rows that are most like a query, and which of its windows each is like."""
+    device = local_device()
+    x_QF = query.x_QF.to(device)
+    best_K = torch.empty(0)
+    row_K = which_K = torch.empty(0, dtype=torch.int64)
+    num_seen = 0
+    for batch in rows_of(file, ["path", "embedding"]):
+        cosine_NQ = F.normalize(matrix_of(batch["embedding"]).to(device), dim=1) @ x_QF.T
+        score_N, which_N = (x.cpu() for x in cosine_NQ.max(dim=1))
+        own_N = torch.from_numpy(is_of_file(batch["path"], query.path).to_numpy(zero_copy_only=False).copy())
+        score_N[own_N] = -torch.inf
+        best_K = torch.cat([best_K, score_N])
+        row_K = torch.cat([row_K, num_seen + torch.arange(len(batch))])
+        which_K = torch.cat([which_K, which_N])
+        best_K, kept = best_K.topk(min(top_k, len(best_K)))
+        row_K, which_K = row_K[kept], which_K[kept]
+        num_seen += len(batch)
+    there_K = best_K > -torch.inf
+    return best_K[there_K].clamp(max=1).tolist(), row_K[there_K].tolist(), which_K[there_K].tolist()
+
+
+def is_of_file(paths: pa.Array, path: str) -> pa.Array:
+    """Whether each path is of the same file as another, whatever the segments."""
+    file = segment_of(path)[0]
+    return pc.or_(pc.equal(paths, file), pc.starts_with(paths, f"{file}#t="))
+
+
+def places_of(file: Path, rows: Iterable[int]) -> list[Place]:
+    """The windows of some rows."""
+    table = pa.Table.from_batches(list(rows_of(file, PLACE)))
+    return [Place(**row) for row in table.take(pa.array(rows, pa.int64())).to_pylist()]
+
+
+def near_duplicates(features: str | Path, *, threshold: float = 0.95, max_pairs: int = MAX_PAIRS) -> list[Pair]:
+    """The pairs of windows in a file whose cosine reaches a threshold, the most alike first.
+
+    Windows of one video that overlap in time are no pairs. Every window is compared with every other: the work grows
+    with the square of their number. The embeddings are held in memory.
+
+    Args:
+        features: a file that `embed` wrote.
+        threshold: of the cosine.
+        max_pairs: of more pairs only the most alike are kept, and the log says so.
+
+    Raises:
+        UserError: no features file, or a threshold outside -1 .. 1.
+    """
+    if not -1 <= threshold <= 1:
+        raise UserError(f"The threshold is {threshold}; accepted are cosines from -1 to 1.")
+    file = Path(features)
+    read_origin(file)
+    batches = list(rows_of(file, ["embedding"]))
+    if not batches:
+        return []
+    x_NF = F.normalize(torch.cat([matrix_of(batch["embedding"]) for batch in batches]), dim=1)
+    table = pq.read_table(file, columns=PLACE)
+    when_N3 = _when(table)
+    num_pairs = 0
+    score_P, pair_P2 = torch.empty(0), torch.empty(0, 2, dtype=torch.int64)
+    blocks = torch.arange(len(x_NF)).split(BLOCK)
+    compared = list(combinations_with_replacement(range(len(blocks)), 2))
+    for i, j in track(compared, "comparing", console=Console(stderr=True), disable=len(compared) == 1):
+        found_P2 = _alike(x_NF, when_N3, blocks[i], blocks[j], threshold=threshold)
+        num_pairs += len(found_P2)
+        pair_P2 = torch.cat([pair_P2, found_P2])
+        score_P = torch.cat([score_P, (x_NF[found_P2[:, 0]] * x_NF[found_P2[:, 1]]).sum(dim=1)])
+        if len(score_P) > max_pairs:
+            score_P, kept = score_P.topk(max_pairs)
+            pair_P2 = pair_P2[kept]
+    score_P, order = score_P.sort(descending=True, stable=True)
+    total = len(x_NF) * (len(x_NF) - 1) // 2
+    if num_pairs > max_pairs:
+        log.warning(
+            f"{num_pairs} of {total} pairs of windows reach {threshold:g}; the {max_pairs} most alike are kept. Raise "
+            "the threshold."
+        )
+    rows = pair_P2[order]
+    places = [[Place(**row) for row in table.take(rows[:, side].numpy()).to_pylist()] for side in (0, 1)]
+    return [
+        Pair(score=min(1.0, score), one=one, other=other)
+        for score, one, other in zip(score_P.tolist(), *places, strict=True)
+    ]
+
+
+def _alike(x_NF: Tensor, when_N3: Tensor, some: Tensor, others: Tensor, *, threshold: float) -> Tensor:
+    """Pairs of rows (P, 2) that are alike, the first before the second, and are not of the same time of one file."""
+    device = local_device()
+    cosine_SO = x_NF[some].to(device) @ x_NF[others].to(device).T
+    pair_P2 = (cosine_SO >= threshold - 1e-6).nonzero().cpu()  # of equal vectors it may be a hair below 1
+    pair_P2 = torch.stack([some[pair_P2[:, 0]], others[pair_P2[:, 1]]], dim=1)
+    pair_P2 = pair_P2[pair_P2[:, 0] < pair_P2[:, 1]]
+    (file_P, start_P, end_P), (file2_P, start2_P, end2_P) = (when_N3[pair_P2[:, side]].unbind(1) for side in (0, 1))
+    overlap_P = (file_P == file2_P) & (start_P < end2_P) & (start2_P < end_P)
+    return pair_P2[~overlap_P]
+
+
+def _when(table: pa.Table) -> Tensor:
+    """Each window's file, as a number, and its start and end in it, seconds; double (N, 3)."""
+    numbers = dict[str, int]()
+    rows = []
+    for path, start, end in zip(*(table[name].to_pylist() for name in ("path", "start", "end")), strict=True):
+        file, offset, _ = segment_of(path)
+        rows.append((numbers.setdefault(file, len(numbers)), offset + start, offset + end))
+    return torch.tensor(rows, dtype=torch.float64)

@@ -55,7 +55,7 @@ from mam2.use.features_file import (
 
 log = logging.getLogger("mam2")
 ItemT = TypeVar("ItemT")
-WINDOWS_AT_ONCE = 8  # decoded by a process, and on the device, together
+WINDOWS_AT_ONCE = 16  # decoded by a process, and on the device, together
 PART_SECONDS = 15.0  # of work are lost at most where the process is killed
 
 

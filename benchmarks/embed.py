@@ -5,7 +5,8 @@
 Both encoders have VideoMAE's shape (joint attention, tubelets of two frames) and random weights; both get the same
 frames of the same windows, decoded by PyAV, and write a mean vector for each. Hugging Face's is the loop of its
 documentation: decode, process, encode, one after another, in fp32; beside it the same with torchvision's video
-processor, and in bf16. All may use all cores, in rounds that take turns, and are judged by the ratios within a round.
+processor, and in bf16. All may use all cores, in rounds that take turns, and are judged by the ratios within a round; a
+core's seconds are those that the processes used it, whatever else the machine did.
 `--model thin` is next to no encoder on clips of the usual size: what decoding and resizing allow, which a fast GPU
 waits for. Each contender runs in the same process; models are loaded and warmed up before the clock starts, while
 mam2's own look at the videos, the start of its decoding processes and its writing of the file are timed.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import statistics
 import sys
@@ -146,30 +148,40 @@ def theirs(sizes: EncoderConfig, *, bf16: bool, video_processor: bool) -> Callab
     return run
 
 
-def rates_of(contenders: Sequence[Contender], paths: Sequence[str], *, rounds: int) -> dict[str, list[float]]:
-    """Windows a second of each contender in each round; each round starts with another one."""
-    rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+def core_seconds() -> float:
+    """Seconds that this process and those that it started and that have ended used a core."""
+    return sum(os.times()[:4])
+
+
+def rates_of(
+    contenders: Sequence[Contender], paths: Sequence[str], *, rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Windows a second, and a core's second, of each contender in each round; each round starts with another one."""
+    rates: dict[str, dict[str, list[float]]] = {contender.name: {"wall": [], "core": []} for contender in contenders}
     for contender in contenders:
         contender.run(paths[:1])  # the warm-up
     for turn in range(rounds):
         for place in range(len(contenders)):
             contender = contenders[(place + turn) % len(contenders)]
-            start = time.perf_counter()
+            wall, core = time.perf_counter(), core_seconds()
             count = contender.run(paths)
-            rates[contender.name].append(count / (time.perf_counter() - start))
+            rates[contender.name]["wall"].append(count / (time.perf_counter() - wall))
+            rates[contender.name]["core"].append(count / (core_seconds() - core))
     return rates
 
 
-def summary(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Each contender's rate, and how many times as fast mam2 was in the same round."""
-    return {
-        name: {
-            "windows_per_second": statistics.median(values),
-            "rounds": values,
-            "mam2_over_it": statistics.median(a / b for a, b in zip(rates[OURS], values, strict=True)),
-        }
-        for name, values in rates.items()
-    }
+def summary(rates: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    """Each contender's rates, and how many times as fast mam2 was in the same round."""
+    result: dict[str, Any] = {name: {} for name in rates}
+    for name, of_name in rates.items():
+        for kind, values in of_name.items():
+            ratios = [a / b for a, b in zip(rates[OURS][kind], values, strict=True)]
+            result[name] |= {
+                f"windows_per_{kind}_second": statistics.median(values),
+                f"rounds_{kind}": values,
+                f"mam2_over_it_{kind}": statistics.median(ratios),
+            }
+    return result
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -199,10 +211,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def show(result: dict[str, Any], console: Console) -> None:
     """The result as a table."""
     table = Table(title=f"{result['model']}, windows of {result['encoder']['frames']} × {STRIDE} frames")
-    for column in ("contender", "windows/s", "mam2 embed over it"):
+    for column in ("contender", "windows/s", "mam2 over it", "windows/core·s", "mam2 over it"):
         table.add_column(column)
     for name, row in result["rates"].items():
-        table.add_row(name, f"{row['windows_per_second']:.2f}", f"{row['mam2_over_it']:.2f}")
+        cells = [[row[f"windows_per_{kind}_second"], row[f"mam2_over_it_{kind}"]] for kind in ("wall", "core")]
+        table.add_row(name, *(f"{value:.2f}" for pair in cells for value in pair))
     console.print(table)
 
 

@@ -157,7 +157,9 @@ def rows_of(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Rec
 
 def matrix_of(column: pa.Array | pa.ChunkedArray) -> Tensor:
     """The embeddings of some rows, float32 (rows, numbers); of a table, `matrix_of(table["embedding"])`."""
-    values = (column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column).flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    if isinstance(column, pa.ChunkedArray):
+        return torch.cat([matrix_of(chunk) for chunk in column.chunks])
+    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     return torch.from_numpy(values).view(len(column), -1)
 
 

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +33,16 @@ from mam2.use.features_file import parts_folder
 
 SIZES = EncoderConfig(width=16, depth=1, num_heads=2, frames=4, size=16, patch_size=8)
 HERE = Embed(num_workers=0, dtype="float32", window="16 frames")
+
+HOLD = """
+import sys
+from pathlib import Path
+from mam2.train.run import locked
+
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +283,21 @@ def test_a_kill_in_the_middle_loses_nothing(
     assert (done.num_windows, done.num_new) == (4, 2)
     assert pq.read_table(out).equals(pq.read_table(whole))
     assert sorted(os.listdir(tmp_path)) == ["features.parquet", "videos", "whole.parquet"]
+
+
+def test_one_process_writes_a_file_at_a_time(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    """The second is refused, and leaves the first one's folder alone."""
+    out = tmp_path / "features.parquet"
+    parts_folder(out).mkdir()
+    command = [sys.executable, "-c", HOLD, str(parts_folder(out))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=f"is in use by process {other.pid} on "):
+            embed_file(encoder, folder, out, config=HERE)
+        assert os.listdir(parts_folder(out)) == [".lock"]
+        other.stdin.close()
+    assert embed_file(encoder, folder, out, config=HERE).num_new == 4
+    assert not parts_folder(out).exists()
 
 
 def test_labels_of_folders_and_lists(encoder: Path, videos: Path, tmp_path: Path) -> None:

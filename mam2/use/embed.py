@@ -8,10 +8,11 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -331,27 +332,31 @@ def embed_file(source: str | Path, videos: str | Path, out: Path, *, config: Emb
     embedder = load_embedder(str(source), config)
     for file in files_of(out):
         check_identity(file, embedder.origin.identity)
+    with _only_writer(out):
+        return _embed_all(catalog, embedder, out)
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Keeps other processes from writing the same file, on rank 0; removes half-written files of one that was
+    killed, and at the end the folder of parts if none are left."""
+    if distributed.rank() > 0:
+        yield
+        return
     folder = parts_folder(out)
-    first = distributed.rank() == 0
-    if first:
-        folder.mkdir(parents=True, exist_ok=True)
-    distributed.barrier()
-    try:
-        with locked(folder) if first else nullcontext():
-            return _embed_all(catalog, embedder, out)
-    finally:
-        if first and not parts_of(out):
-            for rest in folder.glob("*") if folder.exists() else ():
-                rest.unlink()
-            if folder.exists():
-                folder.rmdir()
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        for rest in (*out.parent.glob(f"{glob.escape(out.name)}.*.part"), *folder.glob("*.part")):
+            rest.unlink()
+        try:
+            yield
+        finally:
+            if not parts_of(out):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _embed_all(catalog: Catalog, embedder: Embedder, out: Path) -> Embedded:
     first = distributed.rank() == 0
-    if first:
-        for rest in (*out.parent.glob(f"{glob.escape(out.name)}.*.part"), *parts_folder(out).glob("*.part")):
-            rest.unlink()  # of a process that was killed
     planned, bad = _look(embedder, [item.path for item in catalog.items])
     versions = {of.path: of.version for of in planned}
     known = known_windows(out, versions)

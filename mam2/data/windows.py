@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from mam2.data.video.source import VideoSource
 from mam2.data.workers import parallel, parallel_map
 from mam2.files import segment_of
 
+log = logging.getLogger("mam2")
 LEAST_SECONDS = 0.01
 
 
@@ -239,6 +241,8 @@ class WindowLoader:
         data = self._set.data
         made = parallel(self._set, range(len(self)), num_workers=data.num_workers, timeout_seconds=data.timeout_seconds)
         for batch, bad in made:
+            for reason in (reason for path, reason in bad.items() if path not in self.bad):
+                log.warning("Left out: %s", reason)
             self.bad.update(bad)
             yield batch
 

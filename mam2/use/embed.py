@@ -15,14 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from annotated_types import Ge
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from mam2 import distributed
@@ -55,8 +55,8 @@ from mam2.use.features_file import (
 )
 
 log = logging.getLogger("mam2")
-ItemT = TypeVar("ItemT")
-WINDOWS_AT_ONCE = 16  # decoded by a process, and on the device, together
+WINDOWS_AT_ONCE = 16  # decoded by a process together
+CLIPS_AT_ONCE = {"cuda": 16, "cpu": 4}  # on the device
 PART_SECONDS = 15.0  # of work are lost at most where the process is killed
 
 
@@ -213,11 +213,13 @@ class Embedder:
 
     @torch.no_grad()
     def embed(self, loader: Iterable[WindowBatch]) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-        """Places and embeddings, float32 (B, F), of clips; one batch late, so that a GPU need not wait for the copy."""
+        """Places and embeddings, float32 (B, F), of clips; one portion late: a GPU need not wait for the copy."""
+        num_clips = CLIPS_AT_ONCE[next(self.encoder.parameters()).device.type]
         before: tuple[tuple[int, ...], Tensor] | None = None
         for batch in loader:
-            if batch.places:
-                now = batch.places, self.pooled(batch.clip_BTCHW)
+            for first in range(0, len(batch.places), num_clips):
+                part = slice(first, first + num_clips)
+                now = batch.places[part], self.pooled(batch.clip_BTCHW[part])
                 if before:
                     yield before[0], before[1].cpu()
                 before = now
@@ -245,10 +247,8 @@ def load_embedder(source: str, config: Embed) -> Embedder:
     Raises:
         UserError: no encoder, no attentive probe of it, or a window with fewer frames than a clip.
     """
-    encoder = load_encoder(source).to(local_device()).eval()
+    encoder, head, digests = _load(source, config.probe, config.pool)
     sizes = encoder.config
-    key = encoder_digest(encoder)
-    head = load_pooling(config.probe or source, encoder=key) if config.pool == "attentive" else None
     data = data_of(source) or Data()
     window = Length.parse(config.window) if config.window else span_of(data, sizes.frames)
     hop = Length.parse(config.hop) if config.hop else window
@@ -257,9 +257,9 @@ def load_embedder(source: str, config: Embed) -> Embedder:
             f"A window of {window} is shorter than a clip of {sizes.frames} frames. Give a longer --window."
         )
     identity = Identity(
-        encoder=key,
+        encoder=digests[0],
         pool=config.pool,
-        head=digest(head.state_dict()) if head else "",
+        head=digests[1],
         window=str(window),
         hop=str(hop),
         frames=sizes.frames,
@@ -273,7 +273,7 @@ def load_embedder(source: str, config: Embed) -> Embedder:
     probe = os.path.abspath(config.probe) if config.probe else ""
     return Embedder(
         encoder=encoder,
-        head=head.to(local_device()) if head else None,
+        head=head,
         origin=Origin(identity=identity, source=place, probe=probe),
         precision=config.precision,
         num_workers=config.num_workers,
@@ -293,22 +293,22 @@ def load_embedder_of(origin: Origin, file: Path, *, source: str = "", num_worker
         UserError: there is no encoder, or it is another one.
     """
     there = origin.identity
-    place = source or origin.source
     try:
-        encoder = load_encoder(place)
-        key = encoder_digest(encoder)
-        head = load_pooling(origin.probe or place, encoder=key) if there.pool == "attentive" else None
+        encoder, head, digests = _load(source or origin.source, origin.probe, there.pool)
     except UserError as error:
         raise UserError(f"{error} {file} was made with it: say where it is now, --encoder SOURCE.") from error
-    here = replace(there, encoder=key, head=digest(head.state_dict()) if head else "")
-    check_identity(file, here)
-    return Embedder(
-        encoder=encoder.to(local_device()),
-        head=head.to(local_device()) if head else None,
-        origin=origin,
-        precision="auto",
-        num_workers=num_workers,
-    )
+    check_identity(file, replace(there, encoder=digests[0], head=digests[1]))
+    return Embedder(encoder=encoder, head=head, origin=origin, precision="auto", num_workers=num_workers)
+
+
+def _load(source: str, probe: str, pool: Pool) -> tuple[VideoEncoder, AttentivePooling | None, tuple[str, str]]:
+    """An encoder and the head of pool "attentive", on the device, and digests of both."""
+    encoder = load_encoder(source)
+    key = encoder_digest(encoder)
+    if pool != "attentive":
+        return encoder.to(local_device()), None, (key, "")
+    head = load_pooling(probe or source, encoder=key)
+    return encoder.to(local_device()), head.to(local_device()), (key, digest(head.state_dict()))
 
 
 def span_of(data: Data, num_frames: int) -> Length:
@@ -381,12 +381,7 @@ def _embed_all(catalog: Catalog, embedder: Embedder, out: Path) -> Embedded:
             with opened_file(out) as parquet:
                 num_windows = parquet.metadata.num_rows
     distributed.barrier()
-    return Embedded(
-        num_windows=num_windows,
-        num_new=num_new,
-        num_videos=len(catalog.items),
-        bad=bad,
-    )
+    return Embedded(num_windows=num_windows, num_new=num_new, num_videos=len(catalog.items), bad=bad)
 
 
 def catalog_of(videos: str, config: Embed) -> Catalog:
@@ -414,7 +409,8 @@ def _look(embedder: Embedder, paths: Sequence[str]) -> tuple[list[Planned], dict
     """The windows of all videos, and the reasons of those that can't be used; the processes share the looking."""
     rank, count = distributed.rank(), distributed.world_size()
     own = paths[len(paths) * rank // count : len(paths) * (rank + 1) // count]
-    results = list(_shown(embedder.plan(own), "looking at videos", len(own)))
+    with _progress() as progress:
+        results = list(progress.track(embedder.plan(own), total=len(own), description="looking at videos"))
     planned = []
     bad = dict[str, str]()
     for result in (result for part in distributed.gather(results) for result in part):
@@ -466,24 +462,25 @@ def _embed_own(
 
     num_written = 0
     written = time.monotonic()
-    try:
-        for places, embedding_BF in embedder.embed(_shown(loader, "embedding", len(loader))):
-            num_written += len(places)
-            waiting.append((places, embedding_BF))
-            if time.monotonic() - written >= PART_SECONDS:
-                write()
-                written = time.monotonic()
-    finally:  # also after Ctrl-C
-        write()
-    for reason in loader.bad.values():
-        log.warning("Left out: %s", reason)
+    with _progress() as progress:
+        task = progress.add_task("embedding", total=len(windows), visible=len(windows) > 0)
+        try:
+            for places, embedding_BF in embedder.embed(loader):
+                num_written += len(places)
+                waiting.append((places, embedding_BF))
+                progress.advance(task, len(places))
+                if time.monotonic() - written >= PART_SECONDS:
+                    write()
+                    written = time.monotonic()
+        finally:  # also after Ctrl-C
+            write()
     return num_written, loader.bad
 
 
-def _shown(items: Iterable[ItemT], title: str, total: int) -> Iterable[ItemT]:
-    """The items, and a progress bar."""
-    silent = distributed.rank() != 0 or not total
-    return track(items, description=title, total=total, console=Console(stderr=True), disable=silent)
+def _progress() -> Progress:
+    """A progress bar, on one of the processes."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=distributed.rank() != 0)
 
 
 def _is_utf8(path: str) -> bool:

@@ -14,7 +14,7 @@ from mam2.cli import tables
 from mam2.cli.parse import Flat, finished, parse
 from mam2.config import UserError
 from mam2.files import write_text
-from mam2.pictures.hits import Card, check_page, write_page
+from mam2.pictures.hits import Card, check_page, clock, write_page
 from mam2.use.embed import Embed, embed_file
 from mam2.use.features_file import Place
 from mam2.use.search import Hit, Pair, near_duplicates, search
@@ -115,19 +115,19 @@ def find(command: SearchCommand) -> None:
 
 def write_hits(file: Path, hits: list[Hit], command: SearchCommand) -> None:
     """A page with the query's windows that hits are like, and the hits."""
-    asked = dict.fromkeys(hit.query for hit in hits)
+    asked = sorted({hit.query for hit in hits}, key=lambda place: place.start)
     rows = [
-        ("The query", [card(place, "query") for place in asked]),
-        ("Most like it", [card(hit.found, score_line(hit.score, hit.found)) for hit in hits]),
+        ("The query", [card(place) for place in asked]),
+        ("Most like it", [card(hit.found, f"{hit.score:.4f}, like {clock(hit.query.start)}") for hit in hits]),
     ]
-    about = f"{len(hits)} windows of {command.features} by cosine; under each, where it is in its video."
+    about = f"{len(hits)} windows of {command.features} by cosine with the query's window that each is most like."
     write_page(file, title=f"Windows like {Path(command.query).name}", about=about, rows=rows)
 
 
 def write_pairs(file: Path, pairs: list[Pair], command: SearchCommand, *, total: int) -> None:
     """A page with pairs side by side."""
     rows = [
-        (f"{number}: {pair.score:.4f}", [card(place, place.label or "") for place in (pair.one, pair.other)])
+        (f"{number}. Cosine {pair.score:.4f}", [card(pair.one), card(pair.other)])
         for number, pair in enumerate(pairs, 1)
     ]
     about = (
@@ -136,11 +136,7 @@ def write_pairs(file: Path, pairs: list[Pair], command: SearchCommand, *, total:
     write_page(file, title="Near-duplicates", about=about, rows=rows)
 
 
-def card(place: Place, words: str) -> Card:
-    """A window on a page."""
+def card(place: Place, words: str = "") -> Card:
+    """A window on a page, with its label."""
+    words = ", ".join(part for part in (words, place.label) if part)
     return Card(path=place.path, start=place.start, end=place.end, words=words)
-
-
-def score_line(score: float, place: Place) -> str:
-    """`0.9312, jump`."""
-    return f"{score:.4f}" + (f", {place.label}" if place.label else "")

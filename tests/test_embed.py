@@ -393,3 +393,13 @@ def test_processes_share_the_windows(encoder: Path, folder: Path, tmp_path: Path
         assert a == b
     meta = json.loads(pq.read_schema(shared).metadata[b"mam2"])
     assert meta["source"] == str(encoder)
+
+
+def test_real_clips_of_all_formats(encoder: Path, real_data: Path) -> None:
+    """Also one whose metadata is not UTF-8."""
+    table = embed(encoder, real_data / "clips", config=Embed(num_workers=0, window="2 s"))
+    paths = set(table["path"].to_pylist())
+    assert len(paths) == len(list((real_data / "clips").iterdir()))
+    [cartwheel] = [path for path in paths if "cartwheel" in path]
+    assert read_clip(cartwheel, SIZES).float().std() > 10
+    assert torch.tensor(table["embedding"].to_pylist()).isfinite().all()

@@ -330,7 +330,7 @@ def test_other_features_are_refused_with_both_identities(encoder: Path, folder: 
     torch.manual_seed(2)
     save_encoder(tmp_path / "other.safetensors", VideoEncoder(SIZES))
     files = (encoder, tmp_path / "other.safetensors")
-    one, two = (embedding.load_embedder(str(file), HERE).origin.identity.encoder[:12] for file in files)
+    one, two = (embedding.load_embedder(str(file), HERE).maker.identity.encoder[:12] for file in files)
     with pytest.raises(UserError, match=f"encoder differ. There: encoder {one}.* Here: encoder {two}"):
         embed_file(tmp_path / "other.safetensors", folder, out, config=HERE)
     both = r"pool, hop, numbers differ.*pool mean.*every 16 frames.*pool frames.*every 8 frames"

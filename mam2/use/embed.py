@@ -38,7 +38,7 @@ from mam2.probe.heads import AttentivePooling, load_pooling
 from mam2.train.run import data_of, locked
 from mam2.use.features_file import (
     Identity,
-    Origin,
+    Maker,
     Parts,
     Pool,
     Precision,
@@ -186,28 +186,28 @@ class Embedder:
     Attributes:
         encoder: frozen.
         head: of pool "attentive".
-        origin: identity of what it makes, and where it comes from.
+        maker: identity of what it makes, and where it comes from.
         precision: of the encoder, see `Embed`.
         num_workers: processes that decode.
     """
 
     encoder: VideoEncoder
     head: AttentivePooling | None
-    origin: Origin
+    maker: Maker
     precision: str
     num_workers: int
 
     @property
     def data(self) -> Data:
         """How videos are read."""
-        identity = self.origin.identity
+        identity = self.maker.identity
         return Data(
             sampling=identity.sampling, decode_short_side=identity.decode_short_side, num_workers=self.num_workers
         )
 
     def plan(self, paths: Sequence[str]) -> Iterator[Planned | tuple[str, str]]:
         """The windows of videos; of an unusable one, its path and the reason."""
-        identity = self.origin.identity
+        identity = self.maker.identity
         window, hop = Length.parse(identity.window), Length.parse(identity.hop)
         return plan(paths, self.data, window=window, hop=hop, num_frames=identity.frames)
 
@@ -236,7 +236,7 @@ class Embedder:
         features_BTND = features_BTND.float()
         if self.head is not None:
             return self.head(features_BTND, self.encoder.config.grid)
-        if self.origin.identity.pool == "frames":
+        if self.maker.identity.pool == "frames":
             return features_BTND.mean(dim=2).flatten(1)
         return features_BTND.mean(dim=(1, 2))
 
@@ -274,17 +274,17 @@ def load_embedder(source: str, config: Embed) -> Embedder:
     return Embedder(
         encoder=encoder,
         head=head,
-        origin=Origin(identity=identity, source=place, probe=probe),
+        maker=Maker(identity=identity, source=place, probe=probe),
         precision=config.precision,
         num_workers=config.num_workers,
     )
 
 
-def load_embedder_of(origin: Origin, file: Path, *, source: str = "", num_workers: int = 2) -> Embedder:
+def load_embedder_of(maker: Maker, file: Path, *, source: str = "", num_workers: int = 2) -> Embedder:
     """The encoder that made a features file, to embed in the same way.
 
     Args:
-        origin: what the file says.
+        maker: what the file says.
         file: the features file, for messages.
         source: where the encoder is now; empty is where it was.
         num_workers: processes that decode.
@@ -292,13 +292,13 @@ def load_embedder_of(origin: Origin, file: Path, *, source: str = "", num_worker
     Raises:
         UserError: there is no encoder, or it is another one.
     """
-    there = origin.identity
+    there = maker.identity
     try:
-        encoder, head, digests = _load(source or origin.source, origin.probe, there.pool)
+        encoder, head, digests = _load(source or maker.source, maker.probe, there.pool)
     except UserError as error:
         raise UserError(f"{error} {file} was made with it: say where it is now, --encoder SOURCE.") from error
     check_identity(file, replace(there, encoder=digests[0], head=digests[1]))
-    return Embedder(encoder=encoder, head=head, origin=origin, precision="auto", num_workers=num_workers)
+    return Embedder(encoder=encoder, head=head, maker=maker, precision="auto", num_workers=num_workers)
 
 
 def _load(source: str, probe: str, pool: Pool) -> tuple[VideoEncoder, AttentivePooling | None, tuple[str, str]]:
@@ -331,7 +331,7 @@ def embed_file(source: str | Path, videos: str | Path, out: Path, *, config: Emb
     catalog = catalog_of(str(videos), config)
     embedder = load_embedder(str(source), config)
     for file in files_of(out):
-        check_identity(file, embedder.origin.identity)
+        check_identity(file, embedder.maker.identity)
     with _only_writer(out):
         return _embed_all(catalog, embedder, out)
 
@@ -366,7 +366,7 @@ def _embed_all(catalog: Catalog, embedder: Embedder, out: Path) -> Embedded:
     rank, count = distributed.rank(), distributed.world_size()
     own = todo[len(todo) * rank // count : len(todo) * (rank + 1) // count]  # neighbours, so that a video stays whole
     labels = {item.path: catalog.classes[item.label] for item in catalog.items if item.label is not None}
-    num_new, left_out = _embed_own(embedder, own, Parts(out, embedder.origin, session=session, rank=rank), labels)
+    num_new, left_out = _embed_own(embedder, own, Parts(out, embedder.maker, session=session, rank=rank), labels)
     found = distributed.gather((num_new, left_out))
     num_new = sum(number for number, _ in found)
     bad |= {path: reason for _, of_rank in found for path, reason in of_rank.items()}
@@ -376,7 +376,7 @@ def _embed_all(catalog: Catalog, embedder: Embedder, out: Path) -> Embedded:
             reasons = "".join(f"\n  {reason}" for reason in list(bad.values())[:5])
             raise UserError(f"None of the {len(catalog.items)} videos can be used. The first reasons:{reasons}")
         if parts_of(out) or labels or not out.exists():
-            num_windows = merge(out, embedder.origin, versions=versions, labels=labels)
+            num_windows = merge(out, embedder.maker, versions=versions, labels=labels)
         else:
             with opened_file(out) as parquet:
                 num_windows = parquet.metadata.num_rows
@@ -425,7 +425,7 @@ def _look(embedder: Embedder, paths: Sequence[str]) -> tuple[list[Planned], dict
             log.warning("Left out: %s", reason)
         if num_short := sum(of.is_short for of in planned):
             log.info(
-                f"{num_short} of {len(planned)} videos are shorter than a window of {embedder.origin.identity.window}: "
+                f"{num_short} of {len(planned)} videos are shorter than a window of {embedder.maker.identity.window}: "
                 "each is one window, whose frames are closer together."
             )
     return planned, bad
@@ -435,7 +435,7 @@ def _embed_own(
     embedder: Embedder, windows: Sequence[tuple[Planned, Window]], parts: Parts, labels: Mapping[str, str]
 ) -> tuple[int, dict[str, str]]:
     """Writes the rows of this process's windows; their number, and the reasons of windows that were left out."""
-    identity = embedder.origin.identity
+    identity = embedder.maker.identity
     loader = WindowLoader(
         [(video.path, window) for video, window in windows],
         embedder.data,

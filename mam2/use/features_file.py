@@ -72,8 +72,8 @@ class Identity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where features come from: their identity, and where the encoder and the attentive head were."""
+class Maker:
+    """What made features: their identity, and where the encoder and the attentive head were."""
 
     identity: Identity
     source: str
@@ -96,24 +96,24 @@ class Place:
     label: str | None = None
 
 
-def schema_of(origin: Origin) -> pa.Schema:
+def schema_of(maker: Maker) -> pa.Schema:
     """The columns of a features file."""
-    number = pa.float16() if origin.identity.dtype == "float16" else pa.float32()
+    number = pa.float16() if maker.identity.dtype == "float16" else pa.float32()
     columns = [
         ("path", pa.string()),
         ("start", pa.float64()),
         ("end", pa.float64()),
         ("fps", pa.float64()),
         ("label", pa.string()),
-        ("embedding", pa.list_(number, origin.identity.numbers)),
+        ("embedding", pa.list_(number, maker.identity.numbers)),
         ("size_bytes", pa.int64()),
         ("mtime_ns", pa.int64()),
     ]
-    return pa.schema(columns, metadata={METADATA: json.dumps(to_json(origin)).encode()})
+    return pa.schema(columns, metadata={METADATA: json.dumps(to_json(maker)).encode()})
 
 
-def read_origin(file: Path) -> Origin:
-    """Where the features in a file come from.
+def read_maker(file: Path) -> Maker:
+    """What made the features in a file.
 
     Raises:
         UserError: no such file, or none that `mam2 embed` wrote.
@@ -123,7 +123,7 @@ def read_origin(file: Path) -> Origin:
     if found is None:
         raise UserError(f"{file} is a Parquet file, but not of features. Give one that `mam2 embed` wrote.")
     try:
-        return from_json(Origin, parse_json(found.decode()))
+        return from_json(Maker, parse_json(found.decode()))
     except ValueError as error:
         raise UserError(f"{file} is damaged: the identity in it can't be used ({first_line(error)}).") from error
 
@@ -165,7 +165,7 @@ def matrix_of(column: pa.Array | pa.ChunkedArray) -> Tensor:
 
 def check_identity(file: Path, here: Identity) -> None:
     """Raises UserError, with both identities, if a file holds other features than those that are wanted."""
-    there = read_origin(file).identity
+    there = read_maker(file).identity
     if there != here:
         differing = [of.name for of in fields(Identity) if getattr(there, of.name) != getattr(here, of.name)]
         raise UserError(
@@ -179,13 +179,13 @@ class Parts:
 
     Args:
         out: the features file.
-        origin: where the features come from.
+        maker: what makes the features.
         session: a number that is larger than that of all parts before.
         rank: of this process.
     """
 
-    def __init__(self, out: Path, origin: Origin, *, session: int, rank: int) -> None:
-        self._schema = schema_of(origin)
+    def __init__(self, out: Path, maker: Maker, *, session: int, rank: int) -> None:
+        self._schema = schema_of(maker)
         self._start = f"{session:06d}-{rank:05d}"
         self._folder = parts_folder(out)
         self._num_written = 0
@@ -235,19 +235,19 @@ def known_windows(out: Path, versions: Mapping[str, tuple[int, int]]) -> set[tup
     return {(path, start, end) for path, start, end, *version in rows if versions.get(path) == tuple(version)}
 
 
-def merge(out: Path, origin: Origin, *, versions: Mapping[str, tuple[int, int]], labels: Mapping[str, str]) -> int:
+def merge(out: Path, maker: Maker, *, versions: Mapping[str, tuple[int, int]], labels: Mapping[str, str]) -> int:
     """Makes one file of the rows of before and the parts, and removes the parts.
 
     Args:
         out: the features file.
-        origin: where the features come from.
+        maker: what makes the features.
         versions: size and time of change of videos; rows of other versions are dropped, rows of other videos kept.
         labels: of videos by path; they replace those in the file.
 
     Returns:
         The number of rows.
     """
-    schema = schema_of(origin)
+    schema = schema_of(maker)
     plain = [name for name in schema.names if name != "embedding"]
     seen = set[tuple[str, float, float]]()
 

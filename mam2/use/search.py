@@ -26,7 +26,7 @@ from mam2.data.windows import Planned, WindowLoader
 from mam2.device import local_device
 from mam2.files import segment_of
 from mam2.use.embed import WINDOWS_AT_ONCE, Embedder, load_embedder_of
-from mam2.use.features_file import PLACE, Place, matrix_of, read_origin, rows_of
+from mam2.use.features_file import PLACE, Place, matrix_of, read_maker, rows_of
 from mam2.use.lance import search_table
 
 log = logging.getLogger("mam2")
@@ -99,8 +99,8 @@ def search(
     if top_k < 1:
         raise UserError(f"top_k is {top_k}; at least 1 window is needed.")
     file = Path(features)
-    origin = read_origin(file)
-    example = embed_query(str(query), load_embedder_of(origin, file, source=str(encoder)))
+    maker = read_maker(file)
+    example = embed_query(str(query), load_embedder_of(maker, file, source=str(encoder)))
     if lancedb:
         return [
             Hit(score=score, found=found, query=example.windows[which])
@@ -124,7 +124,7 @@ def embed_query(path: str, embedder: Embedder) -> Query:
     [planned] = embedder.plan([path])
     if not isinstance(planned, Planned):
         raise UserError(planned[1])
-    identity = embedder.origin.identity
+    identity = embedder.maker.identity
     if planned.is_short:
         [whole] = planned.windows
         raise UserError(
@@ -196,7 +196,7 @@ def near_duplicates(features: str | Path, *, threshold: float = 0.95, max_pairs:
     if not -1 <= threshold <= 1:
         raise UserError(f"The threshold is {threshold}; accepted are cosines from -1 to 1.")
     file = Path(features)
-    read_origin(file)
+    read_maker(file)
     batches = list(rows_of(file, ["embedding"]))
     if not batches:
         return []

@@ -14,6 +14,7 @@ from mam2.config import UserError, from_json, to_json
 from mam2.data.catalog import Catalog, Item, few_shot, read_catalog
 from mam2.data.loader import Batch
 from mam2.evaluate import average_precision, errors_of
+from mam2.files import read_tensors, write_tensors
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import load_classifier, save_classifier
@@ -189,6 +190,10 @@ def test_numbers_are_saved_in_their_own_units(tmp_path):
     saved, classes = load_classifier(tmp_path / "c.safetensors")
     assert (saved.kind, classes) == ("numbers", ("grade",))
     torch.testing.assert_close(saved(clip), expected)
+    tensors, metadata = read_tensors(tmp_path / "c.safetensors")
+    write_tensors(tmp_path / "c.safetensors", tensors, metadata | {"labels": "many"})
+    with pytest.raises(UserError, match=r"is damaged: its labels are 'many'; accepted: classes, several, numbers"):
+        load_classifier(tmp_path / "c.safetensors")
 
 
 @pytest.mark.parametrize("freeze", [0, 1, 2])

@@ -96,6 +96,18 @@ def test_choices_are_of_whole_videos_and_a_task_may_name_its_split(folder, expor
     ]
 
 
+def test_several_labels_of_the_same_frames_are_one_line(folder, export, tmp_path):
+    results = [timeline(1, 3, "jump"), timeline(1, 3, "fall"), timeline(1, 3, "jump"), timeline(2, 3, "run", "fall")]
+    report = prepare(
+        "label_studio", folder, annotations=export(task("ring.mp4", *results)), out=tmp_path / "m.csv", num_workers=0
+    )
+    assert [row["label"] for row in rows_of(report)] == ["jump;fall", "run;fall"]
+    assert (report.num_classes, report.splits[0].listed) == (3, 2)
+    assert report.notes == ("2 lines have several labels, such as 'jump;fall'.",)
+    catalog = read_catalog(report.manifest, labelled=True, kind="auto")
+    assert (catalog.kind, catalog.classes) == ("several", ("fall", "jump", "run"))
+
+
 def test_frames_counted_at_another_rate(folder, export, tmp_path):
     """Label Studio counts by the frameRate of its configuration: its frame 13 of 24 a second is shown after 0.5 s."""
     file = export(task("ring.mp4", timeline(13, 24, "jump")))
@@ -140,7 +152,6 @@ def test_of_several_controls_one_is_named(export):
         (json.dumps([task("a.mp4", timeline(0, 8, "x"))]), r"accepted are frames, start and end, from 1"),
         (json.dumps([task("a.mp4", timeline(0.5, 8, "x"))]), r"accepted are frames, start and end, from 1"),
         (json.dumps([task("a.mp4", timeline(1, 8))]), r"result 1 has no timelinelabels"),
-        (json.dumps([task("a.mp4", choice("x", "y"))]), r"result 1 has 2 labels: x, y\. A stretch of a video has one"),
         (json.dumps([task("a.wav", choice("x"))]), r"the task's data names no video: text, video"),
     ],
 )
@@ -264,8 +275,6 @@ def test_wrong_arguments(folder, export, xml, tmp_path):
     fails(r"A control and label_fps are of label_studio and cvat; folder has none", name="folder", label_fps=24.0)
     fails(r"label_fps is -1", annotations=file, label_fps=-1.0)
     fails(r"or the one video that the labels are of", root=file, annotations=file)
-    two = export(task("ring.mp4", timeline(1, 3, "x"), timeline(1, 3, "y")))
-    fails(r"frames 0 to 2 of .*ring\.mp4 have two labels: 'x' \(.*result 1\) and 'y' \(.*result 2\)", annotations=two)
     late = export(task("ring.mp4", timeline(41, 43, "x")))
     fails(r"ring\.mp4 has 40 frames; frame 40 is labelled, counted from 0", annotations=late)
 

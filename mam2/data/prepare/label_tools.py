@@ -139,19 +139,15 @@ def _results(
         labels = value.get(kind) if isinstance(value, dict) else None
         if not isinstance(labels, list) or not labels:
             raise UserError(f"{where} has no {kind}. Correct it in Label Studio, and export again.")
-        if len(labels) > 1:
-            raise UserError(
-                f"{where} has {len(labels)} labels: {', '.join(map(str, labels))}. A stretch of a video has one; "
-                "correct it in Label Studio, and export again."
-            )
         video = _video_of(task, where)
         split = task["data"].get("split")
         ranges = value.get("ranges", [None])
         for one in ranges if isinstance(ranges, list) else [ranges]:
             frames = _frames_of(one, where)
-            found.append(
-                Labelled(video=video, label=str(labels[0]).strip(), frames=frames, split=_split(split), place=where)
-            )
+            found += [
+                Labelled(video=video, label=str(label).strip(), frames=frames, split=_split(split), place=where)
+                for label in labels
+            ]
     return found
 
 

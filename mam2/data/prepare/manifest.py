@@ -9,7 +9,7 @@ import csv
 import io
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 from mam2.config import UserError, did_you_mean
 from mam2.data.catalog import SPLIT_WORDS, VIDEO_SUFFIXES, split_folders, video_paths
 from mam2.data.csv_list import read_rows
+from mam2.data.labels import SEPARATORS
 from mam2.data.prepare.inspect import VideoInfo, inspect_videos, relative_to, shown, writing
 from mam2.data.prepare.label_tools import TOOLS, VideoFinder, read_exports, seconds_of
 from mam2.data.prepare.official_lists import BENCHMARKS, Benchmark, Lists, read_lists, same_name
@@ -26,6 +27,7 @@ from mam2.files import segment_ending, segment_of, write_text
 COLUMNS = ("path", "label", "frames", "fps", "width", "height", "split")
 """The first line of a manifest. `read_catalog` reads it; a path that is not absolute starts from the manifest."""
 
+SEPARATOR = SEPARATORS[0]
 _CLIP_FRAMES = 16  # App. B
 _NUM_SHOWN = 5
 _FAR_FROM_TABLE_6 = 0.1
@@ -72,7 +74,7 @@ class Report:
         short: fewer than 16 frames; in the manifest, since the loader can handle them.
         duplicates: the same content as another video of the manifest, those across two splits first; in the manifest.
         num_read: videos opened this time; the others were known from the journal.
-        notes: sentences on what is far from Table 6.
+        notes: sentences on what is far from Table 6, and on several labels of a stretch.
     """
 
     manifest: Path
@@ -159,7 +161,7 @@ def prepare(
         short=_problem([f"{v.path} ({info.frames} frames)" for v, info in readable if info.frames < _CLIP_FRAMES]),
         duplicates=_problem(_duplicates(readable)),
         num_read=num_read,
-        notes=_notes(splits, found.num_classes, BENCHMARKS.get(name)),
+        notes=found.notes + _notes(splits, found.num_classes, BENCHMARKS.get(name)),
     )
 
 
@@ -182,6 +184,7 @@ class _Found:
     extra: list[str]
     listed: dict[str, int]
     num_classes: int
+    notes: tuple[str, ...] = ()
 
 
 def _check_arguments(
@@ -277,33 +280,33 @@ def _find_own(root: Path) -> _Found:
 
 
 def _find_labelled(tool: str, root: Path, annotations: str | Path | None, control: str) -> _Found:
-    """The videos, or stretches of them, that a tool's export gives labels."""
+    """The videos, or stretches of them, that a tool's export gives labels; several of the same frames are one line."""
     if annotations is None:
         raise UserError(f"No export of {tool} is given. Give the file as annotations, a {TOOLS[tool]}.")
     found = read_exports(tool, Path(annotations), control=control)
     finder = VideoFinder(root, video_paths(root) if root.is_dir() else ())
-    videos = list[_Wanted]()
     missing = list[str]()
-    places = dict[tuple[str, tuple[int, int] | None], tuple[str, str]]()
+    listed = Counter[str]()
+    stretches = dict[tuple[str, tuple[int, int] | None], _Wanted]()
     for one in found:
         path = finder.find(one)
+        video = stretches.get((path, one.frames))
         if not path:
             missing.append(f"{one.video} ({one.place})")
-            continue
-        other, place = places.setdefault((path, one.frames), (one.label, one.place))
-        if other != one.label:
-            stretch = f"frames {one.frames[0]} to {one.frames[1] - 1} of " if one.frames else ""
-            raise UserError(
-                f"{stretch}{path} have two labels: {other!r} ({place}) and {one.label!r} ({one.place}). A line of the "
-                "manifest has one: remove the other in the tool, and export again."
-            )
-        videos.append(_Wanted(path=path, label=one.label, split=one.split, frames=one.frames))
+            listed[one.split] += 1
+        elif video is None:
+            stretches[path, one.frames] = _Wanted(path=path, label=one.label, split=one.split, frames=one.frames)
+            listed[one.split] += 1
+        elif one.label not in video.label.split(SEPARATOR):
+            stretches[path, one.frames] = replace(video, label=f"{video.label}{SEPARATOR}{one.label}")
+    several = [video.label for video in stretches.values() if SEPARATOR in video.label]
     return _Found(
-        videos=videos,
+        videos=list(stretches.values()),
         missing=missing,
         extra=[],
-        listed={split: sum(one.split == split for one in found) for split in sorted({one.split for one in found})},
+        listed=dict(sorted(listed.items())),
         num_classes=len({one.label for one in found}),
+        notes=(f"{len(several):,} lines have several labels, such as {several[0]!r}.",) if several else (),
     )
 
 

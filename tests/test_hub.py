@@ -19,10 +19,9 @@ from torch.utils.data import DataLoader
 from mam2.config import UserError, to_json
 from mam2.data.clips import Data, views_of
 from mam2.data.video.open import open_video
-from mam2.files import read_metadata, read_tensors, write_tensors
 from mam2.model.classifier import Classifier
-from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.weights import load_classifier, load_encoder, save_classifier, save_encoder
+from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
+from mam2.model.weights import load_classifier, load_encoder, read_origin, save_classifier, save_encoder
 from mam2.recipes import get_recipe
 from mam2.use.hub import push
 from mam2.use.mteb_encoder import MtebEncoder
@@ -123,15 +122,15 @@ def test_the_snippet_of_the_card_runs(runs, tmp_path, monkeypatch):
 
 
 def test_what_the_weights_say_of_where_they_come_from(runs, tmp_path):
-    tensors, metadata = read_tensors(runs / "mine/encoder.safetensors")
-    origin = {"source": "timm/vit_base_patch16_siglip_224", "license": "Apache-2.0"}
-    write_tensors(tmp_path / "e.safetensors", tensors, metadata | origin)
+    encoder = load_encoder(runs / "mine")
+    encoder.origin = Origin(source="timm:vit_base_patch16_siglip_224.webli", licence="Apache-2.0")
+    save_encoder(tmp_path / "e.safetensors", encoder)
     push(tmp_path / "e.safetensors", "ada/lips", folder=tmp_path / "f")
     header, text = card_of(tmp_path / "f")
     assert header["license"] == "apache-2.0"
-    assert "- source: `timm/vit_base_patch16_siglip_224`" in text
+    assert "- source: `timm:vit_base_patch16_siglip_224.webli`\n- licence: Apache-2.0" in text
     assert "## Training" not in text, "a file by itself has no run"
-    assert read_metadata(tmp_path / "f/encoder.safetensors")["source"] == origin["source"]
+    assert read_origin(tmp_path / "f/encoder.safetensors") == encoder.origin
 
 
 AUTO = """
@@ -242,7 +241,7 @@ def test_addresses_of_other_things(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"is no safetensors file"):
         load_encoder("hf://ada/lips")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"needs the package huggingface_hub\. Install it: pip install 'mam2\[hub\]'"):
+    with pytest.raises(UserError, match=r"needs the package huggingface_hub\. Install it: pip install 'mam2\[hf\]'"):
         load_encoder("hf://ada/lips")
 
 

@@ -13,16 +13,22 @@ from typing import Any
 
 import mam2
 from mam2.config import UserError, to_json
-from mam2.files import CHECKSUM, parse_json, read_metadata, read_object, write_text
-from mam2.model.encoder import EncoderConfig
+from mam2.files import parse_json, read_metadata, read_object, write_text
+from mam2.model.encoder import EncoderConfig, Origin
 from mam2.model.source import CLASSIFIER_FILE, ENCODER_FILE, HUB, check_name, weight_file
-from mam2.model.weights import FORMAT_CLASSIFIER, FORMAT_ENCODER, load_encoder, read_encoder_config, save_encoder
+from mam2.model.weights import (
+    FORMAT_CLASSIFIER,
+    FORMAT_ENCODER,
+    load_encoder,
+    read_encoder_config,
+    read_origin,
+    save_encoder,
+)
 from mam2.pictures.report import read_log
 from mam2.train.run import read_run
 from mam2.use.auto_model import CODE, CODE_FILE
 
 CARD = "README.md"
-_OWN_METADATA = ("format", "config", "classes", "labels", CHECKSUM)
 _SHARES = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
 _ERRORS = {"mae": "mean error", "rmse": "root mean square error", "r2": "R²"}
 _PROBLEMS = {"several": "multi_label_classification", "numbers": "regression"}  # the words of transformers
@@ -37,7 +43,7 @@ class _About:
         encoder: its sizes.
         classes: names; empty for an encoder.
         labels: their kind.
-        origin: what the weight file says of weights it was made from: source, licence.
+        origin: the published weights that it was made from, if any.
         license: an identifier of the hub's.
         runs: run.json, without the user's folders, and the rows of log.jsonl, of the run that the weights are of and
             before it of the one that it starts from; of as many as are there.
@@ -48,7 +54,7 @@ class _About:
     encoder: EncoderConfig
     classes: tuple[str, ...]
     labels: str
-    origin: dict[str, str]
+    origin: Origin | None
     license: str
     runs: list[tuple[dict[str, Any], list[dict[str, Any]]]]
     tests: dict[str, dict[str, Any]]
@@ -212,7 +218,7 @@ def _results(about: _About) -> str:
 def _origin(about: _About) -> str:
     if not about.origin:
         return ""
-    lines = [f"- {name}: `{value}`" for name, value in about.origin.items()]
+    lines = [f"- source: `{about.origin.source}`", f"- licence: {about.origin.licence}"]
     return "\n".join(["## Weights that it was made from", "", *lines])
 
 
@@ -224,8 +230,8 @@ def _method(record: dict[str, Any]) -> str:
 def _about(source: Path, name: str, weights: Path, *, license: str) -> _About:
     """Gathers what the files of a run say; those of a weight file alone say less."""
     metadata = read_metadata(weights)
-    origin = {key: value for key, value in metadata.items() if key not in _OWN_METADATA}
-    stated = license or origin.get("license", origin.get("licence", "unknown"))
+    origin = read_origin(weights)
+    stated = license or (origin.licence if origin else "unknown")
     if not re.fullmatch(r"[a-zA-Z0-9.-]+", stated):
         if license:
             raise UserError(f"The license {license!r} is no identifier; accepted: such as apache-2.0, cc-by-nc-4.0.")

@@ -31,6 +31,17 @@ def to_float(clip: Tensor) -> Tensor:
     return clip.float()
 
 
+DIFFERENCE_STD = 0.03
+"""Standard deviation of RGB differences between frames 3 apart of a speaking face, RGB in [0, 1]."""
+
+
+def scaled_differences(clip_BTCHW: Tensor) -> Tensor:
+    """Each frame's RGB difference to the next one over `DIFFERENCE_STD`, same shape; the last frame's is 0."""
+    difference_BTCHW = torch.zeros_like(clip_BTCHW)
+    difference_BTCHW[:, :-1] = (clip_BTCHW[:, 1:] - clip_BTCHW[:, :-1]) / DIFFERENCE_STD
+    return difference_BTCHW
+
+
 def patchify(frames_FCHW: Tensor, patch_size: int) -> Tensor:
     """(..., C, H, W) to patches (..., N, C·P·P)."""
     *lead, channels, height, width = frames_FCHW.shape

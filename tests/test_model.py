@@ -15,13 +15,21 @@ from torch.nn import functional as F
 from mam2.config import UserError
 from mam2.masks import MaskConfig, take
 from mam2.model import blocks
-from mam2.model.attention import WRITTEN_OUT_UP_TO_KEYS, AttentionKind, CrossAttention, SelfAttention, attend
+from mam2.model.attention import (
+    LOCAL_GAIN,
+    WRITTEN_OUT_UP_TO_KEYS,
+    AttentionKind,
+    CrossAttention,
+    SelfAttention,
+    attend,
+)
 from mam2.model.blocks import BlockOptions, CrossBlock, JointBlock, Residual, SpaceTimeBlock, init_weights
 from mam2.model.classifier import Classifier, layer_id
 from mam2.model.decoders import AppearanceHead, Decoder, MotionHead, OrderDecoder
 from mam2.model.encoder import EncoderConfig, VideoEncoder, vit_b, vit_l
-from mam2.model.positions import Positions, sine_cosine
+from mam2.model.positions import Positions, local_sine_cosine, sine_cosine
 from mam2.model.regressor import Context, Latent, Regressor
+from mam2.patches import DIFFERENCE_STD
 
 WIDTH, HEADS = 24, 3
 TINY = EncoderConfig(width=WIDTH, depth=2, num_heads=HEADS, frames=4, size=32, patch_size=8)
@@ -204,6 +212,21 @@ def test_positions_start_as_sines_and_cosines() -> None:
     assert len({tuple(row) for row in positions(4, (3, 2)).flatten(0, 1).tolist()}) == 24
 
 
+def test_local_positions_tell_neighbours_apart() -> None:
+    def likeness(table_TD: Tensor) -> list[float]:
+        return F.cosine_similarity(table_TD[:1], table_TD).tolist()
+
+    positions = Positions(8, (3, 2), 48)
+    init_weights(positions, "local")
+    assert torch.equal(positions.time_TD, local_sine_cosine(torch.arange(8), 48))
+    angles = [math.tau * 5 / (2 * 8 ** (i / 24)) for i in range(24)]  # of frame 5, wavelengths from 2 up to 16
+    torch.testing.assert_close(
+        positions.time_TD[5].detach(), torch.tensor([*map(math.sin, angles), *map(math.cos, angles)])
+    )
+    assert max(likeness(positions.time_TD.detach())[1:]) < 0.5
+    assert likeness(sine_cosine(torch.arange(8), 48))[1] > 0.9
+
+
 def test_positions_of_another_shape_are_interpolated() -> None:
     positions = scrambled(Positions(4, (3, 2), WIDTH))
     space = positions(8, (3, 2)) - positions(4, (3, 2))[:1]
@@ -265,6 +288,21 @@ def test_a_tubelet_is_a_convolution_over_its_frames() -> None:
     torch.testing.assert_close(tokens, expected.flatten(3).permute(0, 2, 3, 1), atol=1e-4, rtol=0)
     assert encoder(clip).shape == (2, 2, 16, WIDTH)
     assert torch.equal(encoder.embed(clip.transpose(3, 4)), encoder.embed(clip.transpose(3, 4).contiguous()))
+
+
+@pytest.mark.parametrize("tubelet", [1, 2])
+def test_differences_are_three_more_channels(tubelet: int) -> None:
+    encoder = scrambled(VideoEncoder(replace(TINY, tubelet=tubelet, differences=True))).eval()
+    clip = torch.rand(2, 4, 3, 32, 32)
+    frames = ((clip - encoder.mean) / encoder.std).unflatten(1, (-1, tubelet)).flatten(2, 3)
+    first = clip[:, ::tubelet]
+    differences = torch.stack([*(first[:, 1:] - first[:, :-1]).unbind(1), torch.zeros(2, 3, 32, 32)], dim=1)
+    x = torch.cat([frames, differences / DIFFERENCE_STD], dim=2)
+    expected = F.conv2d(x.flatten(0, 1), encoder.patch_embed.weight, encoder.patch_embed.bias, stride=8)
+    tokens = encoder.embed(clip) - encoder.position(clip)
+    expected = expected.flatten(2).mT.unflatten(0, (2, -1))
+    torch.testing.assert_close(tokens, expected, atol=1e-4, rtol=1e-4)
+    assert encoder.embed((255 * clip).byte()).shape == tokens.shape
 
 
 def test_encoder_runs_on_any_subset_of_patches() -> None:
@@ -467,14 +505,16 @@ def test_a_head_owns_its_loss() -> None:
     codes = torch.randint(11, (2, 4, 6))
     appearance, moving = AppearanceHead(WIDTH, 11), MotionHead(WIDTH, 12)
     expected = F.cross_entropy(appearance(hidden).flatten(0, 2), codes.flatten())
-    torch.testing.assert_close(appearance.loss(hidden, codes, "mean"), expected)
+    torch.testing.assert_close(appearance.loss(hidden, codes), expected)
     expected = (moving(hidden)[:, :3] - motion).square().mean()
-    torch.testing.assert_close(moving.loss(hidden, motion, "mean"), expected)
-    torch.testing.assert_close(moving.loss(hidden, motion, "sum"), 12 * expected)
+    torch.testing.assert_close(moving.loss(hidden, motion), expected)
+    moving.reduction = "sum"
+    torch.testing.assert_close(moving.loss(hidden, motion), 12 * expected)
     pixels = torch.randn(2, 4, 6, 11)
     expected = (appearance(hidden) - pixels).square().mean()
-    torch.testing.assert_close(appearance.loss(hidden, pixels, "mean"), expected)
-    torch.testing.assert_close(appearance.loss(hidden, pixels, "sum"), 11 * expected)
+    torch.testing.assert_close(appearance.loss(hidden, pixels), expected)
+    appearance.distance = "l1"
+    torch.testing.assert_close(appearance.loss(hidden, pixels), (appearance(hidden) - pixels).abs().mean())
 
 
 def decoder_of(head: AppearanceHead | MotionHead) -> Decoder:
@@ -667,6 +707,32 @@ def test_weights_start_xavier_uniform_with_zero_biases_and_unit_norms() -> None:
         elif isinstance(part, nn.LayerNorm):
             assert (part.weight == 1).all(), name
             assert not part.bias.any(), name
+
+
+def test_local_weights_start_by_attending_to_near_positions() -> None:
+    positions = Positions(8, (8, 8), 48)
+    init_weights(positions, "local")
+    x_SD = F.layer_norm(positions(8, (8, 8)), (48,)).flatten(0, 1).detach()
+    near = 8 * 8 * 3 + 27  # of patch 27 in frame 3
+
+    def nearness(start: blocks.Start) -> tuple[Tensor, Tensor]:
+        """Attention of a token to itself and to all, over what an even one would give itself."""
+        cross = CrossAttention(48, 3)
+        init_weights(cross, start)
+        q, k = (layer(x_SD).unflatten(-1, (3, -1)).transpose(0, 1) for layer in (cross.q, cross.k))
+        weights = (q[:, near : near + 1] @ k.mT / 4).softmax(dim=-1).mean(dim=(0, 1))
+        return weights[near] * len(x_SD), weights
+
+    at_itself, weights = nearness("local")
+    assert at_itself > 20
+    assert weights.argmax() == near
+    assert nearness("xavier")[0] < 5
+    attention = SelfAttention(48, 3)
+    init_weights(attention, "local")
+    q, k, v = attention.qkv.weight.chunk(3)
+    assert torch.equal(q, k)
+    torch.testing.assert_close(q @ q.T, LOCAL_GAIN**2 * torch.eye(48), atol=1e-5, rtol=0)
+    assert v.abs().max() <= math.sqrt(6 / (48 + 144))
 
 
 def test_weights_follow_from_the_seed() -> None:

@@ -4,6 +4,7 @@ import copy
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pytest
 import torch
@@ -636,3 +637,17 @@ def test_compiled_blocks_give_the_same_gradients_and_compile_once(again: bool) -
         torch.testing.assert_close(*totals)
         for parameter, other in zip(plain.parameters(), compiled.parameters(), strict=True):
             torch.testing.assert_close(parameter.grad, other.grad, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("decoders", ["disentangled", "coupled"])
+def test_a_local_start_predicts_no_motion(decoders: Literal["disentangled", "coupled"]) -> None:
+    clip, mask = torch.rand(2, 4, 3, 32, 32), MaskConfig()(4, ENCODER.grid, sample_B=torch.arange(2), seed=0)
+    config = replace(CONFIG, decoders=decoders, start="local")
+    seen = stages(config.build(ENCODER, SIZES), clip, mask)
+    assert seen.motion is not None
+    assert not seen.motion.any()
+    assert seen.appearance_BTMK is not None
+    assert seen.appearance_BTMK.std() > 0.1
+    random = stages(replace(config, start="xavier").build(ENCODER, SIZES), clip, mask).motion
+    assert random is not None
+    assert random.std() > 0.1

@@ -211,6 +211,7 @@ def test_a_pre_training_hands_its_parts_to_the_loop_and_goes_on_from_its_checkpo
     assert [run.model.config.alpha(step, run.model.steps_per_epoch) for step in (0, 3)] == [0.5, 2.0]  # 2 steps each
     settings = run.settings
     on_step, on_save = settings.pop("on_step"), settings.pop("on_save")
+    assert (settings.pop("on_look"), settings.pop("look_every")) == (None, config.watch.every)
     assert settings == {
         "loop": config.loop,
         "optim": config.optim,
@@ -249,6 +250,10 @@ def test_what_pre_training_asks_of_a_configuration(videos: Path) -> None:
         ({"encoder": replace(ENCODER, tubelet=4)}, "at least 2 tubelets"),
         ({"data": Data(short="repeat")}, "no motion to predict"),
         ({"mask": MaskConfig(kind="random")}, "factorised attention follows a patch"),
+        (
+            {"mask": MaskConfig(kind="random"), "encoder": replace(ENCODER, attention="joint", differences=True)},
+            "would show what it hides in the next frame",
+        ),
         ({"targets": TargetsConfig(appearance="random_projection", cache="x")}, "fixed clips"),
         ({"objective": replace(OBJECTIVE, num_heads=3)}, "multiple of objective.num_heads"),
     ):

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 WRITTEN_OUT_UP_TO_KEYS = 256
 """Keys up to which a CPU is two to five times faster in bf16 with attention written out (docs/log/speed.md)."""
 
+LOCAL_GAIN = 1.5
+"""Scale of the query and key weights that start local: at 1 attention is nearly flat, at 3 it learns more slowly
+(docs/log/learning.md)."""
+
 AttentionKind = Literal["factorised", "joint"]
 """Self-attention over time and then over space, or over all tokens of a clip at once."""
 
@@ -64,6 +68,11 @@ class SelfAttention(nn.Module):
         q, k, v = (part.transpose(-3, -2).flatten(0, -4) for part in qkv.unbind(-3))
         return (q, k, v) if rotation is None else (rotation(q), rotation(k), v)
 
+    def start_local(self) -> None:
+        """Gives queries and keys the same weights; see `start_alike`."""
+        query, key, _ = self.qkv.weight.detach().chunk(3)
+        start_alike(query, key)
+
     def received(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """Attention that each token gets, (..., S): the mean over heads and queries; sums to 1 over S."""
         q, k, _ = self.heads(x, rotation)
@@ -88,3 +97,16 @@ class CrossAttention(nn.Module):
             for layer, x in ((self.q, query), (self.k, key), (self.v, value))
         )
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def start_local(self) -> None:
+        """Gives queries and keys the same weights; see `start_alike`."""
+        start_alike(self.q.weight.detach(), self.k.weight.detach())
+
+
+def start_alike(query: Tensor, key: Tensor) -> None:
+    """Fills both weights with the same scaled orthogonal matrix, in place: each token attends most to those like it.
+
+    With equal content these are the ones whose positions are near.
+    """
+    nn.init.orthogonal_(query, gain=LOCAL_GAIN)
+    key.copy_(query)

@@ -16,9 +16,12 @@ from torch.utils._triton import has_triton
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from mam2.model.attention import AttentionKind, CrossAttention, Rotation, SelfAttention
-from mam2.model.positions import AddedPositions
+from mam2.model.positions import FullPositions, Positions, SequencePositions
 
 NORM_EPS = 1e-6
+
+Start = Literal["xavier", "local"]
+"""How weights start: Xavier-uniform; or with attention to tokens at near positions, else likewise."""
 
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
@@ -212,9 +215,12 @@ class CrossBlock(nn.Module):
         return x + self.mlp(self.norm_mlp(x))
 
 
-def init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module, start: Start = "xavier") -> None:
     """Initialises every parameter of `module`: Xavier-uniform Linear and convolution weights, zero biases, unit norms,
-    then learned tokens from a normal distribution of standard deviation 0.02."""
+    then learned tokens from a normal distribution of standard deviation 0.02.
+
+    Where it starts "local", queries and keys have the same weights, and separable positions short wavelengths.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(part.weight.flatten(1))
@@ -223,12 +229,16 @@ def init_weights(module: nn.Module) -> None:
         elif isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
-        elif isinstance(part, AddedPositions | Residual):
+        elif isinstance(part, Positions | FullPositions):
+            part.reset(local=start == "local")
+        elif isinstance(part, SequencePositions | Residual):
             part.reset()
     for part in module.modules():
         if isinstance(part, LearnedToken | LearnedTokens):
             for tokens in part.parameters():
                 nn.init.trunc_normal_(tokens, std=0.02)
+        elif isinstance(part, SelfAttention | CrossAttention) and start == "local":
+            part.start_local()
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

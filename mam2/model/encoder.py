@@ -29,7 +29,7 @@ from mam2.model.blocks import (
     layer_norm,
 )
 from mam2.model.positions import PositionKind, RotaryPositions, make_positions
-from mam2.patches import IMAGENET_MEAN, IMAGENET_STD, to_float
+from mam2.patches import IMAGENET_MEAN, IMAGENET_STD, scaled_differences, to_float
 
 log = logging.getLogger("mam2")
 
@@ -51,6 +51,8 @@ class EncoderConfig:
             The decoders follow it.
         positions: "separable" for time and space and learned, the paper's; "sequence", VideoMAE's fixed ones; "full",
             learned for each place in the clip; "rotary", V-JEPA 2's turns of queries and keys, with joint attention.
+        differences: each patch comes with its RGB difference to the next tubelet's first frame, as three more channels
+            of about the scale of the others. The paper's patches have none, and motion is then a hundredth of a token.
         prefix_tokens: [CLS] and register tokens that attend with the patches of each frame, and are no features. 0 is
             the paper's; published encoders have up to 5.
         prefix_per: "frame", as each frame were an image of its own, or "clip": one for the clip (TimeSformer).
@@ -72,6 +74,7 @@ class EncoderConfig:
     tubelet: Annotated[int, Ge(1), Le(1024)] = 1
     attention: AttentionKind = "factorised"
     positions: PositionKind = "separable"
+    differences: bool = False
     layer_scale: Annotated[float, Ge(0)] = 0.0
     drop_path: Annotated[float, Ge(0), Lt(1)] = 0.0
     prefix_tokens: Annotated[int, Ge(0), Le(1024)] = 0
@@ -159,7 +162,9 @@ class VideoEncoder(nn.Module):
         self.config = config
         self.origin = origin
         size = config.patch_size
-        self.patch_embed = nn.Conv2d(3 * config.tubelet, config.width, kernel_size=size, stride=size)
+        # Paper: patches of 1 × 16 × 16 pixels; here: the same, with their motion beside them if asked for.
+        channels = 3 * (config.tubelet + config.differences)
+        self.patch_embed = nn.Conv2d(channels, config.width, kernel_size=size, stride=size)
         self.positions = (
             RotaryPositions(config.width // config.num_heads)
             if config.positions == "rotary"
@@ -202,9 +207,12 @@ class VideoEncoder(nn.Module):
                 f"A clip of shape {shape} can't be encoded; accepted: (B, T, 3, H, W) with T a multiple of {tubelet}, "
                 f"H and W of {patch_size}, uint8 or floats in [0, 1]."
             )
-        x = ((to_float(clip_BTCHW) - self.mean) / self.std).to(self.patch_embed.weight.dtype)
+        clip = to_float(clip_BTCHW)
+        x = (clip - self.mean) / self.std
         x = x.reshape(-1, 3 * tubelet, *shape[3:])  # a tubelet's frames as channels
-        x_BTDhw = self.patch_embed(x).unflatten(0, (shape[0], -1))
+        if self.config.differences:
+            x = torch.cat([x, scaled_differences(clip[:, ::tubelet]).flatten(0, 1)], dim=1)
+        x_BTDhw = self.patch_embed(x.to(self.patch_embed.weight.dtype)).unflatten(0, (shape[0], -1))
         return x_BTDhw.flatten(3).transpose(2, 3) + self.position(clip_BTCHW)
 
     def position(self, clip_BTCHW: Tensor) -> Tensor:

@@ -33,13 +33,14 @@ class Positions(nn.Module):
         self.time_TD = nn.Parameter(torch.empty(num_frames, width))
         self.space_ND = nn.Parameter(torch.empty(grid[0] * grid[1], width))
 
-    def reset(self) -> None:
-        """Fills both tables with sines and cosines."""
+    def reset(self, *, local: bool = False) -> None:
+        """Fills both tables with sines and cosines; `local` ones have wavelengths of the size of a clip."""
+        waves = local_sine_cosine if local else sine_cosine
         width = self.time_TD.shape[1]
         rows, columns = torch.meshgrid(torch.arange(self.grid[0]), torch.arange(self.grid[1]), indexing="ij")
         with torch.no_grad():
-            self.time_TD.copy_(sine_cosine(torch.arange(len(self.time_TD)), width))
-            halves = [sine_cosine(axis.flatten(), width // 2) for axis in (rows, columns)]
+            self.time_TD.copy_(waves(torch.arange(len(self.time_TD)), width))
+            halves = [waves(axis.flatten(), width // 2) for axis in (rows, columns)]
             self.space_ND.copy_(torch.cat(halves, dim=1))
 
     def forward(self, num_frames: int, grid: tuple[int, int]) -> Tensor:
@@ -94,11 +95,11 @@ class FullPositions(nn.Module):
         self.grid = grid
         self.table_TND = nn.Parameter(torch.empty(num_frames, grid[0] * grid[1], width))
 
-    def reset(self) -> None:
+    def reset(self, *, local: bool = False) -> None:
         """Fills the table as separable positions begin."""
         num_frames, _, width = self.table_TND.shape
         begin = Positions(num_frames, self.grid, width)
-        begin.reset()
+        begin.reset(local=local)
         with torch.no_grad():
             self.table_TND.copy_(begin(num_frames, self.grid))
 
@@ -157,10 +158,19 @@ def make_positions(kind: PositionKind, num_frames: int, grid: tuple[int, int], w
     return kinds[kind](num_frames, grid, width)
 
 
-def sine_cosine(places: Tensor, width: int) -> Tensor:
-    """Sine-cosine embedding (len(places), width) with wavelengths from 2π to 20,000π; `width` must be even."""
+def sine_cosine(places: Tensor, width: int, *, shortest: float = math.tau, longest: float = 1e4 * math.tau) -> Tensor:
+    """Sine-cosine embedding (len(places), width) with wavelengths in equal ratios from `shortest`, which is in, to
+    `longest`, which is not; `width` must be even."""
     half = width // 2
     places = places if places.is_floating_point() else places.float()
     steps = torch.arange(half, dtype=places.dtype, device=places.device) / half
-    angles = places[:, None] * torch.exp(-math.log(10_000) * steps)
+    angles = places[:, None] * (math.tau / shortest) * torch.exp(-math.log(longest / shortest) * steps)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def local_sine_cosine(places: Tensor, width: int) -> Tensor:
+    """Sine-cosine embedding with wavelengths from 2 to 16 places: neighbours differ in most channels.
+
+    Of the usual wavelengths, two thirds are so long that all places of a clip look the same.
+    """
+    return sine_cosine(places, width, shortest=2.0, longest=16.0)

@@ -18,7 +18,7 @@ from mam2.config import Duration, Steps, UserError, check
 from mam2.losses import Losses, Reduction, alignment_loss, average, motion_loss_of_none
 from mam2.masks import Mask, MaskConfig, take
 from mam2.model.attention import AttentionKind
-from mam2.model.blocks import init_weights, layer_norm
+from mam2.model.blocks import Start, init_weights, layer_norm
 from mam2.model.decoders import AppearanceHead, Decoder, Head, MotionHead, OrderDecoder
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.positions import make_positions
@@ -52,6 +52,8 @@ class MAM2Config:
         teacher_momentum: 0 aligns with the encoder itself, as the paper does; above 0, with a moving average of its
             weights, which keeps this share of itself in every step.
         alignment_reduction: "mean" or "sum" over the channels of a token in Eq. 1.
+        start: "xavier" weights, or "local" ones: tokens attend to tokens at near positions from the first step, and
+            motion starts from predicting none. The paper does not say how weights start.
         motion_reduction: "mean" or "sum" over the numbers of a patch in Eq. 3; the sum, the paper's to the letter, is
             768 times larger.
     """
@@ -69,6 +71,7 @@ class MAM2Config:
     teacher_momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
     alignment_reduction: Reduction = "mean"
     motion_reduction: Reduction = "mean"
+    start: Start = "xavier"
 
     def __post_init__(self) -> None:
         check(self, "objective.")
@@ -187,8 +190,17 @@ class MAM2(nn.Module):
         )
         self.regressor = make_regressor(config)
         self.decoders = make_decoders(config, sizes, encoder.attention)
-        init_weights(self)
+        self.init_weights()
         self.alignment = Alignment(config, self.encoder) if config.aligns else NoAlignment()
+
+    def init_weights(self) -> None:
+        """Sets every parameter to where training starts."""
+        # Paper: not said; here: Xavier-uniform, or local, without which a small model learns no motion of real video.
+        init_weights(self, self.config.start)
+        if self.config.start == "local":
+            for _, kind, head in self.heads():
+                if kind == "motion":
+                    nn.init.zeros_(head.project.weight)
 
     def forward(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets, step: int) -> Losses:
         """Eq. 4 for a batch of clips, uint8 or floats in [0, 1]; `step` counts from 0 over the run."""

@@ -89,6 +89,11 @@ class Pretrain:
                 f"The mask {self.mask.kind!r} differs from frame to frame, but factorised attention follows a patch "
                 "through time. Use --encoder.attention joint, or --mask.kind tube."
             )
+        if encoder.differences and not same:
+            raise UserError(
+                f"The mask {self.mask.kind!r} differs from frame to frame, and encoder.differences would show what it "
+                "hides in the next frame. Use --mask.kind tube, or --encoder.no-differences."
+            )
         sizes = target_sizes(self.targets, patch_size=encoder.patch_size, tubelet=encoder.tubelet)
         self.objective.check_fits(encoder, sizes, same_mask_in_all_frames=same)
 

@@ -25,7 +25,7 @@ class EmbedCommand:
     """Write features of videos, a vector for each sliding window, into a Parquet file; one that is there is completed.
 
     Attributes:
-        source: a run's folder, or an encoder file.
+        source: a run's folder, an encoder file, or a public encoder, as `mam2 import` takes it.
         videos: a folder of videos at any depth, a CSV with path, or a video.
         out: .parquet file to write.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -102,16 +102,10 @@ def search(
     maker = read_maker(file)
     example = embed_query(str(query), load_embedder_of(maker, file, source=str(encoder)))
     if lancedb:
-        return [
-            Hit(score=score, found=found, query=example.windows[which])
-            for score, found, which in search_table(Path(lancedb), file, example.x_QF, path=example.path, top_k=top_k)
-        ]
-    scores, rows, which = best_rows(file, example, top_k=top_k)
-    places = places_of(file, rows)
-    return [
-        Hit(score=score, found=found, query=example.windows[number])
-        for score, found, number in zip(scores, places, which, strict=True)
-    ]
+        best = search_table(Path(lancedb), file, example.x_QF, path=example.path, top_k=top_k)
+    else:
+        best = search_file(file, example.x_QF, path=example.path, top_k=top_k)
+    return [Hit(score=score, found=found, query=example.windows[which]) for score, found, which in best]
 
 
 def embed_query(path: str, embedder: Embedder) -> Query:
@@ -145,17 +139,17 @@ def embed_query(path: str, embedder: Embedder) -> Query:
     )
 
 
-def best_rows(file: Path, query: Query, *, top_k: int) -> tuple[list[float], list[int], list[int]]:
-    """Scores and numbers of the rows that are most like a query, and which of its windows each is like."""
+def search_file(file: Path, x_QF: Tensor, *, path: str, top_k: int) -> list[tuple[float, Place, int]]:
+    """Score, window, and number of the query's window, the best first; windows of the file of `path` are left out."""
     device = local_device()
-    x_QF = query.x_QF.to(device)
+    x_QF = x_QF.to(device)
     best_K = torch.empty(0)
     row_K = which_K = torch.empty(0, dtype=torch.int64)
     num_seen = 0
     for batch in rows_of(file, ["path", "embedding"]):
         cosine_NQ = F.normalize(matrix_of(batch["embedding"]).to(device), dim=1) @ x_QF.T
         score_N, which_N = (x.cpu() for x in cosine_NQ.max(dim=1))
-        own_N = torch.from_numpy(is_of_file(batch["path"], query.path).to_numpy(zero_copy_only=False).copy())
+        own_N = torch.from_numpy(is_of_file(batch["path"], path).to_numpy(zero_copy_only=False).copy())
         score_N[own_N] = -torch.inf
         best_K = torch.cat([best_K, score_N])
         row_K = torch.cat([row_K, num_seen + torch.arange(len(batch))])
@@ -164,7 +158,8 @@ def best_rows(file: Path, query: Query, *, top_k: int) -> tuple[list[float], lis
         row_K, which_K = row_K[kept], which_K[kept]
         num_seen += len(batch)
     there_K = best_K > -torch.inf
-    return best_K[there_K].clamp(max=1).tolist(), row_K[there_K].tolist(), which_K[there_K].tolist()
+    places = places_of(file, row_K[there_K].tolist())
+    return list(zip(best_K[there_K].clamp(max=1).tolist(), places, which_K[there_K].tolist(), strict=True))
 
 
 def is_of_file(paths: pa.Array, path: str) -> pa.Array:
@@ -173,8 +168,10 @@ def is_of_file(paths: pa.Array, path: str) -> pa.Array:
     return pc.or_(pc.equal(paths, file), pc.starts_with(paths, f"{file}#t="))
 
 
-def places_of(file: Path, rows: Iterable[int]) -> list[Place]:
+def places_of(file: Path, rows: Sequence[int]) -> list[Place]:
     """The windows of some rows."""
+    if not rows:
+        return []
     table = pa.Table.from_batches(list(rows_of(file, PLACE)))
     return [Place(**row) for row in table.take(pa.array(rows, pa.int64())).to_pylist()]
 

@@ -42,7 +42,8 @@ from mam2.device import local_device
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import save_encoder
 from mam2.use import embed as embedding
-from mam2.use.embed import WINDOWS_AT_ONCE, Embed, embed_file
+from mam2.use.embed import embed_file
+from mam2.use.embedder import WINDOWS_AT_ONCE, Embed
 
 STRIDE = 4
 OURS, OURS_FP32 = "mam2 embed", "mam2 embed, fp32"

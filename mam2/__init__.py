@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from mam2.train.pretrain import Pretrain as Pretrain
     from mam2.train.pretrain import build as build
     from mam2.train.pretrain import pretrain as pretrain
-    from mam2.use.embed import Embed as Embed
     from mam2.use.embed import embed as embed
     from mam2.use.embed import read_clip as read_clip
+    from mam2.use.embedder import Embed as Embed
     from mam2.use.predict import predict as predict
     from mam2.use.search import near_duplicates as near_duplicates
     from mam2.use.search import search as search
@@ -72,7 +72,8 @@ MODULE_OF = {
     **dict.fromkeys(("Finetune", "evaluate_run", "finetune"), "train.finetune"),
     "Optim": "train.optim",
     **dict.fromkeys(("Pretrain", "build", "pretrain"), "train.pretrain"),
-    **dict.fromkeys(("Embed", "embed", "read_clip"), "use.embed"),
+    **dict.fromkeys(("embed", "read_clip"), "use.embed"),
+    "Embed": "use.embedder",
     "predict": "use.predict",
     **dict.fromkeys(("near_duplicates", "search"), "use.search"),
 }

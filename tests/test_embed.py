@@ -26,9 +26,11 @@ from mam2.data.video.open import open_video
 from mam2.data.views import ViewLoader
 from mam2.data.windows import Length, frames_of, windows_of
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.weights import save_encoder
+from mam2.model.weights import encoder_digest, load_encoder, save_encoder
+from mam2.probe.heads import load_pooling
 from mam2.probe.probe import Probe, probe_encoder
-from mam2.use.embed import Embed, catalog_of, embed, embed_file, read_clip
+from mam2.use.embed import catalog_of, embed, embed_file, read_clip
+from mam2.use.embedder import Embed, load_embedder
 from mam2.use.features_file import parts_folder
 
 SIZES = EncoderConfig(width=16, depth=1, num_heads=2, frames=4, size=16, patch_size=8)
@@ -157,7 +159,7 @@ def test_rows_are_what_the_encoder_makes_of_the_clips(encoder: Path, folder: Pat
         *[("long.mp4", 0, 16), ("long.mp4", 16, 32), ("long.mp4", 24, 40)],
         ("short.mp4", 0, 10),
     ]
-    model = embedding.load_encoder(encoder)
+    model = load_encoder(encoder)
     for row in found:
         assert row["fps"] == pytest.approx(30)
         clip = read_clip(row["path"], model.config, start=row["start"], end=row["end"])
@@ -207,8 +209,8 @@ def test_an_attentive_probe_pools(encoder: Path, videos: Path, folder: Path, tmp
         embed(encoder, folder, config=config)
     report = probe_encoder(probe, tmp_path / "probe")
     table = embed(encoder, folder, config=config)
-    model = embedding.load_encoder(encoder)
-    pooling = embedding.load_pooling(tmp_path / "probe", encoder=embedding.encoder_digest(model))
+    model = load_encoder(encoder)
+    pooling = load_pooling(tmp_path / "probe", encoder=encoder_digest(model))
     assert pooling.config.classes == ("approach", "left")
     row = rows(table)[0]
     with torch.no_grad():
@@ -317,7 +319,7 @@ def test_labels_of_folders_and_lists(encoder: Path, videos: Path, tmp_path: Path
     ]
     clip = read_clip(videos / "left" / "0.mp4", SIZES, start=0.3, end=0.7)
     with torch.no_grad():
-        expected = embedding.load_encoder(encoder)(clip[None]).mean(dim=(1, 2))[0]
+        expected = load_encoder(encoder)(clip[None]).mean(dim=(1, 2))[0]
     torch.testing.assert_close(torch.tensor(found[1]["embedding"]), expected)
     with pytest.raises(UserError, match="has no label"):
         embed(encoder, videos / "left" / "0.mp4", config=labelled)
@@ -330,7 +332,7 @@ def test_other_features_are_refused_with_both_identities(encoder: Path, folder: 
     torch.manual_seed(2)
     save_encoder(tmp_path / "other.safetensors", VideoEncoder(SIZES))
     files = (encoder, tmp_path / "other.safetensors")
-    one, two = (embedding.load_embedder(str(file), HERE).maker.identity.encoder[:12] for file in files)
+    one, two = (load_embedder(str(file), HERE).maker.identity.encoder[:12] for file in files)
     with pytest.raises(UserError, match=f"encoder differ. There: encoder {one}.* Here: encoder {two}"):
         embed_file(tmp_path / "other.safetensors", folder, out, config=HERE)
     both = r"pool, hop, numbers differ.*pool mean.*every 16 frames.*pool frames.*every 8 frames"

@@ -19,7 +19,6 @@ import torch
 from helpers import write_video
 from PIL import Image
 
-import mam2.use.embed
 import mam2.use.features_file
 import mam2.use.search
 from mam2 import load_encoder, near_duplicates, read_clip, search
@@ -28,7 +27,8 @@ from mam2.config import UserError
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import save_encoder
 from mam2.pictures.hits import Card, animation, clock, write_page
-from mam2.use.embed import Embed, embed_file
+from mam2.use.embed import embed_file
+from mam2.use.embedder import Embed, load_embedder
 
 SIZES = EncoderConfig(width=16, depth=1, num_heads=2, frames=4, size=16, patch_size=8)
 Run = Callable[..., tuple[int, str, str]]
@@ -226,7 +226,7 @@ def test_what_makes_no_sense_is_refused(place: Path, run: Run, tmp_path: Path) -
     other = tmp_path / "other.safetensors"
     save_encoder(other, VideoEncoder(SIZES))
     one, two = (
-        mam2.use.embed.load_embedder(str(source), HERE).maker.identity.encoder[:12]
+        load_embedder(str(source), HERE).maker.identity.encoder[:12]
         for source in (place / "encoder.safetensors", other)
     )
     short = write_video(tmp_path / "short.mp4", num_frames=15)

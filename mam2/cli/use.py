@@ -15,7 +15,8 @@ from mam2.cli.parse import Flat, finished, parse
 from mam2.config import UserError
 from mam2.files import write_text
 from mam2.pictures.hits import Card, check_page, clock, write_page
-from mam2.use.embed import Embed, embed_file
+from mam2.use.embed import embed_file
+from mam2.use.embedder import Embed
 from mam2.use.features_file import Place
 from mam2.use.search import Hit, Pair, near_duplicates, search
 

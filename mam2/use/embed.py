@@ -1,6 +1,6 @@
 """Features along videos: one vector for each sliding window, by a frozen encoder, in a Parquet file.
 
-B windows, T frames or tubelets, N patches per frame, S squares that they are averaged over, D width, F numbers.
+B windows, T frames, F numbers.
 """
 
 from __future__ import annotations
@@ -11,96 +11,42 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from annotated_types import Ge
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from mam2 import distributed
-from mam2.config import UserError, check
+from mam2.config import UserError
 from mam2.data.catalog import Catalog, Item, read_catalog
 from mam2.data.clips import Data, middle_clip, opened
-from mam2.data.windows import Length, Planned, Window, WindowBatch, WindowLoader, clips_of, plan
-from mam2.device import autocast_dtype, local_device, send
-from mam2.files import digest, segment_of
-from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.weights import encoder_digest, load_encoder
-from mam2.probe.heads import AttentivePooling, load_pooling
-from mam2.train.run import data_of, locked
+from mam2.data.windows import Planned, Window, WindowLoader, clips_of
+from mam2.files import segment_of
+from mam2.model.encoder import EncoderConfig
+from mam2.train.run import locked
+from mam2.use.embedder import WINDOWS_AT_ONCE, Embed, Embedder, load_embedder
 from mam2.use.features_file import (
-    Identity,
-    Maker,
     Parts,
-    Pool,
-    Precision,
     check_identity,
     files_of,
     known_windows,
     merge,
     next_session,
+    open_features,
     parts_folder,
     parts_of,
 )
-from mam2.use.features_file import (
-    opened as opened_file,
-)
 
 log = logging.getLogger("mam2")
-WINDOWS_AT_ONCE = 16  # decoded by a process together
-CLIPS_AT_ONCE = {"cuda": 16, "cpu": 4}  # on the device
 PART_SECONDS = 15.0  # of work are lost at most where the process is killed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Embed:
-    """How videos are embedded.
-
-    Attributes:
-        window: length of the sliding windows, `64 frames` or `2.5 s`; empty is what a clip of the pre-training spans.
-        hop: distance from one window to the next, likewise; empty is the window's length, so that none overlap.
-        pool: "mean" of a clip's features over time and space, D numbers; "frames": mean over space, the tubelets in
-            time one after another, T × D numbers; "attentive": what the learned query of a `mam2 probe --kind
-            attentive` makes of them, D numbers.
-        probe: of pool "attentive": the folder of the probe; empty is the one in the run's folder.
-        dtype: of the embeddings in the file.
-        labelled: write the videos' labels too: the names of class folders, or a list's column.
-        split: which rows of a CSV that has several splits.
-        path_column, label_column: names of a CSV's columns.
-        precision: of the encoder; "auto" is bf16 where the hardware is fast at it.
-        num_workers: processes that decode.
-
-    Raises:
-        UserError: a value outside its range.
-    """
-
-    window: str = ""
-    hop: str = ""
-    pool: Pool = "mean"
-    probe: str = ""
-    dtype: Precision = "float16"
-    labelled: bool = False
-    split: str = ""
-    path_column: str = "path"
-    label_column: str = "label"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    num_workers: Annotated[int, Ge(0)] = 2
-
-    def __post_init__(self) -> None:
-        check(self, "")
-        for length in (self.window, self.hop):
-            if length:
-                Length.parse(length)
-        if self.probe and self.pool != "attentive":
-            raise UserError(f"A probe is of pool 'attentive', not of {self.pool!r}. Leave one of the two out.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,144 +125,6 @@ def read_clip(
         return clips_of(video, [(first, last)], data, num_frames=config.frames, size=config.size)[0]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Embedder:
-    """An encoder on its device, and how it embeds windows.
-
-    Attributes:
-        encoder: frozen.
-        head: of pool "attentive".
-        maker: identity of what it makes, and where it comes from.
-        precision: of the encoder, see `Embed`.
-        num_workers: processes that decode.
-    """
-
-    encoder: VideoEncoder
-    head: AttentivePooling | None
-    maker: Maker
-    precision: str
-    num_workers: int
-
-    @property
-    def data(self) -> Data:
-        """How videos are read."""
-        identity = self.maker.identity
-        return Data(
-            sampling=identity.sampling, decode_short_side=identity.decode_short_side, num_workers=self.num_workers
-        )
-
-    def plan(self, paths: Sequence[str]) -> Iterator[Planned | tuple[str, str]]:
-        """The windows of videos; of an unusable one, its path and the reason."""
-        identity = self.maker.identity
-        window, hop = Length.parse(identity.window), Length.parse(identity.hop)
-        return plan(paths, self.data, window=window, hop=hop, num_frames=identity.frames)
-
-    @torch.no_grad()
-    def embed(self, loader: Iterable[WindowBatch]) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-        """Places and embeddings, float32 (B, F), of clips; one portion late: a GPU need not wait for the copy."""
-        num_clips = CLIPS_AT_ONCE[next(self.encoder.parameters()).device.type]
-        before: tuple[tuple[int, ...], Tensor] | None = None
-        for batch in loader:
-            for first in range(0, len(batch.places), num_clips):
-                part = slice(first, first + num_clips)
-                now = batch.places[part], self.pooled(batch.clip_BTCHW[part])
-                if before:
-                    yield before[0], before[1].cpu()
-                before = now
-        if before:
-            yield before[0], before[1].cpu()
-
-    @torch.no_grad()
-    def pooled(self, clip_BTCHW: Tensor) -> Tensor:
-        """Embeddings of clips, float32 (B, F), on the device."""
-        device = next(self.encoder.parameters()).device
-        dtype = autocast_dtype(self.precision, device, width=self.encoder.config.width)
-        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            features_BTND = self.encoder(send(clip_BTCHW, device))
-        features_BTND = features_BTND.float()
-        if self.head is not None:
-            return self.head(features_BTND, self.encoder.config.grid)
-        if self.maker.identity.pool == "frames":
-            return features_BTND.mean(dim=2).flatten(1)
-        return features_BTND.mean(dim=(1, 2))
-
-
-def load_embedder(source: str, config: Embed) -> Embedder:
-    """The encoder that a source names, to embed as `config` says.
-
-    Raises:
-        UserError: no encoder, no attentive probe of it, or a window with fewer frames than a clip.
-    """
-    encoder, head, digests = _load(source, config.probe, config.pool)
-    sizes = encoder.config
-    data = data_of(source) or Data()
-    window = Length.parse(config.window) if config.window else span_of(data, sizes.frames)
-    hop = Length.parse(config.hop) if config.hop else window
-    if window.unit == "frames" and window.value < sizes.frames:
-        raise UserError(
-            f"A window of {window} is shorter than a clip of {sizes.frames} frames. Give a longer --window."
-        )
-    identity = Identity(
-        encoder=digests[0],
-        pool=config.pool,
-        head=digests[1],
-        window=str(window),
-        hop=str(hop),
-        frames=sizes.frames,
-        size=sizes.size,
-        numbers=sizes.width * (sizes.tubelets if config.pool == "frames" else 1),
-        dtype=config.dtype,
-        sampling=data.sampling,
-        decode_short_side=data.decode_short_side,
-    )
-    place = os.path.abspath(source) if os.path.exists(source) else source
-    probe = os.path.abspath(config.probe) if config.probe else ""
-    return Embedder(
-        encoder=encoder,
-        head=head,
-        maker=Maker(identity=identity, source=place, probe=probe),
-        precision=config.precision,
-        num_workers=config.num_workers,
-    )
-
-
-def load_embedder_of(maker: Maker, file: Path, *, source: str = "", num_workers: int = 2) -> Embedder:
-    """The encoder that made a features file, to embed in the same way.
-
-    Args:
-        maker: what the file says.
-        file: the features file, for messages.
-        source: where the encoder is now; empty is where it was.
-        num_workers: processes that decode.
-
-    Raises:
-        UserError: there is no encoder, or it is another one.
-    """
-    there = maker.identity
-    try:
-        encoder, head, digests = _load(source or maker.source, maker.probe, there.pool)
-    except UserError as error:
-        raise UserError(f"{error} {file} was made with it: say where it is now, --encoder SOURCE.") from error
-    check_identity(file, replace(there, encoder=digests[0], head=digests[1]))
-    return Embedder(encoder=encoder, head=head, maker=maker, precision="auto", num_workers=num_workers)
-
-
-def _load(source: str, probe: str, pool: Pool) -> tuple[VideoEncoder, AttentivePooling | None, tuple[str, str]]:
-    """An encoder and the head of pool "attentive", on the device, and digests of both."""
-    encoder = load_encoder(source)
-    key = encoder_digest(encoder)
-    if pool != "attentive":
-        return encoder.to(local_device()), None, (key, "")
-    head = load_pooling(probe or source, encoder=key)
-    return encoder.to(local_device()), head.to(local_device()), (key, digest(head.state_dict()))
-
-
-def span_of(data: Data, num_frames: int) -> Length:
-    """What a dense clip spans; in seconds where the stride follows the frame rate."""
-    frames = num_frames * data.stride_frames
-    return Length(frames / data.target_fps, "s") if data.target_fps else Length(frames, "frames")
-
-
 def embed_file(source: str | Path, videos: str | Path, out: Path, *, config: Embed) -> Embedded:
     """Embeds videos into a features file, which is completed if it is there; see `embed`.
 
@@ -378,7 +186,7 @@ def _embed_all(catalog: Catalog, embedder: Embedder, out: Path) -> Embedded:
         if parts_of(out) or labels or not out.exists():
             num_windows = merge(out, embedder.maker, versions=versions, labels=labels)
         else:
-            with opened_file(out) as parquet:
+            with open_features(out) as parquet:
                 num_windows = parquet.metadata.num_rows
     distributed.barrier()
     return Embedded(num_windows=num_windows, num_new=num_new, num_videos=len(catalog.items), bad=bad)

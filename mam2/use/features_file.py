@@ -118,7 +118,7 @@ def read_maker(file: Path) -> Maker:
     Raises:
         UserError: no such file, or none that `mam2 embed` wrote.
     """
-    with opened(file) as parquet:
+    with open_features(file) as parquet:
         found = (parquet.schema_arrow.metadata or {}).get(METADATA)
     if found is None:
         raise UserError(f"{file} is a Parquet file, but not of features. Give one that `mam2 embed` wrote.")
@@ -128,7 +128,7 @@ def read_maker(file: Path) -> Maker:
         raise UserError(f"{file} is damaged: the identity in it can't be used ({first_line(error)}).") from error
 
 
-def opened(file: Path) -> pq.ParquetFile:
+def open_features(file: Path) -> pq.ParquetFile:
     """A Parquet file, open for reading.
 
     Raises:
@@ -149,7 +149,7 @@ def rows_of(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Rec
         UserError: no such file, or a damaged one.
     """
     try:
-        with opened(file) as parquet:
+        with open_features(file) as parquet:
             yield from parquet.iter_batches(ROWS_AT_ONCE, columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} is damaged ({first_line(error)}). Remove it, and embed the videos again.") from error

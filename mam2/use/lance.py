@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mam2.config import UserError
 from mam2.files import segment_of
-from mam2.use.features_file import PLACE, Place, opened, rows_of
+from mam2.use.features_file import PLACE, Place, open_features, rows_of
 
 TABLE = "windows"
 STAMP = b"mam2 file"
@@ -52,7 +52,7 @@ def open_table(folder: Path, file: Path) -> Any:
             "out: the search is then exact, and reads the whole file."
         ) from error
     status = file.stat()
-    with opened(file) as parquet:
+    with open_features(file) as parquet:
         schema = parquet.schema_arrow
     stamp = f"{file.absolute()} {status.st_size} {status.st_mtime_ns}".encode()
     schema = schema.with_metadata({**schema.metadata, STAMP: stamp})

@@ -25,7 +25,7 @@ from mam2.config import UserError
 from mam2.data.windows import Planned, WindowLoader
 from mam2.device import local_device
 from mam2.files import segment_of
-from mam2.use.embed import WINDOWS_AT_ONCE, Embedder, load_embedder_of
+from mam2.use.embedder import WINDOWS_AT_ONCE, Embedder, load_embedder_of
 from mam2.use.features_file import PLACE, Place, matrix_of, read_maker, rows_of
 from mam2.use.lance import search_table
 

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import av
 import numpy as np
@@ -43,7 +44,7 @@ from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import save_encoder
 from mam2.use import embed as embedding
 from mam2.use.embed import embed_file
-from mam2.use.embedder import WINDOWS_AT_ONCE, Embed
+from mam2.use.embedder import WINDOWS_AT_ONCE, Embed, load_embedder
 
 STRIDE = 4
 OURS, OURS_FP32 = "mam2 embed", "mam2 embed, fp32"
@@ -73,16 +74,13 @@ def ours(sizes: EncoderConfig, folder: Path, *, precision: str, num_workers: int
     config = replace(Embed(num_workers=num_workers), precision=precision)  # type: ignore[arg-type]
     listed = folder / "list.csv"
     out = folder / "features.parquet"
-    loaded = embedding.load_embedder(str(source), config)
+    loaded = load_embedder(str(source), config)
 
     def run(paths: Sequence[str]) -> int:
         listed.write_text("path\n" + "".join(f"{Path(path).absolute()}\n" for path in paths))
         out.unlink(missing_ok=True)
-        load, embedding.load_embedder = embedding.load_embedder, lambda *_: loaded  # the model is loaded already
-        try:
+        with patch.object(embedding, "load_embedder", lambda *_: loaded):  # the model is loaded already
             embed_file(source, listed, out, config=config)
-        finally:
-            embedding.load_embedder = load
         return pq.read_metadata(out).num_rows
 
     return run

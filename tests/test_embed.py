@@ -1,7 +1,6 @@
 """Features along videos: each row is what the encoder makes of its window, and none is computed twice."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -44,6 +43,26 @@ from mam2.train.run import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
+"""
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import mam2.use.embed as embedding
+from mam2.model.encoder import VideoEncoder
+from mam2.use.embedder import Embed
+
+embedding.WINDOWS_AT_ONCE, embedding.PART_SECONDS = 1, 0.0
+forward, seen = VideoEncoder.forward, []
+
+def stopping(self, clip):
+    if len(seen) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    seen.append(clip)
+    return forward(self, clip)
+
+VideoEncoder.forward = stopping
+embedding.embed_file(*map(Path, sys.argv[1:4]), config=Embed(num_workers=0, dtype="float32", window="16 frames"))
 """
 
 
@@ -255,27 +274,21 @@ def test_a_kill_in_the_middle_loses_nothing(
     out, whole = tmp_path / "features.parquet", tmp_path / "whole.parquet"
     embed_file(encoder, folder, whole, config=HERE)
     assert clips == [1, 1, 1, 1]
-    forward = VideoEncoder.forward
-
-    def stopping(self: VideoEncoder, clip_BTCHW: Tensor) -> Tensor:
-        if len(clips) == 7:
-            if how == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise KeyboardInterrupt
-        return forward(self, clip_BTCHW)
-
-    monkeypatch.setattr(VideoEncoder, "forward", stopping)
     if how == "kill":
-        process = multiprocessing.get_context("fork").Process(
-            target=embed_file, args=(encoder, folder, out), kwargs={"config": HERE}
-        )
-        process.start()
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL
+        done = subprocess.run([sys.executable, "-c", KILLED, encoder, folder, out], timeout=120, check=False)
+        assert done.returncode == -signal.SIGKILL
     else:
+        forward = VideoEncoder.forward
+
+        def stopping(self: VideoEncoder, clip_BTCHW: Tensor) -> Tensor:
+            if len(clips) == 7:
+                raise KeyboardInterrupt
+            return forward(self, clip_BTCHW)
+
+        monkeypatch.setattr(VideoEncoder, "forward", stopping)
         with pytest.raises(KeyboardInterrupt):
             embed_file(encoder, folder, out, config=HERE)
-    monkeypatch.setattr(VideoEncoder, "forward", forward)
+        monkeypatch.setattr(VideoEncoder, "forward", forward)
     assert not out.exists()
     num_kept = sum(pq.read_metadata(part).num_rows for part in parts_folder(out).glob("*.parquet"))
     assert num_kept == 2  # the third was on its way from the device

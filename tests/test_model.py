@@ -29,6 +29,7 @@ from mam2.model.decoders import AppearanceHead, Decoder, MotionHead, OrderDecode
 from mam2.model.encoder import EncoderConfig, VideoEncoder, vit_b, vit_l
 from mam2.model.positions import Positions, local_sine_cosine, sine_cosine
 from mam2.model.regressor import Context, Latent, Regressor
+from mam2.model.weights import copy_encoder
 from mam2.patches import DIFFERENCE_STD
 
 WIDTH, HEADS = 24, 3
@@ -288,6 +289,13 @@ def test_a_tubelet_is_a_convolution_over_its_frames() -> None:
     torch.testing.assert_close(tokens, expected.flatten(3).permute(0, 2, 3, 1), atol=1e-4, rtol=0)
     assert encoder(clip).shape == (2, 2, 16, WIDTH)
     assert torch.equal(encoder.embed(clip.transpose(3, 4)), encoder.embed(clip.transpose(3, 4).contiguous()))
+
+
+@pytest.mark.parametrize("differences", [True, False])
+def test_an_encoder_with_and_one_without_differences_are_told_apart(differences: bool) -> None:
+    source, target = (VideoEncoder(replace(TINY, differences=x)) for x in (differences, not differences))
+    with pytest.raises(UserError, match="--encoder.differences" if differences else "--encoder.no-differences"):
+        copy_encoder(source, target, "it")
 
 
 @pytest.mark.parametrize("tubelet", [1, 2])

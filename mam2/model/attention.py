@@ -17,7 +17,7 @@ WRITTEN_OUT_UP_TO_KEYS = 256
 """Keys up to which a CPU is two to five times faster in bf16 with attention written out (docs/log/speed.md)."""
 
 LOCAL_GAIN = 1.5
-"""Scale of the query and key weights that start local: at 1 attention is nearly flat, at 3 it learns more slowly
+"""Scale of the query and key weights that start local; between 1 and 3, at which less is learned in as many steps
 (docs/log/learning.md)."""
 
 AttentionKind = Literal["factorised", "joint"]

@@ -52,7 +52,7 @@ class EncoderConfig:
         positions: "separable" for time and space and learned, the paper's; "sequence", VideoMAE's fixed ones; "full",
             learned for each place in the clip; "rotary", V-JEPA 2's turns of queries and keys, with joint attention.
         differences: each patch comes with its RGB difference to the next tubelet's first frame, as three more channels
-            of about the scale of the others. The paper's patches have none, and motion is then a hundredth of a token.
+            of about the scale of the others. The paper's patches have none; motion is then 2 % of their mean square.
         prefix_tokens: [CLS] and register tokens that attend with the patches of each frame, and are no features. 0 is
             the paper's; published encoders have up to 5.
         prefix_per: "frame", as each frame were an image of its own, or "clip": one for the clip (TimeSformer).

@@ -199,6 +199,14 @@ def load_classifier(source: str | Path) -> tuple[Classifier, tuple[str, ...]]:
     return _loaded(lambda: Classifier(VideoEncoder(config, origin=origin), len(classes), kind), tensors, file), classes
 
 
+def _flag(name: str, value: object) -> str:
+    """The option of the command line that sets a field of the encoder."""
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--encoder.{option}" if value else f"--encoder.no-{option}"
+    return f"--encoder.{option} {value}"
+
+
 def copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None:
     """Copies weights; positions are interpolated where frames or size differ, and a line of the log says so.
 
@@ -209,9 +217,7 @@ def copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None:
     found, wanted = asdict(source.config), asdict(target.config)
     wrong = [f"{k} {found[k]} (here {wanted[k]})" for k in found if k not in free and found[k] != wanted[k]]
     if wrong:
-        flags = " ".join(
-            f"--encoder.{k.replace('_', '-')} {found[k]}" for k in found if k not in free and found[k] != wanted[k]
-        )
+        flags = " ".join(_flag(k, found[k]) for k in found if k not in free and found[k] != wanted[k])
         raise UserError(
             f"{name} is an encoder of another architecture: {', '.join(wrong)}. Use the recipe that belongs to it, "
             f"or {flags}."

@@ -1,7 +1,7 @@
 """Any recipe at another size: `scaled(config, "tiny")` runs on a laptop, "small" on one GPU, "base" is as printed.
 
-A scale replaces sizes, lengths, and what depends on them: batch, learning rate and, for MAM² at the scale tiny, what a
-model of that size needs to learn motion. What makes a recipe a row of a table stays: parts, masks, targets, strides,
+A scale replaces sizes, lengths, and what depends on them: batch, learning rate and, at the scale tiny, what a model of
+that size needs to learn motion. What makes a recipe a row of a table stays: parts, masks, targets, strides,
 and widths and depths as shares of the base's.
 """
 
@@ -96,7 +96,9 @@ def scaled(config: Pretrain, scale: ScaleName) -> Pretrain:
         data=_data(config.data),
         encoder=replace(
             scaled_encoder(config.encoder, to),
-            differences=to.encoder.differences and isinstance(config.objective, MAM2Config),
+            # For all methods alike: what an encoder sees must not decide a comparison. Masks that differ from frame to
+            # frame would let it see what they hide.
+            differences=to.encoder.differences and config.mask.kind != "random",
         ),
         objective=_objective(config.objective, to, loop.duration),
         targets=_targets(config.targets, to),

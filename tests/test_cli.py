@@ -676,7 +676,7 @@ def test_the_cost_of_a_recipe(run) -> None:
     refused(run("cost"), "Name a recipe")
 
 
-def test_a_public_encoder_from_its_folder_to_predictions(run, videos, tmp_path) -> None:
+def test_a_public_encoder_from_its_folder_to_predictions(run, videos, tmp_path, monkeypatch) -> None:
     """Import, adapt, fine-tune, evaluate and probe, from a folder as Hugging Face writes it."""
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
     vit = transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=16, patch_size=8))
@@ -707,6 +707,10 @@ def test_a_public_encoder_from_its_folder_to_predictions(run, videos, tmp_path) 
     assert origin == Origin(source=str(tmp_path / "vit"), licence="apache-2.0")
     start, end = load_encoder(file), load_encoder(tmp_path / "a")
     assert torch.equal(start.blocks[0].space.qkv.weight, end.blocks[0].space.qkv.weight)  # it waits for two epochs
+    monkeypatch.chdir(tmp_path)
+    quick = ("--kind", "knn", "--no-baseline", "--train-clips", 1, "--test-clips", 1)
+    assert run("probe", source, "--train", videos, "--test", videos, *quick)[0] == 0
+    assert (tmp_path / "probe" / "probe_knn.json").exists()  # not in a folder called hf:
     shutil.rmtree(tmp_path / "vit")  # a run goes on without what it began with
     assert run(*adapt, "--optim.encoder-waits", "0 steps")[0] == 2  # another run
     assert run(*adapt)[0] == 0

@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 from mam2 import distributed
 from mam2.cli import tables
 from mam2.cli.parse import Flat, finished, first_word, parse
-from mam2.model.source import HUB
+from mam2.model.weights import PUBLIC
 from mam2.pictures.charts import confusion_picture
 from mam2.probe.probe import Probe, probe_encoder
 from mam2.train.finetune import evaluate_run
@@ -83,7 +83,7 @@ def main(verb: str, arguments: list[str]) -> None:
     """Tests a run, or probes an encoder."""
     if verb == "probe":
         encoder, rest = first_word(verb, arguments, names="an encoder")
-        place = Path() if encoder.startswith(HUB) else Path(encoder)
+        place = Path() if encoder.startswith(PUBLIC) else Path(encoder)
         default_out = (place if place.is_dir() else place.parent) / "probe"
         config = Probe(encoder=encoder)
         if trained := data_of(encoder):

@@ -404,7 +404,7 @@ VARIANTS = {
     "clip order": ("--targets.motion", "clip_order"),
     "pixels": ("--targets.appearance", "pixels", "--targets.motion-scale", "patch"),
     "cube": ("--mask.kind", "cube", "--mask.ratio", 0.5),
-    "random": ("--mask.kind", "random", "--encoder.attention", "joint", "--encoder.no-differences"),
+    "random": ("--mask.kind", "random", "--encoder.attention", "joint"),
     "vqgan": ("--targets.appearance", "vqgan_16384", "--targets.file", "VQGAN"),
     "gumbel": ("--targets.appearance", "vqgan_8192", "--targets.file", "GUMBEL"),
     "flow": ("--targets.motion", "optical_flow", "--targets.flow-model", "raft_small", "--targets.flow-file", "RAFT"),

@@ -295,15 +295,6 @@ def test_every_recipe_can_be_scaled(name: str) -> None:
     assert scaled(get_recipe("ablation", Pretrain), "base") == get_recipe("ablation")
 
 
-def test_mam2_gets_what_motion_needs_at_the_scale_tiny_alone() -> None:
-    tiny, small, base = (scaled(get_recipe("mam2_b_k400", Pretrain), scale) for scale in ("tiny", "small", "base"))
-    found = [(c.objective.start, c.objective.motion_reduction, c.targets.motion_scale, c.encoder.differences)
-             for c in (tiny, small, base)]  # fmt: skip
-    assert found == [("local", "sum", "clip", True)] + 2 * [("xavier", "mean", "raw", False)]
-    assert scaled(get_recipe("videomae_b_k400", Pretrain), "tiny").encoder.differences  # rivals see what MAM² sees
-    assert not scaled(get_recipe("stmae_b_k400", Pretrain), "tiny").encoder.differences
-
-
 def test_scaled_rows_of_a_table_still_differ() -> None:
     """But for those whose tokenizer or stride alone differ, no two rows of Tables 1a, 1c, 2 get the same model."""
     for number in ("a", "c"):

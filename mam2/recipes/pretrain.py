@@ -115,16 +115,14 @@ def mam2_tiny() -> Pretrain:
 
     1.1 M parameters in the encoder, 8 frames of 48², some ten minutes on two cores. The tokenizer is a small VQ model
     trained on the videos first. Many small steps and a ramped-up alignment: at this size large batches sit on a plateau
-    for as many steps, and a constant α can collapse the features (docs/log/learning.md). Differences beside the frames,
-    local starting weights, and Eq. 3 summed, for motion of one size in every clip: without any of the three, no motion
-    of real video is learned.
+    for as many steps, and a constant α can collapse the features (docs/log/learning.md).
     """
     return Pretrain(
         data=Data(stride_frames=4),
-        encoder=EncoderConfig(width=128, depth=4, num_heads=4, frames=8, size=48, patch_size=8, differences=True),
+        encoder=EncoderConfig(width=128, depth=4, num_heads=4, frames=8, size=48, patch_size=8),
         objective=MAM2Config(
             width=128, num_heads=4, regressor_depth=1, appearance_depth=1, motion_depth=1,
-            alignment_ramp=Steps(1500), motion_reduction="sum", start="local",
+            alignment_ramp=Steps(1500),
         ),
         targets=TargetsConfig(appearance="vq", num_codes=128, vq_steps=200, motion_scale="clip"),
         optim=Optim(base_lr=3.2e-2, min_lr=0.0, warmup=Steps(50), max_grad_norm=3.0),

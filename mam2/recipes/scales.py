@@ -1,8 +1,7 @@
 """Any recipe at another size: `scaled(config, "tiny")` runs on a laptop, "small" on one GPU, "base" is as printed.
 
-A scale replaces sizes, lengths, and what depends on them: batch, learning rate and, at the scale tiny, what a model of
-that size needs to learn motion. What makes a recipe a row of a table stays: parts, masks, targets, strides,
-and widths and depths as shares of the base's.
+A scale replaces sizes, lengths, and what depends on them: batch and learning rate. What makes a recipe a row of a
+table stays: parts, masks, targets, strides, and widths and depths as shares of the base's.
 """
 
 from __future__ import annotations
@@ -54,11 +53,9 @@ def _small() -> Scale:
     optim = replace(tiny.pretrain.optim, base_lr=1.2e-3, warmup=Steps(500))
     loop = replace(tiny.pretrain.loop, batch_size=128, duration=Steps(20_000), save_every=Steps(1000))
     tuning = replace(tiny.finetune.optim, base_lr=1e-3)
-    # Not measured here: whether motion needs at this size what it needs at the scale tiny. So all is as printed.
-    objective, targets = MAM2Config(), TargetsConfig()
     return Scale(
         encoder=encoder,
-        pretrain=replace(tiny.pretrain, objective=objective, targets=targets, optim=optim, loop=loop),
+        pretrain=replace(tiny.pretrain, optim=optim, loop=loop),
         finetune=replace(tiny.finetune, optim=tuning, loop=replace(tiny.finetune.loop, batch_size=64)),
         tokens=_tokens(1024),
     )
@@ -94,12 +91,7 @@ def scaled(config: Pretrain, scale: ScaleName) -> Pretrain:
     return replace(
         config,
         data=_data(config.data),
-        encoder=replace(
-            scaled_encoder(config.encoder, to),
-            # For all methods alike: what an encoder sees must not decide a comparison. Masks that differ from frame to
-            # frame would let it see what they hide.
-            differences=to.encoder.differences and config.mask.kind != "random",
-        ),
+        encoder=scaled_encoder(config.encoder, to),
         objective=_objective(config.objective, to, loop.duration),
         targets=_targets(config.targets, to),
         optim=optim,
@@ -156,12 +148,8 @@ def _objective(objective: ObjectiveChoice, to: Scale, duration: Duration) -> Obj
     match objective:
         case MAM2Config():
             width, heads = _width(objective.width or BASE.width, objective.num_heads or BASE.num_heads, to)
-            like = to.pretrain.objective
-            assert isinstance(like, MAM2Config)
             return replace(
                 objective,
-                motion_reduction=like.motion_reduction,
-                start=like.start,
                 width=width if objective.width else 0,
                 num_heads=heads if objective.num_heads else 0,
                 regressor_depth=_depth(objective.regressor_depth, to),
@@ -179,10 +167,7 @@ def _objective(objective: ObjectiveChoice, to: Scale, duration: Duration) -> Obj
 
 def _targets(targets: TargetsConfig, to: Scale) -> TargetsConfig:
     appearance, num_codes = to.tokens.get(targets.appearance, (targets.appearance, targets.num_codes))
-    motion_scale = to.pretrain.targets.motion_scale
-    return replace(
-        targets, appearance=appearance, num_codes=num_codes, vq_steps=200, file="", motion_scale=motion_scale
-    )
+    return replace(targets, appearance=appearance, num_codes=num_codes, vq_steps=200, file="")
 
 
 def _width(width: int, heads: int, to: Scale) -> tuple[int, int]:

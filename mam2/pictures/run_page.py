@@ -110,9 +110,9 @@ def curves_html(rows: list[dict[str, Any]]) -> str:
         add_line(figure, points, name=title, line={"color": BLUE, "width": 1.5})
         if none := points_of(rows, key + OF_NONE):
             add_line(figure, none, name="of predicting none", line={"color": ORANGE, "width": 1.2, "dash": "dot"})
-        settings = {"responsive": True, "displaylogo": False}
+        settings = {"responsive": True, "displayModeBar": False}
         charts.append(figure.to_html(full_html=False, include_plotlyjs=not charts, config=settings))
-    style = "display:grid;grid-template-columns:repeat(auto-fit,minmax(280px,1fr));gap:.5rem"
+    style = "display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:.5rem"
     cells = "".join(f'<div style="min-width:0">{chart}</div>' for chart in charts)
     return f'<h2>Curves</h2><div style="{style}">{cells}</div>' if charts else ""
 

@@ -44,7 +44,7 @@ def session() -> Iterator[None]:
     store, rank, world_size = next(joined)
     # torchrun with --master-port keeps its store when it restarts processes: addresses of those that died are in it.
     attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]  # exported, untyped
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
     yield
     dist.destroy_process_group()  # not after an error of this process: it would wait for the others, and they for it

@@ -108,6 +108,7 @@ class InertUnpickler(pickle._Unpickler):
                 return cls
         return Inert()
 
+    # append and pop_mark are the Python unpickler's own; its stubs leave them out.
     def load_empty_dictionary(self) -> None:
         self.append(Mapping())  # type: ignore[attr-defined]
 

@@ -163,7 +163,7 @@ def test_videomae_of_hugging_face(tmp_path: Path, pooled: bool) -> None:
     assert ("new, as the file has none: the final norm" in told) == pooled
     assert ("a classifier on top: classifier.bias, classifier.weight, fc_norm.bias and 1 more" in told) == pooled
     assert ("of another pre-training's predictions" in told) != pooled
-    assert "zero, as the file has none: the biases of keys" in told
+    assert "zero, as the file has none: blocks.N.attn.k.bias (2 tensors)" in told
 
 
 @pytest.mark.parametrize("kind", ["new", "4.x"])
@@ -440,6 +440,8 @@ def siglip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[di
         (lambda t: t.update({"blocks.0.attn.q_norm.weight": torch.ones(8)}), r"holds blocks\.N\.attn\.q_norm\.weight"),
         (lambda t: t.update({"rope.freqs": torch.ones(8)}), r"holds rope\.freqs, which no known encoder has"),
         (lambda t: t.pop("blocks.1.attn.proj.weight"), r"has no blocks\.1\.attn\.proj\.weight, which a plain ViT has"),
+        (lambda t: t.pop("blocks.1.attn.proj.bias"), r"has no blocks\.1\.attn\.proj\.bias"),
+        (lambda t: t.pop("blocks.0.mlp.fc1.bias"), r"has no blocks\.0\.mlp\.fc1\.bias"),
         (lambda t: t.pop("pos_embed"), "has no table of positions"),
         (lambda t: t.pop("patch_embed.proj.weight"), "holds no known encoder .* Known are plain ViTs"),
         (lambda t: t.update({"x.patch_embed.proj.weight": torch.ones(2)}), "holds 2 encoders"),

@@ -23,7 +23,7 @@ from mam2.model.weights import load_classifier, load_encoder, save_classifier, s
 from mam2.use.auto_model import CODE, CODE_FILE
 
 
-class Mam2Config(PreTrainedConfig):  # type: ignore[misc]
+class Mam2Config(PreTrainedConfig):  # type: ignore[misc]  # mypy takes transformers for untyped
     """The configuration in a folder that `mam2 push` wrote; `encoder` holds the fields of an EncoderConfig.
 
     transformers asks for `**kwargs`, here and below.
@@ -41,7 +41,7 @@ class Mam2Config(PreTrainedConfig):  # type: ignore[misc]
         return from_json(EncoderConfig, self.encoder)
 
 
-class _Mam2(PreTrainedModel):  # type: ignore[misc]
+class _Mam2(PreTrainedModel):  # type: ignore[misc]  # likewise
     """Reads and writes weights by this package: strictly, with their checksum, without a second layout."""
 
     config_class = Mam2Config
@@ -85,10 +85,10 @@ class _Mam2(PreTrainedModel):  # type: ignore[misc]
 
     @staticmethod
     def _read(source: str) -> nn.Module:
-        raise NotImplementedError
+        raise NotImplementedError  # by each model below
 
     def _write(self, folder: Path) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # by each model below
 
 
 class Mam2Model(_Mam2):

@@ -92,6 +92,7 @@ class Tensors:
     def __init__(self, tensors: dict[str, Tensor], source: str) -> None:
         self.left = dict(tensors)
         self.source = source
+        self.zero: list[str] = []  # names of biases that are not there, and are zero
 
     def __contains__(self, name: str) -> bool:
         return name in self.left
@@ -102,21 +103,25 @@ class Tensors:
             raise UserError(f"{self.source} has no {name}, which a plain ViT has. Known are {KNOWN}.")
         return self.left.pop(name).float()
 
+    def take_bias(self, name: str, width: int) -> Tensor:
+        """A bias that some encoders do without: zeros, noted, where it is not there."""
+        if name in self:
+            return self.take(name)
+        self.zero.append(name)
+        return torch.zeros(width)
+
     def take_both(self, name: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a layer; zeros for a bias that is not there."""
-        weight = self.take(f"{name}.weight")
-        return weight, self.take(f"{name}.bias") if f"{name}.bias" in self else torch.zeros(len(weight))
+        """Weight and bias of a layer."""
+        return self.take(f"{name}.weight"), self.take(f"{name}.bias")
 
     def take_qkv(self, name: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias of queries, keys and values, stored together or apart; zeros for biases not there."""
-        if f"{name}.qkv.weight" in self:
-            weight, bias = self.take_both(f"{name}.qkv")
-            for i, part in enumerate(("q", "k", "v")):  # VideoMAE's original: q and v have a bias of their own
-                if f"{name}.{part}.bias" in self:
-                    bias[i * len(bias) // 3 : (i + 1) * len(bias) // 3] = self.take(f"{name}.{part}.bias")
-            return weight, bias
-        parts = [self.take_both(f"{name}.{part}") for part in ("q", "k", "v")]
-        return torch.cat([weight for weight, _ in parts]), torch.cat([bias for _, bias in parts])
+        """Weight and bias of queries, keys and values, stored together or apart."""
+        parts = [f"{name}.{part}" for part in ("q", "k", "v")]
+        together = f"{name}.qkv.weight" in self
+        weight = self.take(f"{name}.qkv.weight") if together else torch.cat([self.take(f"{x}.weight") for x in parts])
+        if f"{name}.qkv.bias" in self:
+            return weight, self.take(f"{name}.qkv.bias")
+        return weight, torch.cat([self.take_bias(f"{x}.bias", len(weight) // 3) for x in parts])
 
     def finish(self) -> None:
         """UserError if a tensor is left over."""
@@ -151,7 +156,7 @@ def build(found: dict[str, Tensor], facts: Facts, inflation: Inflation) -> Impor
     of_video = kernel.ndim == 5 or divided
     config = config_of_tensors(names.tensors, kernel, facts, inflation, divided=divided)
     # Patches: the kernel over one frame or a tubelet's, and the source's pixel statistics folded into it.
-    bias = tensors.take("patch_embed.proj.bias") if "patch_embed.proj.bias" in tensors else torch.zeros(len(kernel))
+    bias = tensors.take_bias("patch_embed.proj.bias", len(kernel))
     made["patch_embed.weight"], made["patch_embed.bias"] = folded(
         inflated(kernel, inflation), bias, facts, tubelet=config.tubelet
     )
@@ -171,7 +176,9 @@ def build(found: dict[str, Tensor], facts: Facts, inflation: Inflation) -> Impor
     encoder = VideoEncoder(config, origin=facts.origin)
     check_tensors(made, shapes_of(encoder), where=f"{source} does not fit together")
     encoder.load_state_dict(made)
-    notes += describe(config, facts, inflation, of_video=of_video, names=names.tensors)
+    notes += describe(config, facts, inflation, of_video=of_video)
+    if tensors.zero:
+        notes.append(f"zero, as the file has none: {listed(tensors.zero)} ({len(tensors.zero)} tensors)")
     made_for = inflation if of_video else Inflation(size=inflation.size)
     ready = resized(encoder, made_for, source=source)
     return Imported(ready.encoder, notes + ready.notes)
@@ -339,9 +346,7 @@ def resized(encoder: VideoEncoder, inflation: Inflation, *, source: str) -> Impo
     return Imported(target.eval(), [f"{how}: positions, now {wanted.frames} frames of {wanted.size}²"])
 
 
-def describe(
-    config: EncoderConfig, facts: Facts, inflation: Inflation, *, of_video: bool, names: dict[str, Tensor]
-) -> list[str]:
+def describe(config: EncoderConfig, facts: Facts, inflation: Inflation, *, of_video: bool) -> list[str]:
     """What was copied and what is new, in lines."""
     notes = [
         f"copied: {config.depth} blocks of width {config.width} with {config.num_heads} heads, patches of "
@@ -360,10 +365,4 @@ def describe(
         notes.append(f"made anew, as they are fixed: positions ({config.positions})")
     if (facts.mean, facts.std) != (IMAGENET_MEAN, IMAGENET_STD):
         notes.append(f"folded into the patch kernel: pixels of mean {facts.mean} and deviation {facts.std}")
-    whole = "blocks.0.attn.qkv.bias" in names
-    zero = [] if "patch_embed.proj.bias" in names else ["patches"]
-    parts = {"queries": "q", "keys": "k", "values": "v"}
-    zero += [what for what, part in parts.items() if not whole and f"blocks.0.attn.{part}.bias" not in names]
-    if zero:
-        notes.append(f"zero, as the file has none: the biases of {', '.join(zero)}")
     return notes

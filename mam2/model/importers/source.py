@@ -178,6 +178,7 @@ def facts_of_timm(config: Mapping[str, Any], folder: Path) -> Facts:
         mean=triple(settings.get("mean", IMAGENET_MEAN)),
         std=triple(settings.get("std", IMAGENET_STD)),
         origin=Origin(source=str(folder), licence=settings.get("license") or licence_of(folder)),
+        assumed=() if "mean" in settings else ("pixels of ImageNet's mean and deviation",),
     )
 
 
@@ -209,6 +210,7 @@ def facts_of_hugging_face(config: Mapping[str, Any], folder: Path) -> Facts:
         mean=triple(pixels.get("image_mean", mean)),
         std=triple(pixels.get("image_std", std)),
         frames=int(config.get("num_frames", config.get("frames_per_clip", 16))),
+        assumed=() if pixels else (f"pixels of mean {mean} and deviation {std}; there is no preprocessor_config.json",),
         size=int(config.get("crop_size", 256) if model_type == "vjepa2" else config.get("image_size", 224)),
         positions=positions,
         origin=Origin(source=str(folder), licence=licence_of(folder)),

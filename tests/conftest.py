@@ -1,10 +1,13 @@
 """Fixtures that several test files share."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mam2.__main__ import main
 from mam2.data.synthetic import MOTIONS, render, write_video
 
 
@@ -32,3 +35,20 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed in range(4):
             write_video(root / motion / f"{seed}.mp4", render(motion, seed=seed, num_frames=10, size=24))
     return root
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process: (exit status, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mam2", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code
+        out = capsys.readouterr()
+        return status, out.out, " ".join(out.err.split())
+
+    return call

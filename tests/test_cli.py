@@ -6,7 +6,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,23 +30,6 @@ from mam2.train.finetune import Finetune
 
 PRETRAIN = ("pretrain", "mam2_tiny", *TINY, "--loop.duration", "2 steps")
 FINETUNE = ("finetune", "finetune_tiny", *TINY_ENCODER, "--loop.duration", "2 steps")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command line in this process: (exit status, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mam2", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code
-        out = capsys.readouterr()
-        return status, out.out, " ".join(out.err.split())
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import torch
 from helpers import TINY_ENCODER
 from torch import Tensor
 
-from mam2.__main__ import main
 from mam2.config import UserError, from_json, own_part, to_json
 from mam2.masks import MaskConfig
 from mam2.model.importers import import_encoder
@@ -97,21 +96,6 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _forget() -> None:
     for name in [name for name in sys.modules if name.startswith("lab_of_mine")]:
         del sys.modules[name]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mam2", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out = capsys.readouterr()
-        return status, out.out, " ".join(out.err.split())
-
-    return call
 
 
 def test_a_run_of_own_parts(package: Path, run: Run, videos: Path, tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from PIL import Image
 import mam2.use.features_file
 import mam2.use.search
 from mam2 import load_encoder, near_duplicates, read_clip, search
-from mam2.__main__ import main
 from mam2.config import UserError
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import save_encoder
@@ -51,18 +50,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process: (exit status, stdout, stderr)."""
+def run(run: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process; its tables' lines are joined."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mam2", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code
-        out = capsys.readouterr()
-        return status, " ".join(out.out.split()), " ".join(out.err.split())
+        status, out, err = run(*arguments)
+        return status, " ".join(out.split()), err
 
     return call
 

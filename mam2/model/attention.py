@@ -42,6 +42,11 @@ class Rotation:
     cosine: Tensor
     sine: Tensor
 
+    @classmethod
+    def by(cls, angle_BSd: Tensor) -> Rotation:
+        """The rotation by angles (B or 1, S, D/heads), one for each channel."""
+        return cls(angle_BSd.cos()[:, None], angle_BSd.sin()[:, None])
+
     def __call__(self, x: Tensor) -> Tensor:
         """Queries or keys (B, heads, S, D/heads), turned."""
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)

@@ -16,7 +16,7 @@ from torch.utils._triton import has_triton
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from mam2.model.attention import AttentionKind, CrossAttention, Rotation, SelfAttention
-from mam2.model.positions import FullPositions, Positions, SequencePositions
+from mam2.model.positions import FullPositions, Positions, SequencePositions, SpaceRotaryPositions
 
 NORM_EPS = 1e-6
 
@@ -137,7 +137,7 @@ class SpaceTimeBlock(nn.Module):
 
     def forward(self, x_BTVD: Tensor, rotation: Rotation | None = None) -> Tensor:
         x_BTVD = self.through_time(x_BTVD)
-        added_BTVD = self.add_space(self.space(self.norm_space(x_BTVD)))
+        added_BTVD = self.add_space(self.space(self.norm_space(x_BTVD), rotation))
         if self.shares_prefix:
             added_BTVD = self.averaged(added_BTVD)
         x_BTVD = x_BTVD + added_BTVD
@@ -158,7 +158,7 @@ class SpaceTimeBlock(nn.Module):
 
     def received(self, x_BTVD: Tensor, rotation: Rotation | None = None) -> Tensor:
         """Spatial attention that each token gets in its frame, (B, T, V)."""
-        return self.space.received(self.norm_space(self.through_time(x_BTVD)))
+        return self.space.received(self.norm_space(self.through_time(x_BTVD)), rotation)
 
 
 class JointBlock(nn.Module):
@@ -229,7 +229,7 @@ def init_weights(module: nn.Module, start: Start = "xavier") -> None:
         elif isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
-        elif isinstance(part, Positions | FullPositions):
+        elif isinstance(part, Positions | FullPositions | SpaceRotaryPositions):
             part.reset(local=start == "local")
         elif isinstance(part, SequencePositions | Residual):
             part.reset()

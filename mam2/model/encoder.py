@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
@@ -28,7 +29,13 @@ from mam2.model.blocks import (
     init_weights,
     layer_norm,
 )
-from mam2.model.positions import PositionKind, RotaryPositions, make_positions
+from mam2.model.positions import (
+    PositionKind,
+    RotaryPositions,
+    SpaceRotaryPositions,
+    is_interpolated,
+    make_positions,
+)
 from mam2.patches import IMAGENET_MEAN, IMAGENET_STD, scaled_differences, to_float
 
 log = logging.getLogger("mam2")
@@ -50,7 +57,8 @@ class EncoderConfig:
         attention: "factorised" over time and then space, the paper's, or "joint" over all tokens, as in VideoMAE.
             The decoders follow it.
         positions: "separable" for time and space and learned, the paper's; "sequence", VideoMAE's fixed ones; "full",
-            learned for each place in the clip; "rotary", V-JEPA 2's turns of queries and keys, with joint attention.
+            learned for each place in the clip; "rotary", V-JEPA 2's turns of queries and keys, with joint attention;
+            "rotary_space", learned for time, with DINOv3's turns for space.
         differences: each patch comes with its RGB difference to the next tubelet's first frame, as three more channels
             of about the scale of the others. The paper's patches have none; motion is then 2 % of their mean square.
         prefix_tokens: [CLS] and register tokens that attend with the patches of each frame, and are no features. 0 is
@@ -96,6 +104,11 @@ class EncoderConfig:
             raise UserError(
                 "positions 'rotary' go with attention 'joint' and no prefix_tokens; here attention is "
                 f"{self.attention!r} with {self.prefix_tokens} prefix tokens. Change one of them."
+            )
+        if self.positions == "rotary_space" and self.width // self.num_heads % 4:
+            raise UserError(
+                f"positions 'rotary_space' need heads of a multiple of 4 channels; here width {self.width} with "
+                f"num_heads {self.num_heads} gives {self.width // self.num_heads}. Change one of them."
             )
         if self.prefix_per == "clip" and self.attention != "factorised":
             raise UserError("prefix_per 'clip' goes with attention 'factorised'. Change one of them.")
@@ -165,11 +178,13 @@ class VideoEncoder(nn.Module):
         # Paper: patches of 1 × 16 × 16 pixels; here: the same, with their motion beside them if asked for.
         channels = 3 * (config.tubelet + config.differences)
         self.patch_embed = nn.Conv2d(channels, config.width, kernel_size=size, stride=size)
-        self.positions = (
-            RotaryPositions(config.width // config.num_heads)
-            if config.positions == "rotary"
-            else make_positions(config.positions, config.tubelets, config.grid, config.width)
-        )
+        head_width = config.width // config.num_heads
+        if config.positions == "rotary":
+            self.positions: nn.Module = RotaryPositions(head_width)
+        elif config.positions == "rotary_space":
+            self.positions = SpaceRotaryPositions(config.tubelets, config.width, head_width)
+        else:
+            self.positions = make_positions(config.positions, config.tubelets, config.grid, config.width)
         self.prefix = LearnedTokens(config.prefix_tokens, config.width) if config.prefix_tokens else None
         self.pre_norm = layer_norm(config.width, config.norm_eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(
@@ -220,7 +235,7 @@ class VideoEncoder(nn.Module):
         config = self.config
         _, frames, _, height, width = clip_BTCHW.shape
         num_tubelets, grid = self.layout(clip_BTCHW)
-        if (frames, grid) != (config.frames, config.grid) and config.positions != "rotary":
+        if is_interpolated(config.positions, frames=frames != config.frames, grid=grid != config.grid):
             warn_of_interpolation(config, frames, height, width)
         position_TND: Tensor = self.positions(num_tubelets, grid).to(self.patch_embed.weight.device)
         return position_TND
@@ -232,20 +247,23 @@ class VideoEncoder(nn.Module):
         return clip_BTCHW.shape[1] // self.config.tubelet, grid
 
     def rotation(self, clip_BTCHW: Tensor, patch_BTV: Tensor | None = None) -> Rotation | None:
-        """The rotary positions of patches in clips of this shape; None where positions are added by `embed`.
+        """The rotary positions of tokens in clips of this shape, in each frame prefix tokens and then patches; None
+        where all positions are added by `embed`.
 
         Args:
             clip_BTCHW: the clips.
             patch_BTV: int64, the patches of each frame; by default all.
         """
-        if not isinstance(self.positions, RotaryPositions):
+        if not isinstance(self.positions, RotaryPositions | SpaceRotaryPositions):
             return None
+        joint = self.config.attention == "joint"
         num_tubelets, grid = self.layout(clip_BTCHW)
-        num_patches = grid[0] * grid[1]
-        if patch_BTV is None:
-            patch_BTV = torch.arange(num_patches, device=clip_BTCHW.device).expand(1, num_tubelets, -1)
-        frame_T1 = torch.arange(num_tubelets, device=clip_BTCHW.device)[:, None]
-        return self.positions.rotation((patch_BTV + num_patches * frame_T1).flatten(1), grid)
+        if patch_BTV is None:  # frames that attend each by itself turn alike: one stands for all
+            patch_BTV = torch.arange(grid[0] * grid[1], device=clip_BTCHW.device)
+            patch_BTV = patch_BTV.expand(1, num_tubelets if joint else 1, -1)
+        angle_BTVd = self.positions.angles(patch_BTV, grid)
+        angle_BTVd = F.pad(angle_BTVd, (0, 0, self.config.prefix_tokens, 0))  # prefix tokens do not turn
+        return Rotation.by(angle_BTVd.flatten(1, 2) if joint else angle_BTVd.flatten(0, 1))
 
     def encode(self, x_BTVD: Tensor, rotation: Rotation | None = None, *, norm: bool = True) -> Tensor:
         """The blocks, on any subset of the embedded patches: (B, T, V, D) to (B, T, V, D).
@@ -255,7 +273,8 @@ class VideoEncoder(nn.Module):
             rotation: what `rotation` says of these patches.
             norm: whether the final LayerNorm follows.
         """
-        assert (rotation is None) != isinstance(self.positions, RotaryPositions), "rotary positions are given here"
+        rotary = isinstance(self.positions, RotaryPositions | SpaceRotaryPositions)
+        assert (rotation is None) != rotary, "rotary positions are given here"
         x_BTVD = self.begin(x_BTVD)
         for block in self.blocks:
             x_BTVD = block(x_BTVD, rotation)

@@ -12,12 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mam2.model.attention import Rotation
-
-PositionKind = Literal["separable", "sequence", "full", "rotary"]
+PositionKind = Literal["separable", "sequence", "full", "rotary", "rotary_space"]
 """Learned, for time and for space (the paper); fixed sines and cosines of a token's place in the sequence of all
-tokens, frame after frame (VideoMAE); learned, one for each place in the clip; or none that is added: queries and keys
-turn by angles for frame, row and column (V-JEPA 2)."""
+tokens, frame after frame (VideoMAE); learned, one for each place in the clip; none that is added: queries and keys
+turn by angles for frame, row and column (V-JEPA 2); or learned for time, while queries and keys turn by angles for row
+and column (DINOv3)."""
+
+
+SPACE_BASE = 100.0
+"""Ratio of the longest period, which is not in, to the shortest of rotary positions in space; the shortest spans half
+a picture (DINOv3)."""
 
 
 class Positions(nn.Module):
@@ -49,9 +53,7 @@ class Positions(nn.Module):
 
     def time(self, num_frames: int) -> Tensor:
         """One embedding per frame (T, D), interpolated where the number is not the trained one."""
-        if num_frames == len(self.time_TD):
-            return self.time_TD
-        return F.interpolate(self.time_TD.T[None], size=num_frames, mode="linear")[0].T
+        return stretched(self.time_TD, num_frames)
 
     def space(self, grid: tuple[int, int]) -> Tensor:
         """One embedding per patch (N, D), interpolated where the grid is not the trained one."""
@@ -125,20 +127,55 @@ class RotaryPositions(nn.Module):
         """Nothing that is added to tokens: zeros (T, N, 1)."""
         return torch.zeros(num_frames, grid[0] * grid[1], 1)
 
-    def rotation(self, place_BS: Tensor, grid: tuple[int, int]) -> Rotation:
-        """The rotation of tokens whose places in the clip, counted frame after frame, are int64 (B or 1, S)."""
-        num_patches = grid[0] * grid[1]
-        patch_BS = place_BS % num_patches
+    def angles(self, patch_BTV: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The angle of each channel (B, T, V, D/heads) for patches of each frame, int64 (B, T, V)."""
         part = 2 * (self.head_width // 3 // 2)
-        steps = torch.arange(part // 2, device=place_BS.device) / (part / 2)
+        steps = torch.arange(part // 2, device=patch_BTV.device) / (part / 2)
+        frame_BTV = torch.arange(patch_BTV.shape[1], device=patch_BTV.device)[:, None].expand_as(patch_BTV)
         angles = [
             axis[..., None] * torch.exp(-math.log(10_000) * steps)
-            for axis in (place_BS // num_patches, patch_BS // grid[1], patch_BS % grid[1])
+            for axis in (frame_BTV, patch_BTV // grid[1], patch_BTV % grid[1])
         ]
         # V-JEPA 2: the angles are set side by side twice, while neighbouring channels form a pair; so it was trained.
-        angle_BSd = torch.cat([angle for axis in angles for angle in (axis, axis)], dim=-1)
-        angle_BSd = F.pad(angle_BSd, (0, self.head_width - 3 * part))
-        return Rotation(angle_BSd.cos()[:, None], angle_BSd.sin()[:, None])
+        angle_BTVd = torch.cat([angle for axis in angles for angle in (axis, axis)], dim=-1)
+        return F.pad(angle_BTVd, (0, self.head_width - 3 * part))
+
+
+class SpaceRotaryPositions(nn.Module):
+    """Angles by which queries and keys turn in space: row and column have half of a head's channels each (DINOv3); and
+    a learned embedding per frame, which is added.
+
+    Rows and columns count from -1 at one edge of the picture to 1 at the other, whatever the grid: nothing of space is
+    interpolated.
+    """
+
+    def __init__(self, num_frames: int, width: int, head_width: int) -> None:
+        super().__init__()
+        self.head_width = head_width
+        self.time_TD = nn.Parameter(torch.empty(num_frames, width))
+
+    def reset(self, *, local: bool = False) -> None:
+        """Fills the table as separable positions begin."""
+        waves = local_sine_cosine if local else sine_cosine
+        num_frames, width = self.time_TD.shape
+        with torch.no_grad():
+            self.time_TD.copy_(waves(torch.arange(num_frames), width))
+
+    def forward(self, num_frames: int, grid: tuple[int, int]) -> Tensor:
+        """What is added to tokens, (T, N, D), for any number of frames: the same for all patches of a frame."""
+        return self.time(num_frames)[:, None].expand(-1, grid[0] * grid[1], -1)
+
+    def time(self, num_frames: int) -> Tensor:
+        """One embedding per frame (T, D), interpolated where the number is not the trained one."""
+        return stretched(self.time_TD, num_frames)
+
+    def angles(self, patch_BTV: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The angle of each channel (B, T, V, D/heads) for patches of each frame, int64 (B, T, V)."""
+        part = self.head_width // 4
+        frequencies = math.tau * SPACE_BASE ** -(torch.arange(part, device=patch_BTV.device) / part)
+        places = (patch_BTV // grid[1] + 0.5) / grid[0], (patch_BTV % grid[1] + 0.5) / grid[1]
+        angle_BTVp = torch.cat([(2 * place[..., None] - 1) * frequencies for place in places], dim=-1)
+        return angle_BTVp.repeat_interleave(2, dim=-1)  # both channels of a pair
 
 
 AddedPositions = Positions | SequencePositions | FullPositions
@@ -147,15 +184,28 @@ AddedPositions = Positions | SequencePositions | FullPositions
 def make_positions(kind: PositionKind, num_frames: int, grid: tuple[int, int], width: int) -> AddedPositions:
     """Positions of a kind, which are added to tokens: `positions(num_frames, grid) -> (T, N, D)`.
 
-    Beside an encoder of rotary positions, other parts have separable ones.
+    Beside an encoder of either kind of rotary positions, other parts have separable ones.
     """
     kinds: dict[PositionKind, type[AddedPositions]] = {
         "separable": Positions,
         "sequence": SequencePositions,
         "full": FullPositions,
         "rotary": Positions,
+        "rotary_space": Positions,
     }
     return kinds[kind](num_frames, grid, width)
+
+
+def is_interpolated(kind: PositionKind, *, frames: bool, grid: bool) -> bool:
+    """Whether clips of another number of `frames`, or of another `grid`, make positions of a kind interpolate."""
+    return (frames and kind != "rotary") or (grid and kind not in ("rotary", "rotary_space"))
+
+
+def stretched(time_TD: Tensor, num_frames: int) -> Tensor:
+    """Embeddings of frames (T, D), interpolated where the number is not the wanted one."""
+    if num_frames == len(time_TD):
+        return time_TD
+    return F.interpolate(time_TD.T[None], size=num_frames, mode="linear")[0].T
 
 
 def sine_cosine(places: Tensor, width: int, *, shortest: float = math.tau, longest: float = 1e4 * math.tau) -> Tensor:

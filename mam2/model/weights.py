@@ -29,7 +29,7 @@ from mam2.files import (
 )
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
-from mam2.model.positions import FullPositions, Positions
+from mam2.model.positions import FullPositions, Positions, SpaceRotaryPositions, is_interpolated
 from mam2.model.source import CLASSIFIER_FILE, HUB, weight_file
 
 log = logging.getLogger("mam2")
@@ -207,6 +207,12 @@ def _flag(name: str, value: object) -> str:
     return f"--encoder.{option} {value}"
 
 
+def is_resampled(source: EncoderConfig, target: EncoderConfig) -> bool:
+    """Whether an encoder's positions are interpolated for another's frames and size; fixed ones are made anew."""
+    changes = is_interpolated(source.positions, frames=source.frames != target.frames, grid=source.size != target.size)
+    return changes and source.positions != "sequence"
+
+
 def copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None:
     """Copies weights; positions are interpolated where frames or size differ, and a line of the log says so.
 
@@ -223,18 +229,17 @@ def copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None:
             f"or {flags}."
         )
     tensors = source.state_dict()
-    resized = (source.config.frames, source.config.size) != (target.config.frames, target.config.size)
-    learned = isinstance(source.positions, Positions | FullPositions)  # fixed ones are made anew
-    if resized and learned:
+    if is_resampled(source.config, target.config):
         log.warning(
             f"Positions are interpolated from {source.config.frames} frames of {source.config.size}² to "
             f"{target.config.frames} frames of {target.config.size}²."
         )
     num_tubelets, grid = target.config.tubelets, target.config.grid
-    if isinstance(source.positions, Positions):
+    if isinstance(source.positions, Positions | SpaceRotaryPositions):
         tensors["positions.time_TD"] = source.positions.time(num_tubelets).detach()
+    if isinstance(source.positions, Positions):
         tensors["positions.space_ND"] = source.positions.space(grid).detach()
-    elif isinstance(source.positions, FullPositions):
+    if isinstance(source.positions, FullPositions):
         tensors["positions.table_TND"] = source.positions(num_tubelets, grid).detach()
     target.load_state_dict(tensors)
     target.origin = source.origin

@@ -183,8 +183,8 @@ class MAM2(nn.Module):
         same = config.width == encoder.width
         self.project = nn.Identity() if same else projection(encoder.width, config.width)
         self.project_position = nn.Identity() if same else nn.Linear(encoder.width, config.width)
-        # Rotary positions are none that can be added to queries.
-        rotary = encoder.positions == "rotary"
+        # Rotary positions are none that can be added to queries; time alone does not tell patches apart.
+        rotary = encoder.positions in ("rotary", "rotary_space")
         self.own_positions = (
             make_positions("separable", encoder.tubelets, encoder.grid, encoder.width) if rotary else None
         )

@@ -18,9 +18,9 @@ from mam2.files import check_finite, check_tensors, shapes_of
 from mam2.model.attention import AttentionKind
 from mam2.model.blocks import Activation
 from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
-from mam2.model.importers.names import KNOWN, listed, named
-from mam2.model.positions import PositionKind
-from mam2.model.weights import copy_encoder
+from mam2.model.importers.names import KNOWN, listed, named, refuse_gated
+from mam2.model.positions import SPACE_BASE, PositionKind
+from mam2.model.weights import copy_encoder, is_resampled
 from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
 
 Triple = tuple[float, float, float]
@@ -39,7 +39,7 @@ class Facts:
         mean, std: of the pixels in [0, 1] that it was trained on, red, green, blue.
         frames: of a video encoder's clips.
         size: side of its pictures, pixels, where no table of positions tells.
-        positions: of a video encoder without a table in its file.
+        positions: of a video encoder without a table in its file; of an image encoder "rotary_space" or none.
         origin: where it comes from.
         assumed: what had to be assumed, in words.
     """
@@ -120,7 +120,9 @@ class Tensors:
         together = f"{name}.qkv.weight" in self
         weight = self.take(f"{name}.qkv.weight") if together else torch.cat([self.take(f"{x}.weight") for x in parts])
         if f"{name}.qkv.bias" in self:
-            return weight, self.take(f"{name}.qkv.bias")
+            bias = self.take(f"{name}.qkv.bias")
+            # DINOv3's original: zeros where a bias of keys would be.
+            return weight, bias * self.take(f"{name}.qkv.bias_mask") if f"{name}.qkv.bias_mask" in self else bias
         return weight, torch.cat([self.take_bias(f"{x}.bias", len(weight) // 3) for x in parts])
 
     def finish(self) -> None:
@@ -145,6 +147,7 @@ def build(found: dict[str, Tensor], facts: Facts, inflation: Inflation) -> Impor
     """
     source = facts.origin.source
     names = named(found, source=source)
+    refuse_gated(names.tensors, source=source)
     check_finite(names.tensors, file=source)
     notes = [f"assumed: {words}" for words in facts.assumed]
     for reason, left_out in names.left_out.items():
@@ -207,8 +210,13 @@ def config_of_tensors(
         frames = found["time_embed"].shape[-2]
     if "pos_embed" in found and kernel.ndim == 4:
         size = side_of(found["pos_embed"], num_prefix, source=source) * patch_size
+    elif kernel.ndim == 4 and facts.positions == "rotary_space":
+        positions = "rotary_space"
     elif kernel.ndim == 4:
-        raise UserError(f"{source} has no table of positions: rotary and relative ones of images are not known.")
+        raise UserError(
+            f"{source} has no table of positions, and is no DINOv3: other rotary and relative ones of images are not "
+            "known."
+        )
     return EncoderConfig(
         width=width,
         depth=depth,
@@ -285,8 +293,40 @@ def place_positions(made: dict[str, Tensor], tensors: Tensors, config: EncoderCo
                 if "time_embed" in tensors
                 else torch.zeros(config.tubelets, config.width)
             )
+    if config.positions == "rotary_space":
+        made["positions.time_TD"] = torch.zeros(config.tubelets, config.width)
+        if "rope_embed.periods" in tensors:
+            check_periods(tensors.take("rope_embed.periods"), config, source=tensors.source)
     if prefix_PD is not None:
         made["prefix.value_PD"] = prefix_PD
+
+
+def check_periods(periods: Tensor, config: EncoderConfig, *, source: str) -> None:
+    """UserError unless the periods of rotary positions in DINOv3's original, which are rounded, are those we make."""
+    part = config.width // config.num_heads // 4
+    expected = SPACE_BASE ** (torch.arange(part) / part)
+    if periods.shape != expected.shape or not torch.allclose(periods, expected, rtol=0.01):
+        raise UserError(
+            f"{source} has rotary positions of other periods than DINOv3's for {config.num_heads} heads. Accepted: "
+            f"{part}, from 1 to {SPACE_BASE:g}. Give --num-heads if the number of heads is another."
+        )
+
+
+def paired(layer: tuple[Tensor, Tensor], num_heads: int, *, back: bool = False) -> tuple[Tensor, Tensor]:
+    """Weight and bias of queries, keys and values, whose queries and keys have pairs of channels side by side.
+
+    DINOv3 turns channel i of a head with channel i + d/2, we with its neighbour. Attention is the same.
+
+    Args:
+        layer: weight and bias, with queries, keys and values one after the other.
+        num_heads: attention heads.
+        back: from our order to DINOv3's.
+    """
+    queries, keys, values = torch.arange(len(layer[0])).chunk(3)
+    halves = (-1, 2) if back else (2, -1)
+    order = [part.unflatten(0, (num_heads, *halves)).transpose(1, 2).flatten() for part in (queries, keys)]
+    order_O = torch.cat([*order, values])
+    return layer[0][order_O], layer[1][order_O]
 
 
 def place_block(made: dict[str, Tensor], tensors: Tensors, i: int, config: EncoderConfig, *, divided: bool) -> None:
@@ -302,6 +342,8 @@ def place_block(made: dict[str, Tensor], tensors: Tensors, i: int, config: Encod
         tensors.take_qkv(f"{theirs}.attn"),
         tensors.take_both(f"{theirs}.attn.proj"),
     )
+    if config.positions == "rotary_space":
+        qkv = paired(qkv, config.num_heads)
     put(f"norm_{attention}", norm)
     put(f"{attention}.qkv", qkv)
     put(f"{attention}.out", out)
@@ -342,7 +384,7 @@ def resized(encoder: VideoEncoder, inflation: Inflation, *, source: str) -> Impo
         return Imported(encoder.eval(), [])
     target = VideoEncoder(wanted, origin=encoder.origin)
     copy_encoder(encoder, target, source)
-    how = "interpolated" if config.positions in ("separable", "full") else "made for other clips"
+    how = "interpolated" if is_resampled(config, wanted) else "made for other clips"
     return Imported(target.eval(), [f"{how}: positions, now {wanted.frames} frames of {wanted.size}²"])
 
 

@@ -11,20 +11,20 @@ from torch import Tensor
 from mam2.config import UserError
 
 KNOWN = (
-    "plain ViTs of timm, Hugging Face or the original: ViT, MAE, DINO, DINOv2, CLIP, SigLIP, VideoMAE, V-JEPA 2, "
-    "TimeSformer"
+    "plain ViTs of timm, Hugging Face or the original: ViT, MAE, DINO, DINOv2, DINOv3, CLIP, SigLIP, VideoMAE, "
+    "V-JEPA 2, TimeSformer"
 )
 Renames = tuple[tuple[str, str], ...]
 
 TIMM: Renames = (
-    (r"^register_tokens$", "reg_token"),  # DINOv2's original
+    (r"^(?:register|storage)_tokens$", "reg_token"),  # DINOv2's and DINOv3's original
     (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # DINOv2's original, whose blocks lie in chunks
     (r"^ln_pre\.", "norm_pre."),
     (r"\.gamma_([12])$", r".ls\1.gamma"),
     (r"\.attn\.([qv])_bias$", r".attn.\1.bias"),  # VideoMAE's original
 )
 HUGGING_FACE: Renames = (
-    (r"^(?:encoder\.)?layers?\.(\d+)\.", r"blocks.\1."),
+    (r"^(?:encoder\.|model\.)?layers?\.(\d+)\.", r"blocks.\1."),
     (r"^embeddings\.patch_embeddings?(?:\.proj(?:ection)?)?\.", "patch_embed.proj."),
     (r"^embeddings\.(?:cls_token|class_embedding)$", "cls_token"),
     (r"^embeddings\.register_tokens$", "reg_token"),
@@ -44,6 +44,8 @@ HUGGING_FACE: Renames = (
     (r"\.(?:attention\.output\.dense|attention\.proj|attention\.o_proj|self_attn\.out_proj)\.", ".attn.proj."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.mlp\.up_proj\.", ".mlp.fc1."),
+    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
 )
 ANCHORS: tuple[tuple[str, Renames], ...] = (
@@ -51,6 +53,7 @@ ANCHORS: tuple[tuple[str, Renames], ...] = (
     ("embeddings.patch_embeddings.projection.weight", HUGGING_FACE),
     ("embeddings.patch_embeddings.proj.weight", HUGGING_FACE),
     ("embeddings.patch_embedding.weight", HUGGING_FACE),
+    ("embeddings.patch_embeddings.weight", HUGGING_FACE),  # DINOv3
 )
 """The patch kernel's name in a family; what stands before it stands before the whole encoder."""
 
@@ -60,6 +63,7 @@ LEFT_OUT: tuple[tuple[str, str], ...] = (
     (r"(^|\.)(head|head_dist|fc_norm|classifier)\.", "a classifier on top"),
     (r"(^|\.)(visual_projection|text_projection)\.|(^|\.)(text_model|text)\.|logit_(scale|bias)$", "for text"),
     (r"(^|\.)position_ids$", "an index, no weight"),
+    (r"(^|\.)local_cls_norm\.", "of small crops in its pre-training"),
 )
 
 
@@ -102,6 +106,16 @@ def named(found: Mapping[str, Tensor], *, source: str) -> Named:
         else:
             tensors[new] = tensor
     return Named(tensors, left_out)
+
+
+def refuse_gated(names: Iterable[str], *, source: str) -> None:
+    """UserError where the names of an encoder's tensors are those of gated MLPs."""
+    gated = [name for name in names if re.search(r"\.mlp\.(fc1_[gx]|w\d+|gate_proj|weights_in)\.", name)]
+    if gated:
+        raise UserError(
+            f"{source} has gated MLPs, SwiGLU ({listed(gated)}), which our encoder has not. Accepted: MLPs of two "
+            "layers with GELU between them; of DINOv3, ViT-S, -B and -L have these, ViT-S+, -H+ and -7B have not."
+        )
 
 
 def renamed(name: str, renames: Renames) -> str:

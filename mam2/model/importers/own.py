@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
-from mam2.model.importers.build import Facts
+from mam2.model.importers.build import Facts, paired
 from mam2.model.importers.names import Renames, renamed
 
 OURS: Renames = (
@@ -26,18 +26,27 @@ OURS: Renames = (
 
 def is_of_images(config: EncoderConfig) -> bool:
     """Whether an encoder is one of single frames, of a kind that can be inflated."""
-    return config.frames == 1 and config.attention == "joint" and config.positions == "separable"
+    return config.frames == 1 and config.attention == "joint" and config.positions in ("separable", "rotary_space")
 
 
 def as_timm(encoder: VideoEncoder, source: str) -> tuple[dict[str, Tensor], Facts]:
     """The tensors of an encoder of single frames under timm's names, and what they do not tell."""
     tensors = dict(encoder.state_dict())
-    tensors["positions.space_ND"] = tensors["positions.space_ND"] + tensors.pop("positions.time_TD")
     config = encoder.config
+    time_1D = tensors.pop("positions.time_TD")
+    if config.positions == "separable":
+        tensors["positions.space_ND"] = tensors["positions.space_ND"] + time_1D
+    else:  # what is added to every patch is a bias
+        tensors["patch_embed.bias"] = tensors["patch_embed.bias"] + time_1D[0]
+        for name in (f"blocks.{i}.joint.qkv" for i in range(config.depth)):
+            layer = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = paired(layer, config.num_heads, back=True)
     facts = Facts(
         num_heads=config.num_heads,
         norm_eps=config.norm_eps,
         activation=config.activation,
+        size=config.size,
+        positions=config.positions,
         origin=encoder.origin or Origin(source=source, licence="your own"),
     )
     return {renamed(name, OURS): tensor for name, tensor in tensors.items()}, facts

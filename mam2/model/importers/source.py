@@ -18,7 +18,8 @@ from mam2.inert import read_torch_file
 from mam2.model.blocks import Activation
 from mam2.model.encoder import Origin
 from mam2.model.importers.build import Facts, Triple
-from mam2.model.positions import PositionKind
+from mam2.model.importers.names import refuse_gated
+from mam2.model.positions import SPACE_BASE, PositionKind
 from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
 
 HALF: Triple = (0.5, 0.5, 0.5)
@@ -37,13 +38,15 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_mo
 CONTAINERS = ("target_encoder", "encoder", "teacher", "model", "module", "state_dict", "model_state")
 """Names under which checkpoints keep an encoder. V-JEPA's evaluations take the moving average, "target_encoder"."""
 MODEL_TYPES: dict[str, tuple[float, Triple, Triple, PositionKind]] = {
-    # Hugging Face's: LayerNorm's epsilon and pixel statistics where its files don't tell; positions of video encoders.
+    # Hugging Face's: LayerNorm's epsilon and pixel statistics where its files don't tell; positions, where its files
+    # have no table.
     "videomae": (1e-12, IMAGENET_MEAN, IMAGENET_STD, "sequence"),
     "vit_mae": (1e-12, IMAGENET_MEAN, IMAGENET_STD, "separable"),
     "vit": (1e-12, HALF, HALF, "separable"),
     "deit": (1e-12, IMAGENET_MEAN, IMAGENET_STD, "separable"),
     "dinov2": (1e-6, IMAGENET_MEAN, IMAGENET_STD, "separable"),
     "dinov2_with_registers": (1e-6, IMAGENET_MEAN, IMAGENET_STD, "separable"),
+    "dinov3_vit": (1e-5, IMAGENET_MEAN, IMAGENET_STD, "rotary_space"),
     "clip_vision_model": (1e-5, CLIP_MEAN, CLIP_STD, "separable"),
     "siglip_vision_model": (1e-6, HALF, HALF, "separable"),
     "vjepa2": (1e-6, IMAGENET_MEAN, IMAGENET_STD, "rotary"),
@@ -75,7 +78,7 @@ def from_timm(name: str, file: str) -> tuple[dict[str, Tensor], Facts]:
     """An encoder of timm by its name: timm tells its sizes and licence, and downloads it unless a file is given."""
     try:
         import timm
-        from timm.models import VisionTransformer
+        from timm.models import Eva, VisionTransformer
     except ImportError as error:
         raise UserError(
             f"timm:{name} needs timm, which tells the model's sizes: pip install 'mam2[timm]'. A file of its weights "
@@ -86,13 +89,15 @@ def from_timm(name: str, file: str) -> tuple[dict[str, Tensor], Facts]:
         near = ", ".join(difflib.get_close_matches(name, known, n=3)) or "none"
         raise UserError(f"timm has no model {name}; similar ones: {near}. `timm.list_models('vit_*')` lists all.")
     model = timm.create_model(name, pretrained=False)
-    if not isinstance(model, VisionTransformer):
-        raise UserError(f"timm:{name} is a {type(model).__name__}; accepted are its VisionTransformers.")
+    rotary = isinstance(model, Eva) and turns_as_dinov3(model)
+    if not isinstance(model, VisionTransformer) and not rotary:
+        raise UserError(f"timm:{name} is a {type(model).__name__}; accepted are its VisionTransformers, and DINOv3.")
+    refuse_gated(model.state_dict(), source=f"timm:{name}")
     from timm.layers import QuickGELU
     from torch import nn
 
     settings = cast(dict[str, Any], model.pretrained_cfg)
-    block = cast(Any, model.blocks[0])
+    block = cast(Any, model).blocks[0]
     activation: Activation = "quick_gelu" if isinstance(block.mlp.act, QuickGELU) else "gelu"
     if isinstance(block.mlp.act, nn.GELU) and block.mlp.act.approximate == "tanh":
         activation = "gelu_tanh"
@@ -104,6 +109,8 @@ def from_timm(name: str, file: str) -> tuple[dict[str, Tensor], Facts]:
         activation=activation,
         mean=triple(settings["mean"]),
         std=triple(settings["std"]),
+        size=cast(Any, model).patch_embed.img_size[0] if rotary else 224,
+        positions="rotary_space" if rotary else "sequence",
         origin=Origin(source=f"timm:{name}", licence=settings.get("license") or UNKNOWN_LICENCE),
     )
     if file:
@@ -114,6 +121,21 @@ def from_timm(name: str, file: str) -> tuple[dict[str, Tensor], Facts]:
         return dict(timm.create_model(name, pretrained=True).state_dict()), facts
     except Exception as error:  # of the hub, the network, the file system
         raise unreachable(f"timm:{name}", f"mam2 import timm:{name} --file FILE --out OUT", error) from error
+
+
+def turns_as_dinov3(model: Any) -> bool:
+    """Whether an Eva of timm has DINOv3's positions and blocks; its other ViTs with rotary positions are no DINOv3."""
+    from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
+    from timm.models.eva import EvaBlock
+
+    rope = model.rope
+    return (
+        isinstance(rope, RotaryEmbeddingDinoV3)
+        and (rope.temperature, rope.min_period, rope.max_period) == (SPACE_BASE, None, None)
+        and (rope.normalize_coords, rope.grid_offset, rope.grid_indexing) == ("separate", 0.0, "ij")
+        and rope.rotate_half
+        and all(isinstance(block, EvaBlock) for block in model.blocks)
+    )
 
 
 def from_hub(name: str) -> tuple[dict[str, Tensor], Facts]:
@@ -172,11 +194,14 @@ def facts_of_timm(config: Mapping[str, Any], folder: Path) -> Facts:
     settings = config.get("pretrained_cfg", config)
     architecture = str(config.get("architecture", ""))
     is_clip = "_clip_" in architecture
+    is_dinov3 = "_dinov3" in architecture or architecture.endswith("_lingbot")
     return Facts(
-        norm_eps=1e-5 if is_clip else 1e-6,
+        norm_eps=1e-5 if is_clip or is_dinov3 else 1e-6,
         activation="quick_gelu" if "quickgelu" in architecture else "gelu",
         mean=triple(settings.get("mean", IMAGENET_MEAN)),
         std=triple(settings.get("std", IMAGENET_STD)),
+        size=int(settings.get("input_size", (3, 224, 224))[-1]),
+        positions="rotary_space" if is_dinov3 else "sequence",
         origin=Origin(source=str(folder), licence=settings.get("license") or licence_of(folder)),
         assumed=() if "mean" in settings else ("pixels of ImageNet's mean and deviation",),
     )
@@ -194,6 +219,8 @@ def facts_of_hugging_face(config: Mapping[str, Any], folder: Path) -> Facts:
         )
     if (kind := config.get("attention_type", "divided_space_time")) != "divided_space_time":
         raise UserError(f"{folder} has the attention_type {kind!r}; accepted: 'divided_space_time'.")
+    if (base := config.get("rope_theta", SPACE_BASE)) != SPACE_BASE and model_type == "dinov3_vit":
+        raise UserError(f"{folder}/config.json has the rope_theta {base}; accepted: {SPACE_BASE:g}.")
     eps, mean, std, positions = MODEL_TYPES[model_type]
     act = str(config.get("hidden_act", "quick_gelu" if model_type == "clip_vision_model" else "gelu"))
     act = "gelu_pytorch_tanh" if model_type == "siglip_vision_model" and "hidden_act" not in config else act
@@ -235,10 +262,22 @@ def from_file(file: Path) -> tuple[dict[str, Tensor], Facts]:
         table = any(name.endswith("pos_embed") for name in tensors)
         what = () if table else (f"{kind} positions, for 16 frames of {size}²",)
         return tensors, replace(facts, assumed=(*what, "pixels of ImageNet's mean and deviation"))
+    if is_dinov3(tensors):
+        what = (f"DINOv3's rotary positions, for pictures of {facts.size}²",)
+        facts = replace(facts, norm_eps=1e-5, positions="rotary_space")
+        return tensors, replace(facts, assumed=(*what, "pixels of ImageNet's mean and deviation"))
     if any(".norm_pre." in f".{name}" for name in tensors):
         facts = replace(facts, norm_eps=1e-5, mean=CLIP_MEAN, std=CLIP_STD)
         return tensors, replace(facts, assumed=("CLIP's pixel statistics", "GELU, not QuickGELU"))
     return tensors, replace(facts, assumed=("pixels of ImageNet's mean and deviation",))
+
+
+def is_dinov3(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are a DINOv3's by their names: a class token, four registers, and no table of positions."""
+    registers = [x for name, x in tensors.items() if re.search(r"(^|\.)(reg_token|(register|storage)_tokens)$", name)]
+    has_table = any(re.search(r"(pos_embed|position_embeddings?(\.weight)?)$", name) for name in tensors)
+    has_class = any(name.endswith("cls_token") for name in tensors)
+    return has_class and not has_table and any(x.shape[-2:-1] == (4,) for x in registers)
 
 
 def tensors_of(file: Path) -> dict[str, Tensor]:
@@ -283,8 +322,10 @@ def licence_of(folder: Path) -> str:
     """The licence that a model card, README.md, states at its top."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    found = re.search(r"\A---\n.*?^license: *([^\n]+)$.*?^---$", text, re.DOTALL | re.MULTILINE)
-    return found[1].strip() if found else UNKNOWN_LICENCE
+    head = re.match(r"---\n.*?^---$", text, re.DOTALL | re.MULTILINE)
+    stated = dict(re.findall(r"^(license(?:_name)?): *([^\n]+)$", head[0] if head else "", re.MULTILINE))
+    licence = stated.get("license", UNKNOWN_LICENCE).strip()
+    return stated.get("license_name", licence).strip() if licence == "other" else licence
 
 
 def object_of(file: Path) -> dict[str, Any]:

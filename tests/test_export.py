@@ -20,6 +20,9 @@ from mam2.use.export import ABOUT, export
 
 CONFIGS = {
     "factorised": EncoderConfig(width=16, depth=2, num_heads=2, frames=3, size=16, patch_size=8),
+    "rotary": EncoderConfig(
+        width=16, depth=2, num_heads=2, frames=3, size=16, patch_size=8, prefix_tokens=2, positions="rotary_space"
+    ),
     "joint": EncoderConfig(
         width=16, depth=1, num_heads=2, frames=4, size=16, patch_size=8, tubelet=2, attention="joint", layer_scale=0.1
     ),

@@ -413,7 +413,7 @@ def test_the_original_dinov3(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"rotary positions of other periods than DINOv3's for 3 heads.*--num-heads"):
         import_encoder(source, num_heads=3)
     tensors["rope_embed.periods"] = tensors["rope_embed.periods"] * 2
-    with pytest.raises(UserError, match="Accepted: 3, from 1 to 100"):
+    with pytest.raises(UserError, match="Accepted: 3 of them, from 1 on towards 100"):
         import_encoder(save_original(tmp_path / "other.pth", tensors), num_heads=2)
 
 

@@ -308,7 +308,7 @@ def check_periods(periods: Tensor, config: EncoderConfig, *, source: str) -> Non
     if periods.shape != expected.shape or not torch.allclose(periods, expected, rtol=0.01):
         raise UserError(
             f"{source} has rotary positions of other periods than DINOv3's for {config.num_heads} heads. Accepted: "
-            f"{part}, from 1 to {SPACE_BASE:g}. Give --num-heads if the number of heads is another."
+            f"{part} of them, from 1 on towards {SPACE_BASE:g}. Give --num-heads if there are more or fewer heads."
         )
 
 

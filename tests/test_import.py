@@ -487,6 +487,10 @@ def test_timm_downloads_only_without_a_file(tmp_path: Path, monkeypatch: pytest.
     encoder = import_encoder(f"timm:{WITHOUT_CLASS}", file=str(tmp_path / "w.safetensors")).encoder
     torch.testing.assert_close(encoder.norm.weight.data, model.norm.weight.data + 1)
     assert asked == []
+    other["patch_embed.proj.weight"] = torch.ones(48, 3, 8, 8)
+    save_file(other, tmp_path / "wide.safetensors")
+    with pytest.raises(UserError, match=f"timm:{WITHOUT_CLASS} has 24 numbers per token, the weights have 48"):
+        import_encoder(f"timm:{WITHOUT_CLASS}", file=str(tmp_path / "wide.safetensors"))
     for source in (f"timm:{WITHOUT_CLASS}", "hf:MCG-NJU/videomae-base"):
         with pytest.raises(UserError, match=f"{source} is not in the cache .*no network.*put them in a folder"):
             import_encoder(source)

@@ -33,6 +33,7 @@ class Facts:
     """What tensors do not tell of their encoder.
 
     Attributes:
+        width: numbers per token, where the source tells them too; 0 where it does not.
         num_heads: attention heads; 0 is what ViTs of its width have.
         norm_eps: of every LayerNorm.
         activation: of the MLPs.
@@ -44,6 +45,7 @@ class Facts:
         assumed: what had to be assumed, in words.
     """
 
+    width: int = 0
     num_heads: int = 0
     norm_eps: float = 1e-6
     activation: Activation = "gelu"
@@ -195,6 +197,10 @@ def config_of_tensors(
     width, patch_size = kernel.shape[0], kernel.shape[-1]
     if kernel.ndim not in (4, 5) or kernel.shape[1] != 3 or kernel.shape[-2] != patch_size:
         raise UserError(f"{source} has a patch kernel of {tuple(kernel.shape)}; accepted: (D, 3, [T,] P, P).")
+    if facts.width not in (0, width):
+        raise UserError(
+            f"{source} has {facts.width} numbers per token, the weights have {width}. Give the weights of that model."
+        )
     num_heads = facts.num_heads or HEADS.get(width, 0)
     if not num_heads:
         raise UserError(f"{source} does not tell its number of attention heads. Give --num-heads.")

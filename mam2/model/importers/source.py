@@ -104,6 +104,7 @@ def from_timm(name: str, file: str) -> tuple[dict[str, Tensor], Facts]:
     elif not isinstance(block.mlp.act, nn.GELU | QuickGELU):
         raise UserError(f"timm:{name} has the activation {block.mlp.act}; accepted: GELU, QuickGELU.")
     facts = Facts(
+        width=cast(Any, model).embed_dim,
         num_heads=block.attn.num_heads,
         norm_eps=float(cast(Any, block.norm1).eps),
         activation=activation,

@@ -913,7 +913,7 @@ def test_a_run_of_video_is_imported_for_other_clips(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_vit_b_at_full_size(tmp_path: Path) -> None:
-    """VideoMAE-B of Hugging Face and SigLIP-B of timm, as they are published but for their numbers."""
+    """VideoMAE-B of Hugging Face, SigLIP-B and DINOv3-B of timm, as they are published but for their numbers."""
     model = transformers.VideoMAEModel(transformers.VideoMAEConfig(use_mean_pooling=False)).eval()
     model.save_pretrained(tmp_path)
     clip = clip_of(16, 224)[:1]
@@ -927,3 +927,10 @@ def test_vit_b_at_full_size(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = image.forward_features(clip[0, :2] * 2 - 1)
         torch.testing.assert_close(encoder(clip[:, :2])[0], expected, **CLOSE)
+    image = timm.create_model(DINOV3, pretrained=False, init_values=0.5).eval()
+    save_file(image.state_dict(), tmp_path / "dinov3.safetensors")
+    file = str(tmp_path / "dinov3.safetensors")
+    encoder = import_encoder(f"timm:{DINOV3}", file=file, inflation=Inflation(frames=2)).encoder
+    with torch.no_grad():
+        expected = image.forward_features(normalised(clip[0, :2], IMAGENET_MEAN, IMAGENET_STD))
+        torch.testing.assert_close(encoder(clip[:, :2])[0], expected[:, 5:], **CLOSE)

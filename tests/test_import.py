@@ -464,6 +464,18 @@ def test_other_dinov3s_of_hugging_face_are_refused(tmp_path: Path, more: dict[st
         import_encoder(hugging_face(tmp_path, dinov3(**more)))
 
 
+def test_numbers_of_a_config_are_checked(tmp_path: Path) -> None:
+    folder = Path(hugging_face(tmp_path, dinov3()).removeprefix("hf:"))
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"image_size": [32, 32]}))
+    assert import_encoder(f"hf:{folder}").encoder.config.size == 32
+    for name, value in (("image_size", [32, 64]), ("num_attention_heads", "two"), ("num_attention_heads", 0)):
+        file.write_text(json.dumps(config | {name: value}))
+        with pytest.raises(UserError, match=rf"config.json has the {name} .*; accepted: a whole number above 0"):
+            import_encoder(str(folder))
+
+
 def test_heads_that_have_no_pairs_for_rows_and_columns_are_refused() -> None:
     with pytest.raises(UserError, match="heads of a multiple of 4 channels; here width 24 with num_heads 4 gives 6"):
         EncoderConfig(width=24, num_heads=4, positions="rotary_space")

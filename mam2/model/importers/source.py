@@ -232,17 +232,27 @@ def facts_of_hugging_face(config: Mapping[str, Any], folder: Path) -> Facts:
         if (folder / name).is_file():
             pixels |= object_of(folder / name)
     return Facts(
-        num_heads=int(config.get("num_attention_heads", 16 if model_type == "vjepa2" else 12)),
+        num_heads=whole_number(config, "num_attention_heads", 16 if model_type == "vjepa2" else 12, folder),
         norm_eps=float(config.get("layer_norm_eps", eps)),
         activation=ACTIVATIONS[act],
         mean=triple(pixels.get("image_mean", mean)),
         std=triple(pixels.get("image_std", std)),
-        frames=int(config.get("num_frames", config.get("frames_per_clip", 16))),
+        frames=whole_number(config, "num_frames" if "num_frames" in config else "frames_per_clip", 16, folder),
         assumed=() if pixels else (f"pixels of mean {mean} and deviation {std}; there is no preprocessor_config.json",),
-        size=int(config.get("crop_size", 256) if model_type == "vjepa2" else config.get("image_size", 224)),
+        size=whole_number(config, *(("crop_size", 256) if model_type == "vjepa2" else ("image_size", 224)), folder),
         positions=positions,
         origin=Origin(source=str(folder), licence=licence_of(folder)),
     )
+
+
+def whole_number(config: Mapping[str, Any], name: str, default: int, folder: Path) -> int:
+    """A field of config.json; of two equal numbers, the height and width of a square, one."""
+    value = config.get(name, default)
+    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+        value = value[0]
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"{folder}/config.json has the {name} {value!r}; accepted: a whole number above 0.")
+    return value
 
 
 def from_file(file: Path) -> tuple[dict[str, Tensor], Facts]:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from mam2.train.pretrain import Pretrain as Pretrain
     from mam2.train.pretrain import build as build
     from mam2.train.pretrain import pretrain as pretrain
+    from mam2.use.demo_page import demo as demo
     from mam2.use.embed import embed as embed
     from mam2.use.embed import read_clip as read_clip
     from mam2.use.embedder import Embed as Embed
@@ -72,6 +73,7 @@ MODULE_OF = {
     **dict.fromkeys(("Finetune", "evaluate_run", "finetune"), "train.finetune"),
     "Optim": "train.optim",
     **dict.fromkeys(("Pretrain", "build", "pretrain"), "train.pretrain"),
+    "demo": "use.demo_page",
     **dict.fromkeys(("embed", "read_clip"), "use.embed"),
     "Embed": "use.embedder",
     "predict": "use.predict",

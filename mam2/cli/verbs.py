@@ -61,6 +61,7 @@ VERBS = {
         "study", "NAME --unlabelled DIR --train DIR --test DIR --out DIR", "Compare recipes by one protocol", STUDY
     ),
     "compare": Verb("study", "RUN [RUN ...]", "Compare finished runs: accuracy over seeds, difference, cost"),
+    "demo": Verb("demo", "SOURCE", "Try a run on a local web page: upload a video, see what the model makes of it"),
     "show": Verb("show", "RUN VIDEO", "Draw what a pre-trained run predicts for a video"),
     "report": Verb("show", "RUN", "Write the page of a run, finished or not: health, curves, pictures, cost"),
     "masks": Verb("show", "[VIDEO]", "Draw every kind of mask over a video (Fig. 3)"),

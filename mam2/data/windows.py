@@ -167,6 +167,13 @@ def _plan(path: str, *, data: Data, window: Length, hop: Length, num_frames: int
     )
 
 
+def evenly(windows: Sequence[Window], most: int) -> list[Window]:
+    """The windows, or of more than `most` so many that are spread evenly, with the first and the last."""
+    if len(windows) <= most:
+        return list(windows)
+    return [windows[number * (len(windows) - 1) // max(1, most - 1)] for number in range(most)]
+
+
 def frames_of(first: int, last: int, *, num_frames: int, data: Data) -> list[int]:
     """The frames of the clip of a window: those of a test with one view, were the window a video of its own."""
     length = last - first

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jinja2
 from PIL import Image
+from torch import Tensor
 
 from mam2.config import UserError, printable
 from mam2.data.video.open import open_video
@@ -52,7 +53,7 @@ def write_page(file: Path, *, title: str, about: str, rows: Sequence[tuple[str, 
     page = environment.from_string(template).render(
         title=printable(title),
         about=printable(about),
-        rows=[(printable(heading), [_shown(card) for card in cards]) for heading, cards in rows],
+        rows=[(printable(heading), [shown(card) for card in cards]) for heading, cards in rows],
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, page)
@@ -64,7 +65,7 @@ def check_page(file: Path) -> None:
         raise UserError(f"A page can't be written to {file}; accepted is a file that ends in .html.")
 
 
-def _shown(card: Card) -> dict[str, str]:
+def shown(card: Card) -> dict[str, str]:
     """What the template shows of a card; a video that can't be read is told in words."""
     try:
         picture, problem = animation(card.path, start=card.start, end=card.end), ""
@@ -95,13 +96,17 @@ def animation(path: str, *, start: float, end: float) -> str:
             raise UserError(f"{path} has no frames from {start:.3f} to {end:.3f} seconds: it is another one now.")
         count = min(MAX_FRAMES, last - first)
         frames_TCHW = video.frames([first + i * (last - first) // count for i in range(count)])
+    return moving(frames_TCHW, seconds=(end - start) / count)
+
+
+def moving(frames_TCHW: Tensor, *, seconds: float, quality: int = 60) -> str:
+    """Frames, uint8 (T, 3, H, W), as an animated WebP, as a data: address; each is shown for so many seconds."""
     pictures = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in frames_TCHW]
     buffer = io.BytesIO()
-    milliseconds = max(20, round(1000 * (end - start) / count))
+    milliseconds = max(20, round(1000 * seconds))
     # kmax: each frame is coded whole, or small changes would be left out as if nothing moved.
-    pictures[0].save(
-        buffer, "WEBP", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, quality=60, kmax=1
-    )
+    options = {"duration": milliseconds, "loop": 0, "quality": quality, "kmax": 1}
+    pictures[0].save(buffer, "WEBP", save_all=True, append_images=pictures[1:], **options)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -45,18 +45,49 @@ def show(
     Raises:
         UserError: no run, no encoder, no video, or an animation of another kind of file.
     """
-    if is_encoder_alone(run):
-        encoder = load_encoder(run)
-        data, sizes = data_of(run) or Data(), encoder.config
-        clip_TCHW = middle_clip(video, data, num_frames=sizes.frames, size=sizes.size)
-        prediction = attend(encoder, clip_TCHW)
-    else:
-        model, targets, config = load_run(run)
-        clip_TCHW = middle_clip(video, config.data, num_frames=config.encoder.frames, size=config.encoder.size)
-        prediction = predict(model, targets, config.mask, clip_TCHW, seed=seed)
+    prediction = load_predictor(run)(video, seed=seed)
     contact_sheet(prediction, Path(out), title=Path(video).name)
     for path in animations:
         animation(prediction, Path(path), title=Path(video).name)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictor:
+    """A model whose predictions are drawn, or an encoder whose attention is.
+
+    Attributes:
+        encoder: in eval mode.
+        data: how videos are read.
+        pretrained: the model that the encoder is of, its targets, and its masks; None for an encoder alone.
+    """
+
+    encoder: VideoEncoder
+    data: Data
+    pretrained: tuple[Objective, TargetMaker, MaskConfig] | None
+
+    def __call__(self, video: str | Path, *, seed: int) -> Prediction:
+        """The prediction for the middle of a video; the seed is of the mask.
+
+        Raises:
+            UserError: a video that can't be decoded.
+        """
+        sizes = self.encoder.config
+        clip_TCHW = middle_clip(video, self.data, num_frames=sizes.frames, size=sizes.size)
+        if self.pretrained is None:
+            return attend(self.encoder, clip_TCHW)
+        return predict(*self.pretrained, clip_TCHW, seed=seed)
+
+
+def load_predictor(source: str | Path) -> Predictor:
+    """The model of a pre-training run; or an encoder alone, of all other sources that `load_encoder` takes.
+
+    Raises:
+        UserError: no run, or no encoder.
+    """
+    if is_encoder_alone(source):
+        return Predictor(encoder=load_encoder(source), data=data_of(source) or Data(), pretrained=None)
+    model, targets, config = load_run(source)
+    return Predictor(encoder=model.encoder, data=config.data, pretrained=(model, targets, config.mask))
 
 
 def is_encoder_alone(source: str | Path) -> bool:

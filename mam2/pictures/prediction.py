@@ -226,7 +226,7 @@ def _motion_rows(p: Prediction, zoom: int, left_out: Tensor) -> list[FrameRow]:
     ]
 
 
-def _footer(prediction: Prediction) -> list[str]:
+def footer(prediction: Prediction) -> list[str]:
     """Instructions for reading the picture, then the prediction's own notes."""
     if not prediction.masked_TN.any():
         return ["Attention that patches get in the encoder's last block.", *prediction.notes]
@@ -246,9 +246,14 @@ def contact_sheet(prediction: Prediction, path: Path | str, *, title: str) -> No
     there is no appearance, its row shows which codes are right. True and predicted motion share one scale, taken from
     the true motion. Whatever the prediction lacks has no row.
     """
+    sheet_of(prediction, title=title).save(path)
+
+
+def sheet_of(prediction: Prediction, *, title: str) -> Page:
+    """The canvas of a contact sheet, see there."""
     shown = frames_shown(len(prediction.clip_TCHW), 8)
     rows = prediction_rows(prediction, zoom_to(prediction.clip_TCHW, 128))
-    page_of_rows(rows, shown, title=title, footer=_footer(prediction), tubelet=prediction.tubelet).save(path)
+    return page_of_rows(rows, shown, title=title, footer=footer(prediction), tubelet=prediction.tubelet)
 
 
 def animation(prediction: Prediction, path: Path | str, *, title: str) -> None:
@@ -263,7 +268,7 @@ def animation(prediction: Prediction, path: Path | str, *, title: str) -> None:
     rows = prediction_rows(prediction, zoom_to(prediction.clip_TCHW, 192))
     times = range(len(prediction.clip_TCHW))
     video_TCHW = torch.stack(
-        [_moment(rows, t, title=title, footer=_footer(prediction), tubelet=prediction.tubelet) for t in times]
+        [_moment(rows, t, title=title, footer=footer(prediction), tubelet=prediction.tubelet) for t in times]
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".mp4":

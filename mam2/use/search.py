@@ -22,7 +22,7 @@ from rich.progress import track
 from torch import Tensor
 
 from mam2.config import UserError
-from mam2.data.windows import Planned, WindowLoader
+from mam2.data.windows import Planned, WindowLoader, evenly
 from mam2.device import local_device
 from mam2.files import segment_of
 from mam2.use.embedder import WINDOWS_AT_ONCE, Embedder, load_embedder_of
@@ -108,8 +108,8 @@ def search(
     return [Hit(score=score, found=found, query=example.windows[which]) for score, found, which in best]
 
 
-def embed_query(path: str, embedder: Embedder) -> Query:
-    """The embeddings of a query's windows.
+def embed_query(path: str, embedder: Embedder, *, max_windows: int | None = None) -> Query:
+    """The embeddings of a query's windows; of more than `max_windows` those of so many, spread evenly.
 
     Raises:
         UserError: a video that can't be used, or that is shorter than a window.
@@ -125,7 +125,8 @@ def embed_query(path: str, embedder: Embedder) -> Query:
             f"{path} has {whole.last} frames, {whole.end:.3g} seconds: the query is shorter than a window of the "
             f"features, {identity.window}. Give a longer one, or embed the videos again with a shorter --window."
         )
-    windows = [(path, window) for window in planned.windows]
+    chosen = planned.windows if max_windows is None else evenly(planned.windows, max_windows)
+    windows = [(path, window) for window in chosen]
     sizes = {"num_frames": identity.frames, "size": identity.size, "batch_size": WINDOWS_AT_ONCE}
     loader = WindowLoader(windows, embedder.data, **sizes)
     embedded = list(embedder.embed(loader))

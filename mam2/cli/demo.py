@@ -1,0 +1,39 @@
+"""`mam2 demo`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Le
+from tyro.conf import Positional
+
+from mam2.cli.parse import parse
+from mam2.config import check
+from mam2.use.demo_page import demo
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoCommand:
+    """Try a run on a local web page: upload or choose a video, and see what the model makes of it.
+
+    Attributes:
+        source: the folder of a pre-training or fine-tuning run; or an encoder, as `mam2 embed` takes it.
+        features: a file that `mam2 embed` wrote with this encoder; shows its windows that are most like the video.
+        videos: a folder of videos, a CSV with path, or a video, to choose from.
+        port: of the page; 0 is the first free one from 7860 up.
+    """
+
+    source: Positional[str]
+    features: str = ""
+    videos: str = ""
+    port: Annotated[int, Ge(0), Le(65535)] = 0
+
+    def __post_init__(self) -> None:
+        check(self, "")
+
+
+def main(verb: str, arguments: list[str]) -> None:
+    """Serves the page until it is interrupted."""
+    command = parse(DemoCommand, verb, arguments)
+    demo(command.source, features=command.features, videos=command.videos, port=command.port)

@@ -1,0 +1,414 @@
+"""The demo's page: each part of it by value, and the whole of it in a browser."""
+
+import base64
+import html
+import io
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TINY, TINY_ENCODER, write_video
+from PIL import Image
+
+import mam2.use.demo
+from mam2.__main__ import main
+from mam2.config import UserError
+from mam2.data.clips import Data
+from mam2.data.windows import Window, evenly
+from mam2.model.encoder import EncoderConfig, VideoEncoder
+from mam2.model.weights import load_classifier, load_encoder, save_encoder
+from mam2.pictures import demo_parts
+from mam2.use.demo import alike, all_parts, classified, load_demo, predicted, told
+from mam2.use.embed import embed_file, read_clip
+from mam2.use.embedder import Embed
+from mam2.use.search import search
+from mam2.use.timeline import Timeline, scores_along
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = Path("/usr/bin/chromium")
+SIZES = EncoderConfig(width=16, depth=1, num_heads=2, frames=3, size=16, patch_size=4)
+
+
+def command(*arguments: object) -> None:
+    """Runs the command line in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["mam2", *map(str, arguments)])
+        main()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
+    """A folder with a pre-training `mine`, a fine-tuning `tuned`, a library of videos, its features, and a query."""
+    place = tmp_path_factory.mktemp("demo")
+    short = ("--loop.duration", "2 steps")
+    command("pretrain", "mam2_tiny", "--data.root", videos, "--out", place / "mine", *TINY, *short)
+    tuned = ("--init", place / "mine", "--data.root", videos, "--out", place / "tuned", *TINY_ENCODER, *short)
+    command("finetune", "finetune_tiny", *tuned)
+    (place / "library").mkdir()
+    for number in range(3):
+        write_video(place / "library" / f"{number}.mp4", num_frames=30 + 7 * number, size=(48, 48 + 16 * number))
+    write_video(place / "query <b>.mp4", num_frames=40)
+    write_video(place / "short.mp4", num_frames=7)
+    (place / "text.mp4").write_text("These are words.\n" * 99)
+    config = Embed(num_workers=0, dtype="float32")
+    embed_file(place / "mine", place / "library", place / "features.parquet", config=config)
+    return place
+
+
+def words_of(page: str) -> str:
+    """The text of some HTML, on one line."""
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+
+def pictures_of(page: str) -> list[Image.Image]:
+    """The pictures in some HTML."""
+    found = re.findall(r'src="data:image/webp;base64,([^"]*)"', page)
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
+
+
+def numbers_of(page: str) -> list[list[str]]:
+    """The lines of the table in some HTML."""
+    return [re.findall(r"<td>(.*?)</td>", line) for line in re.findall(r"<tr>(<td>.*?)</tr>", page)]
+
+
+# --- class probabilities along a video ----------------------------------------------------------------------
+
+
+def test_scores_are_those_of_each_window_by_itself(place: Path) -> None:
+    model, classes = load_classifier(place / "tuned")
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+    data = Data(stride_frames=4, num_workers=0)
+    path = place / "query <b>.mp4"
+    line = scores_along(model, classes, data, path, max_windows=64)
+    assert [(window.first, window.last) for window in line.windows] == [(0, 12), (12, 24), (24, 36), (28, 40)]
+    assert (line.num_windows, line.is_short, line.problem) == (4, False, "")
+    clips = [read_clip(path, SIZES, start=window.start, end=window.end) for window in line.windows]
+    with torch.no_grad():
+        expected_WK = model(torch.stack(clips)).softmax(dim=1)
+    torch.testing.assert_close(line.scores_WK, expected_WK, atol=1e-6, rtol=0)
+    torch.testing.assert_close(line.scores_WK.sum(dim=1), torch.ones(4))
+    assert line.scores_WK.std(dim=0).min() > 1e-3  # the windows differ
+
+
+def test_a_long_video_is_looked_at_here_and_there(place: Path) -> None:
+    windows = [Window(i, i + 1, i / 10, (i + 1) / 10) for i in range(10)]
+    assert [window.first for window in evenly(windows, 4)] == [0, 3, 6, 9]
+    assert evenly(windows, 10) == windows
+    assert evenly(windows, 1) == windows[:1]
+    model, classes = load_classifier(place / "tuned")
+    data = Data(stride_frames=1, num_workers=0)
+    line = scores_along(model, classes, data, place / "query <b>.mp4", max_windows=3)
+    assert [window.first for window in line.windows] == [0, 18, 37]
+    assert line.num_windows == 14
+    assert "3 of its 14 windows were looked at, spread evenly." in words_of(demo_parts.timeline(line))
+
+
+def test_a_short_video_is_one_window(place: Path) -> None:
+    model, classes = load_classifier(place / "tuned")
+    line = scores_along(model, classes, Data(num_workers=0), place / "short.mp4", max_windows=64)
+    assert [(window.first, window.last) for window in line.windows] == [(0, 7)]
+    assert "The video is shorter than a clip of the training" in words_of(demo_parts.timeline(line))
+
+
+def timeline_of(kind: str, scores: list[list[float]], classes: tuple[str, ...]) -> Timeline:
+    windows = tuple(Window(8 * i, 8 * i + 8, 0.5 * i, 0.5 * i + 0.5) for i in range(len(scores)))
+    return Timeline(
+        classes=classes,
+        kind=kind,
+        windows=windows,
+        scores_WK=torch.tensor(scores),
+        num_windows=len(scores),
+        is_short=False,
+        problem="",
+    )
+
+
+def test_the_bars_and_the_table_hold_the_probabilities() -> None:
+    page = demo_parts.timeline(timeline_of("classes", [[0.1, 0.25, 0.65], [0.7, 0.05, 0.25]], ("run", "<jump>", "sit")))
+    assert "<jump>" not in page
+    assert re.findall(r"<span>(.*?)</span><span class=\"mean\">(.*?)</span>", page) == [
+        ("sit", "45.0%"),
+        ("run", "40.0%"),
+        ("&lt;jump&gt;", "15.0%"),
+    ]
+    heights = [round(float(x)) for x in re.findall(r"height: ([\d.]+)%", page)]
+    assert heights == [65, 25, 10, 70, 25, 5]
+    assert numbers_of(page) == [
+        ["0:00.0", "0:00.5", "65.0%", "10.0%", "25.0%"],
+        ["0:00.5", "0:01.0", "25.0%", "70.0%", "5.0%"],
+    ]
+    assert "Each window lasts 0.5 seconds" in words_of(page)
+
+
+def test_of_many_classes_those_with_a_moment_of_their_own_have_bars() -> None:
+    rare = [[0.2, 0.2, 0.2, 0.2, 0.1, 0.1, 0.0, 0.0], [0.05, 0.05, 0.05, 0.05, 0.0, 0.0, 0.0, 0.8]]
+    page = demo_parts.timeline(timeline_of("classes", rare, tuple("abcdefgh")))
+    names = re.findall(r"<span>(.)</span><span class=\"mean\">", page)
+    assert names == ["h", "a", "b", "c", "d", "e"]
+    assert "Of 8 classes, the 6 that are most probable in any window." in words_of(page)
+    assert [len(line) for line in numbers_of(page)] == [2 + 8, 2 + 8]  # all of them
+
+
+def test_several_classes_and_numbers() -> None:
+    page = demo_parts.timeline(timeline_of("several", [[0.9, 0.8]], ("run", "jump")))
+    assert "do not sum to 100%" in words_of(page)
+    page = demo_parts.timeline(timeline_of("numbers", [[1.5], [-4.0]], ("number",)))
+    assert numbers_of(page) == [["0:00.0", "0:00.5", "1.5"], ["0:00.5", "0:01.0", "-4"]]
+    assert "Predicted for the whole video: -1.25, the mean of its windows." in words_of(page)
+    assert "%" not in words_of(page)
+
+
+# --- predictions, neighbours --------------------------------------------------------------------------------
+
+
+def test_predictions_are_moving_pictures_in_step(place: Path) -> None:
+    shown = load_demo(place / "mine")
+    page = predicted(shown, str(place / "query <b>.mp4"), seed=0)
+    *moving, sheet = pictures_of(page)
+    names = re.findall(r"<figcaption><strong>(.*?)</strong>", page)
+    assert names == ["Input", "Input with mask", "Predicted codes", "True motion", "Predicted motion", "Attention"]
+    assert [picture.size for picture in moving] == [(160, 160)] * 6
+    assert [moving[row].n_frames for row in (0, 1, 3)] == [3, 3, 3]  # of motion, too; the others may stand still
+    assert sheet.size[0] > 3 * 128
+    assert "masked patches grey (75%)" in words_of(page)
+    assert re.search(r"Codes right in this clip: \d+\.\d%", page)
+    [hidden, other] = [pictures_of(predicted(shown, str(place / "query <b>.mp4"), seed=seed))[1] for seed in (0, 1)]
+    assert hidden.tobytes() == moving[1].tobytes() != other.tobytes()  # the mask is the seed's
+
+
+def test_an_encoder_alone_shows_its_attention(place: Path, tmp_path: Path) -> None:
+    save_encoder(tmp_path / "encoder.safetensors", load_encoder(place / "mine"))
+    shown = load_demo(tmp_path / "encoder.safetensors")
+    page = predicted(shown, str(place / "query <b>.mp4"), seed=0)
+    assert re.findall(r"<figcaption><strong>(.*?)</strong>", page) == ["Input", "Attention"]
+    assert "What the encoder attends to" in page
+    assert [line.partition(":")[0] for line in shown.missing] == [
+        "Predicted appearance and motion",
+        "Classes along the video",
+        "Windows that are most like it",
+    ]
+    assert (classified(shown, "x.mp4"), alike(shown, "x.mp4")) == ("", "")
+
+
+def test_neighbours_are_those_of_search(place: Path) -> None:
+    shown = load_demo(place / "mine", features=place / "features.parquet", videos=place / "library")
+    hits = search(place / "features.parquet", place / "query <b>.mp4", top_k=8)
+    page = alike(shown, str(place / "query <b>.mp4"))
+    assert re.findall(r"<strong>([\d.]+), like", page) == [f"{hit.score:.3f}" for hit in hits]
+    queries = len({hit.query for hit in hits})
+    assert re.findall(r"</strong><br>(\d\.mp4)", page) == [Path(hit.found.path).name for hit in hits]
+    assert len(pictures_of(page)) == queries + 8
+    assert all(picture.n_frames > 1 for picture in pictures_of(page))
+    own = alike(shown, shown.videos["0.mp4"])
+    assert "0.mp4" not in re.findall(r"like [\d:.]+</strong><br>(\d\.mp4)", own)
+
+
+def test_what_the_page_says_it_shows(place: Path) -> None:
+    shown = load_demo(place / "tuned", videos=place / "library")
+    assert shown.title == "Try tuned"
+    assert shown.about == (
+        "A classifier of 2 classes: 1 blocks, 16 wide. It looks at clips of 3 frames of 16 × 16 pixels, 4 frames of "
+        "the video apart."
+    )
+    assert list(shown.videos) == ["0.mp4", "1.mp4", "2.mp4"]
+    assert shown.videos["1.mp4"] == str(place / "library" / "1.mp4")
+    assert len(shown.missing) == 2
+    assert "A pre-trained model: " in load_demo(place / "mine").about
+
+
+def test_of_many_videos_the_first_can_be_chosen(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mam2.use.demo, "MAX_VIDEOS", 2)
+    assert list(load_demo(place / "mine", videos=place / "library").videos) == ["0.mp4", "1.mp4"]
+    assert "has 3 videos; the page lets choose from the first 2" in caplog.text
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------
+
+
+def test_what_goes_wrong_is_told_once_and_names_no_folder(place: Path) -> None:
+    shown = load_demo(place / "tuned")
+    *_, (first, second, third) = all_parts(shown, str(place / "text.mp4"), seed=0)
+    assert words_of(first).startswith("text.mp4 can't be decoded: ")
+    assert (second, third) == ("", "")
+    shown = load_demo(place / "mine", features=place / "features.parquet")
+    *_, (first, second, third) = all_parts(shown, str(place / "short.mp4"), seed=0)
+    assert first == ""
+    assert len(pictures_of(second)) == 7
+    assert words_of(third).startswith("short.mp4 has 7 frames, 0.233 seconds: the query is shorter than a window of")
+
+
+def test_a_fault_of_the_program_is_told_in_words(caplog: pytest.LogCaptureFixture) -> None:
+    page = told(lambda: str(1 // 0), "/secret/some.mp4")
+    assert words_of(page) == (
+        "Something is wrong in the program, so a part of some.mp4 can't be shown. Its terminal says more."
+    )
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_features_of_another_encoder_are_refused(place: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_encoder(tmp_path / "other.safetensors", VideoEncoder(SIZES))
+    with pytest.raises(UserError, match=r"holds other features: encoder differ. There: encoder \w{12}, .* Here: enc"):
+        load_demo(tmp_path / "other.safetensors", features=place / "features.parquet")
+
+
+def test_wrong_arguments_are_refused(place: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, _, err = run("demo", place / "absent")
+    assert status == 2
+    assert "is no run's folder" in err
+    assert run("demo", place / "mine", "--features", place / "absent.parquet")[0] == 2
+    status, _, err = run("demo", place / "mine", "--videos", place / "absent")
+    assert status == 2
+    assert "absent" in err
+    assert run("demo", place / "mine", "--port", "70000")[0] == 2
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    status, _, err = run("demo", place / "mine")
+    assert (status, err) == (2, "mam2: The page needs the package gradio. Install it: pip install 'mam2[demo]'.")
+
+
+# --- in a browser -------------------------------------------------------------------------------------------
+
+# Runs at the start of the server: Ctrl-C ends it although pytest may ignore it; other machines are not asked.
+AT_START = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def watch(event, arguments):
+    place = arguments[1] if event == "socket.connect" else arguments if event == "socket.getaddrinfo" else None
+    if isinstance(place, tuple) and str(place[0]) not in ("127.0.0.1", "localhost", "0.0.0.0", "::1", "None"):
+        print("asks", event, place, flush=True)
+sys.addaudithook(watch)
+"""
+
+
+@contextmanager
+def server(folder: Path, *arguments: object) -> Iterator[str]:
+    """Starts a server and gives its address. Ctrl-C ends it; no uploads are left, and no other machine was asked."""
+    (folder / "start").mkdir()
+    (folder / "start" / "sitecustomize.py").write_text(AT_START)
+    (folder / "temporary").mkdir()
+    places = {"PYTHONPATH": f"{folder / 'start'}{os.pathsep}{ROOT}", "TMPDIR": str(folder / "temporary")}
+    with (folder / "stderr.txt").open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=folder,
+            env={**os.environ, **places},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("Open http://"), line + (folder / "stderr.txt").read_text()
+        yield line.split()[1]
+        assert list((folder / "temporary").rglob("*.mp4"))
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+        assert rest == ""
+        assert not list((folder / "temporary").rglob("*.mp4"))
+        assert process.returncode in (130, -signal.SIGINT)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def browser(address: str, *, width: int) -> Iterator:
+    """A page in Chromium, which must ask this machine only and complain of nothing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no {CHROMIUM}")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": width, "height": 900})
+        wrong = []
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda asked: wrong.append(asked.url) if not is_here(asked.url) else None)
+        page.goto(address)
+        page.wait_for_selector("h1")
+        yield page
+        assert wrong == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the window"
+        chromium.close()
+
+
+def is_here(address: str) -> bool:
+    return re.match(r"http://(127\.0\.0\.1|localhost):\d+/|data:|blob:", address) is not None
+
+
+def are_seen(page, heading: str) -> bool:
+    """Whether all pictures below a heading have been decoded by the browser."""
+    images = page.locator(f".mam2:has(h2:text-is({heading!r})) img")
+    return images.evaluate_all("all => all.length > 0 && all.every(image => image.naturalWidth >= 16)")
+
+
+@pytest.mark.slow
+def test_classes_and_messages_in_a_browser(place: Path, tmp_path: Path) -> None:
+    run = ("-m", "mam2", "demo", place / "tuned", "--videos", place / "library")
+    with server(tmp_path, *run) as address, browser(address, width=390) as page:
+        assert page.inner_text("h1") == "Try tuned"
+        assert "Predicted appearance and motion: tuned is no pre-training run." in page.inner_text("body")
+        page.set_input_files("input[type=file]", place / "text.mp4")
+        page.wait_for_selector("[role=alert]")
+        assert page.inner_text("[role=alert]").startswith("text.mp4 can't be decoded: ")
+        assert page.locator(".mam2 img").count() == 0
+        page.click("[aria-label=Clear]")
+        page.wait_for_selector("text=Upload a video, or choose one.")
+        page.set_input_files("input[type=file]", place / "query <b>.mp4")
+        page.wait_for_selector("text=What the encoder attends to")
+        assert page.locator(".timeline > span:nth-child(3n+1)").all_inner_texts()[:2] != []
+        page.click("text=All numbers")
+        assert page.locator(".mam2 th").all_inner_texts()[:2] == ["from", "to"]
+        assert sorted(page.locator(".mam2 th").all_inner_texts()[2:]) == ["approach", "left"]
+        lines = [line.locator("td").all_inner_texts() for line in page.locator(".mam2 tbody tr").all()]
+        assert [line[0] for line in lines] == ["0:00.0", "0:00.4", "0:00.8", "0:00.9"]
+        assert [round(sum(float(cell.rstrip("%")) for cell in line[2:]), 1) for line in lines] == [100] * 4
+        assert are_seen(page, "What the encoder attends to")
+        page.click("input[aria-label='or one of these']")
+        page.click("text=2.mp4")
+        page.wait_for_selector("td:text('0:01.5')", state="attached")  # it is longer
+
+
+@pytest.mark.slow
+def test_predictions_and_neighbours_in_a_browser(place: Path, tmp_path: Path) -> None:
+    """The script of docs/demo.md, as a Space starts it."""
+    [script] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "demo.md").read_text(), re.DOTALL)
+    (tmp_path / "app.py").write_text(script)
+    shutil.copytree(place / "mine", tmp_path / "run")
+    shutil.copytree(place / "library", tmp_path / "videos")
+    shutil.copy(place / "features.parquet", tmp_path)
+    with server(tmp_path, "app.py") as address, browser(address, width=1200) as page:
+        assert page.inner_text("h1") == "Try run"
+        page.set_input_files("input[type=file]", place / "query <b>.mp4")
+        page.wait_for_selector("text=Windows that are most like it >> visible=true")
+        names = page.locator(".mam2:has(h2:text('What the model sees')) figcaption strong").all_inner_texts()
+        assert names[:2] == ["Input", "Input with mask"]
+        assert names[-1] == "Attention"
+        assert are_seen(page, "What the model sees, and what it predicts")
+        assert are_seen(page, "Windows that are most like it")
+        mask = page.get_attribute("img[alt='Input with mask']", "src")
+        page.click("text=Another mask")
+        page.wait_for_function("mask => document.querySelector(\"img[alt='Input with mask']\").src != mask", arg=mask)
+        assert page.locator(".mam2:has(h2:text('Windows that')) img").count() >= 9
+
+
+def test_a_port_that_is_taken_is_refused(place: Path, run) -> None:
+    pytest.importorskip("gradio")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, out, err = run("demo", place / "mine", "--port", port)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"mam2: Port {port} of 127.0.0.1 can't be used (Address already in use). Give another --port")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -36,4 +38,5 @@ class DemoCommand:
 def main(verb: str, arguments: list[str]) -> None:
     """Serves the page until it is interrupted."""
     command = parse(DemoCommand, verb, arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # or uploads would stay
     demo(command.source, features=command.features, videos=command.videos, port=command.port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,14 +61,19 @@ def part(name: str, *values: object) -> str:
     return f'<div class="mam2">{macro(*values)}</div>'
 
 
+def without_folder(page: str, path: str) -> str:
+    """HTML in which a file is named without the folder that it lies in."""
+    return page.replace(str(escape(printable(f"{os.path.dirname(path)}{os.sep}"))), "")
+
+
 def header(title: str, about: str) -> str:
     """The head of the page."""
     return part("header", printable(title), printable(about))
 
 
-def hint() -> str:
+def hint(*, can_choose: bool) -> str:
     """What stands on the page before there is a video."""
-    return part("hint")
+    return part("hint", can_choose)
 
 
 def problem(words: str) -> str:
@@ -77,7 +83,7 @@ def problem(words: str) -> str:
 
 def missing(lines: Sequence[str]) -> str:
     """What the page can't show, and what would show it."""
-    marked = [Markup(re.sub("`(.*?)`", r"<code>\1</code>", escape(printable(line)))) for line in lines]
+    marked = [Markup(re.sub("`(.*?)`", r"<code>\1</code>", str(escape(printable(line))))) for line in lines]
     return part("missing", marked) if lines else ""
 
 
@@ -118,7 +124,7 @@ def _card(card: Card) -> dict[str, str]:
     seen = shown(card)
     return {
         "picture": seen["picture"],
-        "problem": seen["problem"],
+        "problem": seen["problem"].replace(f"{printable(os.path.dirname(card.path))}{os.sep}", ""),
         "name": seen["words"] or seen["when"],
         "words": seen["name"],
         "small": seen["when"] if seen["words"] else "",

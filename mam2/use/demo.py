@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from mam2.config import UserError
 from mam2.device import local_device
 from mam2.files import read_metadata
@@ -66,7 +64,6 @@ def load_demo(source: str | Path, *, features: str | Path = "", videos: str | Pa
     source = str(source)
     choice = _choice(str(videos)) if videos else {}
     predictor = load_predictor(source)
-    predictor.encoder.to(local_device())
     file = own_file(source)
     classifier = None
     if file is not None and read_metadata(file).get("format") == FORMAT_CLASSIFIER:
@@ -140,13 +137,15 @@ def all_parts(demo: Demo, video: str, *, seed: int) -> Iterator[tuple[str, str, 
 def told(make: Callable[[], str], video: str) -> str:
     """What `make` returns; what goes wrong becomes a message for the page, which names no folder of this machine."""
     try:
-        return make()
+        made = make()
     except UserError as error:
-        words = str(error)
+        made = demo_parts.problem(str(error))
     except Exception:
         log.exception("The page could not show a part of %s:", video)
-        words = f"Something is wrong in the program, so a part of {video} can't be shown. Its terminal says more."
-    return demo_parts.problem(words.replace(f"{os.path.dirname(video)}{os.sep}", ""))
+        made = demo_parts.problem(
+            f"Something is wrong in the program, so a part of {video} can't be shown. Its terminal says more."
+        )
+    return demo_parts.without_folder(made, video)
 
 
 def predicted(demo: Demo, video: str, *, seed: int) -> str:
@@ -163,7 +162,6 @@ def classified(demo: Demo, video: str) -> str:
     return demo_parts.timeline(scores_along(model, classes, data, video, max_windows=MAX_WINDOWS))
 
 
-@torch.no_grad()
 def alike(demo: Demo, video: str) -> str:
     """The windows of the features file that are most like the video's; empty without one."""
     if demo.features is None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from mam2.config import UserError
-from mam2.data.catalog import VIDEO_SUFFIXES
 from mam2.pictures import demo_parts
 from mam2.use.demo import Demo, all_parts, load_demo, predicted, told
 
@@ -94,6 +93,7 @@ def _gradio() -> Any:
 def make_page(shown: Demo) -> Any:
     """The page of a demo, a `gradio.Blocks`."""
     gr = _gradio()
+    hint = demo_parts.hint(can_choose=bool(shown.videos))
     # No event is part of an API, and one at a time uses the model.
     event = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "model"}
 
@@ -104,7 +104,7 @@ def make_page(shown: Demo) -> Any:
         return shown.videos[name] if name else "", None, gr.Button(interactive=bool(name))
 
     def look(video: str, seed: int) -> Iterator[tuple[str, str, str]]:
-        yield from all_parts(shown, video, seed=seed) if video else iter([(demo_parts.hint(), "", "")])
+        yield from all_parts(shown, video, seed=seed) if video else iter([("", hint, "")])
 
     def another(video: str, seed: int) -> tuple[int, str]:
         return seed + 1, told(lambda: predicted(shown, video, seed=seed + 1), video)
@@ -114,13 +114,17 @@ def make_page(shown: Demo) -> Any:
         video, seed = gr.State(""), gr.State(0)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                upload = gr.File(label="Your video", file_types=list(VIDEO_SUFFIXES), height=160)
+                upload = gr.File(label="Your video", height=160)
                 choice = gr.Dropdown(
                     list(shown.videos), value=None, label="or one of these", visible=bool(shown.videos)
                 )
                 mask = gr.Button("Another mask", interactive=False, visible=shown.predictor.pretrained is not None)
             with gr.Column(scale=3, min_width=300):
-                parts = [gr.HTML(demo_parts.hint()), gr.HTML(), gr.HTML()]
+                parts = [
+                    gr.HTML(visible=shown.classifier is not None),
+                    gr.HTML(hint),
+                    gr.HTML(visible=shown.features is not None),
+                ]
         gr.HTML(demo_parts.missing(shown.missing))
         upload.upload(of_upload, upload, [video, choice, mask], **event).then(look, [video, seed], parts, **event)
         upload.clear(of_upload, upload, [video, choice, mask], **event).then(look, [video, seed], parts, **event)

@@ -213,6 +213,18 @@ def test_neighbours_are_those_of_search(place: Path) -> None:
     assert "0.mp4" not in re.findall(r"like [\d:.]+</strong><br>(\d\.mp4)", own)
 
 
+def test_neighbours_whose_file_is_gone_are_named(place: Path) -> None:
+    shown = load_demo(place / "mine", features=place / "features.parquet")
+    (place / "library").rename(place / "moved")
+    try:
+        page = alike(shown, str(place / "query <b>.mp4"))
+    finally:
+        (place / "moved").rename(place / "library")
+    assert len(pictures_of(page)) < 8
+    assert page.count('<p class="problem">') == 8
+    assert str(place) not in page
+
+
 def test_what_the_page_says_it_shows(place: Path) -> None:
     shown = load_demo(place / "tuned", videos=place / "library")
     assert shown.title == "Try tuned"

@@ -14,7 +14,6 @@ from markupsafe import Markup, escape
 from torch import Tensor
 
 from mam2.config import printable
-from mam2.data.windows import Window
 from mam2.pictures.canvas import FrameRow, zoom_to
 from mam2.pictures.hits import Card, clock, moving, shown
 from mam2.pictures.prediction import FPS, Prediction, footer, prediction_rows, sheet_of
@@ -107,10 +106,8 @@ def predictions(prediction: Prediction, *, title: str) -> str:
 
 def _moving(row: FrameRow, num_frames: int) -> str:
     """A row's frames; where the last one has none, as for motion, an empty one keeps it in step with the others."""
-    frames_TCHW = row.frames_TCHW
-    if num_frames - len(frames_TCHW) > 0:
-        empty_TCHW = torch.full((num_frames - len(frames_TCHW), *row.frames_TCHW.shape[1:]), 0.9)
-        frames_TCHW = torch.cat([frames_TCHW, empty_TCHW])
+    empty_TCHW = torch.full((num_frames - len(row.frames_TCHW), *row.frames_TCHW.shape[1:]), 0.9)
+    frames_TCHW = torch.cat([row.frames_TCHW, empty_TCHW])
     return moving((frames_TCHW.clamp(0, 1) * 255).round().byte(), seconds=1 / FPS, quality=85)
 
 
@@ -165,8 +162,8 @@ def _most_probable(scores_WK: Tensor) -> list[int]:
 
 def _about(line: Timeline) -> list[str]:
     """What was looked at, and what was left out."""
-    first: Window = line.windows[0]
-    words = [f"Each window lasts {first.end - first.start:.2g} seconds, as long as a clip of the training."]
+    first = line.windows[0]
+    words = [f"Each window lasts {first.end - first.start:.2g} seconds."]
     if line.is_short:
         words = ["The video is shorter than a clip of the training: it is one window, with its frames closer together."]
     if line.num_windows > len(line.windows) and not line.problem:

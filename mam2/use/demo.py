@@ -73,7 +73,7 @@ def load_demo(source: str | Path, *, features: str | Path = "", videos: str | Pa
     if features:
         features = Path(features)
         embedder = load_embedder_of(read_maker(features), features, source=source, num_workers=0)
-    name = Path(source).name
+    name = Path(source).name or Path(source).resolve().name
     missing = []
     if predictor.pretrained is None:
         missing.append(
@@ -180,7 +180,8 @@ def alike(demo: Demo, video: str) -> str:
     ]
     about = (
         "The number is the cosine of a window's features with those of the window of the video that it is most like; "
-        "1 is the most that it can be. Windows of the video's own file are left out."
+        f"1 is the most that it can be. Of a video with more than {MAX_WINDOWS} windows, so many are compared, spread "
+        "evenly. Windows of the video's own file are left out."
     )
     return demo_parts.neighbours(rows, about=about)
 

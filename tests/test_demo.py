@@ -31,7 +31,7 @@ from mam2.pictures import demo_parts
 from mam2.use.demo import alike, all_parts, classified, load_demo, predicted, told
 from mam2.use.embed import embed_file, read_clip
 from mam2.use.embedder import Embed
-from mam2.use.search import search
+from mam2.use.search import embed_query, search
 from mam2.use.timeline import Timeline, scores_along
 
 ROOT = Path(__file__).parents[1]
@@ -211,6 +211,15 @@ def test_neighbours_are_those_of_search(place: Path) -> None:
     assert all(picture.n_frames > 1 for picture in pictures_of(page))
     own = alike(shown, shown.videos["0.mp4"])
     assert "0.mp4" not in re.findall(r"like [\d:.]+</strong><br>(\d\.mp4)", own)
+
+
+def test_of_a_long_query_some_windows_are_embedded(place: Path) -> None:
+    _, embedder = load_demo(place / "mine", features=place / "features.parquet").features
+    whole = embed_query(str(place / "query <b>.mp4"), embedder)
+    some = embed_query(str(place / "query <b>.mp4"), embedder, max_windows=2)
+    assert len(whole.windows) == 4
+    assert some.windows == (whole.windows[0], whole.windows[3])
+    torch.testing.assert_close(some.x_QF, whole.x_QF[[0, 3]])
 
 
 def test_neighbours_whose_file_is_gone_are_named(place: Path) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 from mam2 import distributed
 from mam2.config import UserError, to_json
 from mam2.files import read_tensors, write_tensors, write_text
-from mam2.model.classifier import Classifier
+from mam2.model.classifier import Classifier, Pooling
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import (
     FORMAT_CLASSIFIER,
@@ -409,14 +409,16 @@ def test_a_loaded_encoder_is_the_saved_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["encoder.safetensors"]
 
 
-def test_a_loaded_classifier_is_the_saved_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pooling", ["all", "space"])
+def test_a_loaded_classifier_is_the_saved_one(tmp_path: Path, pooling: Pooling) -> None:
     torch.manual_seed(0)
-    classifier = Classifier(VideoEncoder(replace(TINY, drop_path=0.1)), 3).eval()
+    classifier = Classifier(VideoEncoder(replace(TINY, drop_path=0.1)), 3, pooling=pooling).eval()
     save_classifier(tmp_path / "classifier.safetensors", classifier, ("run", "ünlü", "walk"))
     loaded, classes = load_classifier(tmp_path)
     assert classes == ("run", "ünlü", "walk")
     assert same(loaded, classifier)
     assert loaded.encoder.config == classifier.encoder.config
+    assert loaded.pooling == pooling
     assert not loaded.training
     # A fine-tuned run gives its own encoder.
     assert same(load_encoder(tmp_path), classifier.encoder)

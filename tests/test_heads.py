@@ -192,7 +192,7 @@ def test_numbers_are_saved_in_their_own_units(tmp_path):
     torch.testing.assert_close(saved(clip), expected)
     tensors, metadata = read_tensors(tmp_path / "c.safetensors")
     write_tensors(tmp_path / "c.safetensors", tensors, metadata | {"labels": "many"})
-    with pytest.raises(UserError, match=r"is damaged: its labels are 'many'; accepted: classes, several, numbers"):
+    with pytest.raises(UserError, match=r"is damaged: it states the labels 'many'; accepted: classes, several"):
         load_classifier(tmp_path / "c.safetensors")
 
 

@@ -381,6 +381,17 @@ def test_classifier_pools_before_its_own_norm() -> None:
     torch.testing.assert_close(classifier(clip), expected)
 
 
+def test_a_classifier_pooled_over_space_tells_the_order_of_frames() -> None:
+    classifier = scrambled(Classifier(VideoEncoder(TINY), 5, pooling="space")).eval()
+    clip = torch.rand(2, 4, 3, 32, 32)
+    features = classifier.encoder.encode(classifier.encoder.embed(clip), norm=False)
+    weight_KTD = classifier.head.weight.unflatten(1, (4, -1))
+    expected = torch.einsum("btd,ktd->bk", classifier.norm(features.mean(dim=2)), weight_KTD) + classifier.head.bias
+    torch.testing.assert_close(classifier(clip), expected)
+    with pytest.raises(UserError, match=r"has 2 frames; this classifier, whose pooling is 'space', takes 4"):
+        classifier(clip[:, :2])
+
+
 def test_classifier_trains_every_parameter_but_the_unused_norm() -> None:
     classifier = Classifier(VideoEncoder(TINY), 5)
     nn.functional.cross_entropy(classifier(torch.rand(2, 4, 3, 32, 32)), torch.tensor([0, 3])).backward()

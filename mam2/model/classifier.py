@@ -1,38 +1,67 @@
 """The classifier: an encoder with mean pooling and a linear head (App. B).
 
-B clips, T frames, N patches per frame, D width.
+B clips, T frames or tubelets, N patches per frame, D width.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
-from mam2.config import LabelKind
+from mam2.config import LabelKind, UserError
 from mam2.model.blocks import layer_norm
 from mam2.model.encoder import VideoEncoder
+
+Pooling = Literal["all", "space"]
+"""Of features for a head: their mean over space and time, or over space, the frames one after another."""
 
 
 class Classifier(nn.Module):
     """A video encoder with mean pooling, a new LayerNorm and a linear head; the pre-training's final norm is unused.
 
-    `classifier(clip_BTCHW) -> logits (B, num_classes)`; `kind` says what they mean, see `scores_of`.
+    `classifier(clip_BTCHW) -> logits (B, num_classes)`.
+
+    Args:
+        encoder: the encoder.
+        num_classes: of the head.
+        kind: what its numbers mean, see `scores_of`.
+        pooling: mean over "all", space and time, the paper's; or over "space": the head gets T × D numbers, which
+            tell what comes first.
     """
 
-    def __init__(self, encoder: VideoEncoder, num_classes: int, kind: LabelKind = "classes") -> None:
+    def __init__(
+        self, encoder: VideoEncoder, num_classes: int, kind: LabelKind = "classes", *, pooling: Pooling = "all"
+    ) -> None:
         super().__init__()
         self.kind = kind
+        self.pooling = pooling
         self.encoder = encoder
         self.encoder.norm.requires_grad_(False)
         self.norm = layer_norm(encoder.config.width)
-        self.head = nn.Linear(encoder.config.width, num_classes)
+        self.head = nn.Linear(
+            encoder.config.width * (encoder.config.tubelets if pooling == "space" else 1), num_classes
+        )
         nn.init.trunc_normal_(self.head.weight, std=0.02 * 0.001)  # as VideoMAE's init_scale
         nn.init.zeros_(self.head.bias)
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
-        """Logits (B, num_classes)."""
+        """Logits (B, num_classes).
+
+        Raises:
+            UserError: with pooling "space", a clip of another length than the encoder's.
+        """
         encoder = self.encoder
+        if self.pooling == "space" and clip_BTCHW.shape[1] != encoder.config.frames:
+            raise UserError(
+                f"The clip has {clip_BTCHW.shape[1]} frames; this classifier, whose pooling is 'space', takes "
+                f"{encoder.config.frames}."
+            )
         features_BTND = encoder.encode(encoder.embed(clip_BTCHW), encoder.rotation(clip_BTCHW), norm=False)
-        return self.head(self.norm(features_BTND.mean(dim=(1, 2))))
+        pooled_BTD = features_BTND.mean(dim=2)
+        if self.pooling == "space":
+            return self.head(self.norm(pooled_BTD).flatten(1))
+        return self.head(self.norm(pooled_BTD.mean(dim=1)))
 
 
 def scores_of(logits_BK: Tensor, kind: LabelKind) -> Tensor:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar, cast
@@ -27,7 +27,7 @@ from mam2.files import (
     shapes_of,
     write_tensors,
 )
-from mam2.model.classifier import Classifier
+from mam2.model.classifier import Classifier, Pooling
 from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
 from mam2.model.positions import FullPositions, Positions, SpaceRotaryPositions, is_interpolated
 from mam2.model.source import CLASSIFIER_FILE, HUB, weight_file
@@ -166,6 +166,8 @@ def save_classifier(file: Path, classifier: Classifier, classes: tuple[str, ...]
     metadata |= _origin_metadata(classifier.encoder)
     if classifier.kind != "classes":
         metadata["labels"] = classifier.kind
+    if classifier.pooling != "all":
+        metadata["pooling"] = classifier.pooling
     write_tensors(file, classifier.state_dict(), metadata)
 
 
@@ -190,13 +192,22 @@ def load_classifier(source: str | Path) -> tuple[Classifier, tuple[str, ...]]:
         classes = tuple(map(str, parse_json(metadata["classes"])))
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file} is damaged: the names of its classes can't be read ({first_line(error)}).") from error
-    kind = cast(LabelKind, metadata.get("labels", "classes"))
-    if kind not in typing.get_args(LabelKind):
-        raise UserError(
-            f"{file} is damaged: its labels are {kind!r}; accepted: {', '.join(typing.get_args(LabelKind))}."
-        )
+    kind = cast(LabelKind, _word(metadata, "labels", typing.get_args(LabelKind), file=file))
+    pooling = cast(Pooling, _word(metadata, "pooling", typing.get_args(Pooling), file=file))
     origin = _origin_of(metadata)
-    return _loaded(lambda: Classifier(VideoEncoder(config, origin=origin), len(classes), kind), tensors, file), classes
+
+    def make() -> Classifier:
+        return Classifier(VideoEncoder(config, origin=origin), len(classes), kind, pooling=pooling)
+
+    return _loaded(make, tensors, file), classes
+
+
+def _word(metadata: Mapping[str, str], name: str, accepted: tuple[str, ...], *, file: Path) -> str:
+    """A word of a classifier's metadata, the first of those that are accepted where there is none."""
+    word = metadata.get(name, accepted[0])
+    if word not in accepted:
+        raise UserError(f"{file} is damaged: it states the {name} {word!r}; accepted: {', '.join(accepted)}.")
+    return word
 
 
 def _flag(name: str, value: object) -> str:

@@ -30,6 +30,7 @@ from mam2.data.clips import Data, Sampling
 from mam2.device import autocast_dtype, local_device
 from mam2.evaluate import Evaluation
 from mam2.files import write_text
+from mam2.model.classifier import Pooling
 from mam2.model.encoder import VideoEncoder
 from mam2.model.weights import encoder_digest, load_encoder
 from mam2.probe.features import Features, extract
@@ -87,7 +88,7 @@ class Probe:
     path_column: str = "path"
     label_column: str = "label"
     kind: Literal["linear", "attentive", "knn"] = "linear"
-    pooling: Literal["space", "all"] = "space"
+    pooling: Pooling = "space"
     baseline: bool = True
     shots: Annotated[int, Ge(0)] = 0
     train_clips: Annotated[int, Ge(1)] = 3

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mam2.config import UserError, did_you_mean
+from mam2.model.classifier import Pooling
 from mam2.recipes import get_recipe
 from mam2.recipes.scales import ScaleName, scaled
 from mam2.train.pretrain import Pretrain
@@ -79,6 +80,7 @@ class Settings:
         seeds: each cell runs once for each; the same seed draws the same videos in all cells.
         tests: how encoders are judged.
         finetune_epochs: length of fine-tuning; 0 is the scale's.
+        pooling: of features for the fine-tuned head: mean over "all", as the recipes have it, or over "space".
         shots: labelled videos per class, drawn by the seed; 0 takes all.
         stride_frames: between frames of a clip in place of the recipes' 4; other strides keep their ratio. 0 is theirs.
         flip: mirror clips: as the recipe says, for all, or for none, where left and right matter.
@@ -96,6 +98,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     tests: tuple[Test, ...] = ("finetune", "linear")
     finetune_epochs: float = 0.0
+    pooling: Pooling = "all"
     shots: int = 0
     stride_frames: int = 0
     flip: Literal["recipe", "on", "off"] = "recipe"

@@ -29,7 +29,7 @@ from mam2.device import autocast_dtype, local_device
 from mam2.evaluate import Evaluation, average_precision, errors_of, evaluate
 from mam2.files import write_text, written_whole
 from mam2.losses import Losses
-from mam2.model.classifier import Classifier, layer_id
+from mam2.model.classifier import Classifier, Pooling, layer_id
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import (
     copy_encoder,
@@ -72,6 +72,8 @@ class Finetune:
         class_weights: weighs classes by how rare they are, for sets in which some are much rarer than others.
         freeze: blocks that are not trained, from the first, and the patch embedding and positions with them; 0 trains
             all.
+        pooling: of features for the head: mean over "all", space and time, the paper's; or over "space", the frames
+            one after another, where the order of what happens tells the class.
         label_smoothing: as in Szegedy et al. (2016); numbers have none.
         mixup: λ ~ Beta(mixup, mixup) of two clips added; 0 is off.
         cutmix: λ ~ Beta(cutmix, cutmix) for a box of one clip in another; 0 is off. Half the batches get each.
@@ -90,6 +92,7 @@ class Finetune:
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(drop_path=0.1))
     optim: Optim = field(default_factory=_table_8_optim)
     loop: Loop = field(default_factory=lambda: Loop(batch_size=256, duration=Epochs(100)))
+    pooling: Pooling = "all"
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1
     mixup: Annotated[float, Ge(0)] = 0.8
     cutmix: Annotated[float, Ge(0)] = 1.0
@@ -439,4 +442,4 @@ def build(config: Finetune, *, num_classes: int, kind: LabelKind = "classes") ->
     if config.freeze:
         for part in (encoder.patch_embed, encoder.positions, *encoder.blocks[: config.freeze]):
             part.requires_grad_(False)
-    return Classifier(encoder, num_classes, kind)
+    return Classifier(encoder, num_classes, kind, pooling=config.pooling)

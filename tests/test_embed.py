@@ -18,7 +18,7 @@ import torch
 from helpers import mam2, write_video
 from torch import Tensor
 
-import mam2.use.embed as embedding
+import mam2.use.along as along
 from mam2.config import UserError
 from mam2.data.clips import Data
 from mam2.data.video.open import open_video
@@ -48,11 +48,12 @@ with locked(Path(sys.argv[1])):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import mam2.use.embed as embedding
+import mam2.use.along as along
 from mam2.model.encoder import VideoEncoder
+from mam2.use.embed import embed_file
 from mam2.use.embedder import Embed
 
-embedding.WINDOWS_AT_ONCE, embedding.PART_SECONDS = 1, 0.0
+along.WINDOWS_AT_ONCE, along.PART_SECONDS = 1, 0.0
 forward, seen = VideoEncoder.forward, []
 
 def stopping(self, clip):
@@ -62,7 +63,7 @@ def stopping(self, clip):
     return forward(self, clip)
 
 VideoEncoder.forward = stopping
-embedding.embed_file(*map(Path, sys.argv[1:4]), config=Embed(num_workers=0, dtype="float32", window="16 frames"))
+embed_file(*map(Path, sys.argv[1:4]), config=Embed(num_workers=0, dtype="float32", window="16 frames"))
 """
 
 
@@ -269,8 +270,8 @@ def test_what_is_there_is_not_computed_again(encoder: Path, folder: Path, tmp_pa
 def test_a_kill_in_the_middle_loses_nothing(
     encoder: Path, folder: Path, tmp_path: Path, clips: list[int], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(embedding, "WINDOWS_AT_ONCE", 1)
-    monkeypatch.setattr(embedding, "PART_SECONDS", 0.0 if how == "kill" else 1000.0)
+    monkeypatch.setattr(along, "WINDOWS_AT_ONCE", 1)
+    monkeypatch.setattr(along, "PART_SECONDS", 0.0 if how == "kill" else 1000.0)
     out, whole = tmp_path / "features.parquet", tmp_path / "whole.parquet"
     embed_file(encoder, folder, whole, config=HERE)
     assert clips == [1, 1, 1, 1]

@@ -5,48 +5,25 @@ B windows, T frames, F numbers.
 
 from __future__ import annotations
 
-import glob
-import logging
 import os
-import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from mam2 import distributed
 from mam2.config import UserError
 from mam2.data.catalog import Catalog, Item, read_catalog
 from mam2.data.clips import Data, middle_clip, opened
-from mam2.data.windows import Planned, Window, WindowLoader, clips_of
+from mam2.data.windows import clips_of
 from mam2.files import segment_of
 from mam2.model.encoder import EncoderConfig
-from mam2.train.run import locked
-from mam2.use.embedder import WINDOWS_AT_ONCE, Embed, Embedder, load_embedder
-from mam2.use.features_file import (
-    Parts,
-    check_identity,
-    files_of,
-    known_windows,
-    merge,
-    next_session,
-    open_features,
-    parts_folder,
-    parts_of,
-)
-
-log = logging.getLogger("mam2")
-PART_SECONDS = 15.0  # of work are lost at most where the process is killed
+from mam2.use.along import complete, none_usable, only_writer_of
+from mam2.use.embedder import Embed, Embedder, load_embedder
+from mam2.use.features_file import check_identity, files_of, merge, open_features, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,56 +117,25 @@ def embed_file(source: str | Path, videos: str | Path, out: Path, *, config: Emb
     embedder = load_embedder(str(source), config)
     for file in files_of(out):
         check_identity(file, embedder.maker.identity)
-    with _only_writer(out):
+    with only_writer_of(out):
         return _embed_all(catalog, embedder, out)
 
 
-@contextmanager
-def _only_writer(out: Path) -> Iterator[None]:
-    """Keeps other processes from writing the same file, on rank 0; removes half-written files of one that was
-    killed, and at the end the folder of parts if none are left."""
-    if distributed.rank() > 0:
-        yield
-        return
-    folder = parts_folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        for rest in (*out.parent.glob(f"{glob.escape(out.name)}.*.part"), *folder.glob("*.part")):
-            rest.unlink()
-        try:
-            yield
-        finally:
-            if not parts_of(out):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
 def _embed_all(catalog: Catalog, embedder: Embedder, out: Path) -> Embedded:
-    first = distributed.rank() == 0
-    planned, bad = _look(embedder, [item.path for item in catalog.items])
-    versions = {of.path: of.version for of in planned}
-    known = known_windows(out, versions)
-    session = next_session(out)
-    distributed.barrier()  # all have looked before any writes
-    todo = [(of, window) for of in planned for window in of.windows if (of.path, window.start, window.end) not in known]
-    rank, count = distributed.rank(), distributed.world_size()
-    own = todo[len(todo) * rank // count : len(todo) * (rank + 1) // count]  # neighbours, so that a video stays whole
+    paths = [item.path for item in catalog.items]
     labels = {item.path: catalog.classes[item.label] for item in catalog.items if item.label is not None}
-    num_new, left_out = _embed_own(embedder, own, Parts(out, embedder.maker, session=session, rank=rank), labels)
-    found = distributed.gather((num_new, left_out))
-    num_new = sum(number for number, _ in found)
-    bad |= {path: reason for _, of_rank in found for path, reason in of_rank.items()}
+    done = complete(embedder, paths, out, known=files_of(out), labels=labels, doing="embedding")
     num_windows = 0
-    if first:
+    if distributed.rank() == 0:
         if not out.exists() and not parts_of(out):
-            reasons = "".join(f"\n  {reason}" for reason in list(bad.values())[:5])
-            raise UserError(f"None of the {len(catalog.items)} videos can be used. The first reasons:{reasons}")
+            raise none_usable(done, len(paths))
         if parts_of(out) or labels or not out.exists():
-            num_windows = merge(out, embedder.maker, versions=versions, labels=labels)
+            num_windows = merge(out, embedder.maker, versions=done.versions, labels=labels)
         else:
             with open_features(out) as parquet:
                 num_windows = parquet.metadata.num_rows
     distributed.barrier()
-    return Embedded(num_windows=num_windows, num_new=num_new, num_videos=len(catalog.items), bad=bad)
+    return Embedded(num_windows=num_windows, num_new=done.num_new, num_videos=len(paths), bad=done.bad)
 
 
 def catalog_of(videos: str, config: Embed) -> Catalog:
@@ -211,89 +157,3 @@ def catalog_of(videos: str, config: Embed) -> Catalog:
     )
     items = {path: replace(item, path=path) for item in catalog.items for path in [os.path.abspath(item.path)]}
     return replace(catalog, items=tuple(items.values()))
-
-
-def _look(embedder: Embedder, paths: Sequence[str]) -> tuple[list[Planned], dict[str, str]]:
-    """The windows of all videos, and the reasons of those that can't be used; the processes share the looking."""
-    rank, count = distributed.rank(), distributed.world_size()
-    own = paths[len(paths) * rank // count : len(paths) * (rank + 1) // count]
-    with _progress() as progress:
-        results = list(progress.track(embedder.plan(own), total=len(own), description="looking at videos"))
-    planned = []
-    bad = dict[str, str]()
-    for result in (result for part in distributed.gather(results) for result in part):
-        if isinstance(result, tuple):
-            bad[result[0]] = result[1]
-        elif not _is_utf8(result.path):
-            bad[result.path] = f"{result.path} has a name that is not UTF-8, which Parquet can't hold. Rename it."
-        else:
-            planned.append(result)
-    if rank == 0:
-        for reason in bad.values():
-            log.warning("Left out: %s", reason)
-        if num_short := sum(of.is_short for of in planned):
-            log.info(
-                f"{num_short} of {len(planned)} videos are shorter than a window of {embedder.maker.identity.window}: "
-                "each is one window, whose frames are closer together."
-            )
-    return planned, bad
-
-
-def _embed_own(
-    embedder: Embedder, windows: Sequence[tuple[Planned, Window]], parts: Parts, labels: Mapping[str, str]
-) -> tuple[int, dict[str, str]]:
-    """Writes the rows of this process's windows; their number, and the reasons of windows that were left out."""
-    identity = embedder.maker.identity
-    loader = WindowLoader(
-        [(video.path, window) for video, window in windows],
-        embedder.data,
-        num_frames=identity.frames,
-        size=identity.size,
-        batch_size=WINDOWS_AT_ONCE,
-    )
-    waiting: list[tuple[tuple[int, ...], Tensor]] = []
-
-    def write() -> None:
-        if waiting:
-            found = [windows[place] for places, _ in waiting for place in places]
-            columns: dict[str, list[Any]] = {
-                "path": [video.path for video, _ in found],
-                "start": [window.start for _, window in found],
-                "end": [window.end for _, window in found],
-                "fps": [video.fps for video, _ in found],
-                "label": [labels.get(video.path) for video, _ in found],
-                "size_bytes": [video.version[0] for video, _ in found],
-                "mtime_ns": [video.version[1] for video, _ in found],
-            }
-            parts.write(columns, torch.cat([embedding_BF for _, embedding_BF in waiting]))
-            waiting.clear()
-
-    num_written = 0
-    written = time.monotonic()
-    with _progress() as progress:
-        task = progress.add_task("embedding", total=len(windows), visible=len(windows) > 0)
-        try:
-            for places, embedding_BF in embedder.embed(loader):
-                num_written += len(places)
-                waiting.append((places, embedding_BF))
-                progress.advance(task, len(places))
-                if time.monotonic() - written >= PART_SECONDS:
-                    write()
-                    written = time.monotonic()
-        finally:  # also after Ctrl-C
-            write()
-    return num_written, loader.bad
-
-
-def _progress() -> Progress:
-    """A progress bar, on one of the processes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=distributed.rank() != 0)
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

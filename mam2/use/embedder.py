@@ -1,4 +1,4 @@
-"""The encoder that embeds: loaded from where it is, with what decides how windows become vectors.
+"""The network that makes vectors of windows: an encoder, loaded from where it is, with what decides how it pools.
 
 B windows, T frames or tubelets, N patches per frame, D width, F numbers.
 """
@@ -6,8 +6,9 @@ B windows, T frames or tubelets, N patches per frame, D width, F numbers.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,29 +76,19 @@ class Embed:
 
 @dataclass(frozen=True, kw_only=True)
 class Embedder:
-    """An encoder on its device, and how it embeds windows.
+    """A network that makes a vector of each window: an encoder with its pooling, or a classifier.
 
     Attributes:
-        encoder: frozen.
-        head: of pool "attentive".
+        vectors_of: clips, uint8 (B, T, 3, size, size) on `device`, to float32 (B, F).
+        device: of the network.
         maker: identity of what it makes, and where it comes from.
-        precision: of the encoder, see `Embed`.
-        num_workers: processes that decode.
+        data: how videos are read.
     """
 
-    encoder: VideoEncoder
-    head: AttentivePooling | None
+    vectors_of: Callable[[Tensor], Tensor]
+    device: torch.device
     maker: Maker
-    precision: str
-    num_workers: int
-
-    @property
-    def data(self) -> Data:
-        """How videos are read."""
-        identity = self.maker.identity
-        return Data(
-            sampling=identity.sampling, decode_short_side=identity.decode_short_side, num_workers=self.num_workers
-        )
+    data: Data
 
     def plan(self, paths: Sequence[str]) -> Iterator[Planned | tuple[str, str]]:
         """The windows of videos; of an unusable one, its path and the reason."""
@@ -107,32 +98,40 @@ class Embedder:
 
     @torch.no_grad()
     def embed(self, loader: Iterable[WindowBatch]) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-        """Places and embeddings, float32 (B, F), of clips; one portion late: a GPU need not wait for the copy."""
-        num_clips = CLIPS_AT_ONCE[next(self.encoder.parameters()).device.type]
+        """Places and vectors, float32 (B, F), of clips; one portion late: a GPU need not wait for the copy."""
+        num_clips = CLIPS_AT_ONCE[self.device.type]
         before: tuple[tuple[int, ...], Tensor] | None = None
         for batch in loader:
             for first in range(0, len(batch.places), num_clips):
                 part = slice(first, first + num_clips)
-                now = batch.places[part], self.pooled(batch.clip_BTCHW[part])
+                now = batch.places[part], self.vectors_of(send(batch.clip_BTCHW[part], self.device))
                 if before:
                     yield before[0], before[1].cpu()
                 before = now
         if before:
             yield before[0], before[1].cpu()
 
-    @torch.no_grad()
-    def pooled(self, clip_BTCHW: Tensor) -> Tensor:
-        """Embeddings of clips, float32 (B, F), on the device."""
-        device = next(self.encoder.parameters()).device
-        dtype = autocast_dtype(self.precision, device, width=self.encoder.config.width)
-        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            features_BTND = self.encoder(send(clip_BTCHW, device))
-        features_BTND = features_BTND.float()
-        if self.head is not None:
-            return self.head(features_BTND, self.encoder.config.grid)
-        if self.maker.identity.pool == "frames":
-            return features_BTND.mean(dim=2).flatten(1)
-        return features_BTND.mean(dim=(1, 2))
+
+def pooled(
+    clip_BTCHW: Tensor, *, encoder: VideoEncoder, head: AttentivePooling | None, pool: Pool, dtype: torch.dtype | None
+) -> Tensor:
+    """Embeddings of clips, float32 (B, F).
+
+    Args:
+        clip_BTCHW: on the device of the others.
+        encoder: frozen.
+        head: of pool "attentive".
+        pool: see `Embed`.
+        dtype: of the encoder's autocast; None is plain float32.
+    """
+    with torch.autocast(clip_BTCHW.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        features_BTND = encoder(clip_BTCHW)
+    features_BTND = features_BTND.float()
+    if head is not None:
+        return head(features_BTND, encoder.config.grid)
+    if pool == "frames":
+        return features_BTND.mean(dim=2).flatten(1)
+    return features_BTND.mean(dim=(1, 2))
 
 
 def load_embedder(source: str, config: Embed) -> Embedder:
@@ -146,10 +145,7 @@ def load_embedder(source: str, config: Embed) -> Embedder:
     data = data_of(source) or Data()
     window = Length.parse(config.window) if config.window else span_of(data, sizes.frames)
     hop = Length.parse(config.hop) if config.hop else window
-    if window.unit == "frames" and window.value < sizes.frames:
-        raise UserError(
-            f"A window of {window} is shorter than a clip of {sizes.frames} frames. Give a longer --window."
-        )
+    check_window(window, num_frames=sizes.frames)
     identity = Identity(
         encoder=digests[0],
         pool=config.pool,
@@ -165,13 +161,8 @@ def load_embedder(source: str, config: Embed) -> Embedder:
     )
     place = os.path.abspath(source) if os.path.exists(source) else source
     probe = os.path.abspath(config.probe) if config.probe else ""
-    return Embedder(
-        encoder=encoder,
-        head=head,
-        maker=Maker(identity=identity, source=place, probe=probe),
-        precision=config.precision,
-        num_workers=config.num_workers,
-    )
+    maker = Maker(identity=identity, source=place, probe=probe)
+    return _embedder(encoder, head, maker, precision=config.precision, num_workers=config.num_workers)
 
 
 def load_embedder_of(maker: Maker, file: Path, *, source: str = "", num_workers: int = 2) -> Embedder:
@@ -192,7 +183,20 @@ def load_embedder_of(maker: Maker, file: Path, *, source: str = "", num_workers:
     except UserError as error:
         raise UserError(f"{error} {file} was made with it: say where it is now, --encoder SOURCE.") from error
     check_identity(file, replace(there, encoder=digests[0], head=digests[1]))
-    return Embedder(encoder=encoder, head=head, maker=maker, precision="auto", num_workers=num_workers)
+    return _embedder(encoder, head, maker, precision="auto", num_workers=num_workers)
+
+
+def _embedder(
+    encoder: VideoEncoder, head: AttentivePooling | None, maker: Maker, *, precision: str, num_workers: int
+) -> Embedder:
+    identity = maker.identity
+    dtype = autocast_dtype(precision, local_device(), width=encoder.config.width)
+    return Embedder(
+        vectors_of=partial(pooled, encoder=encoder, head=head, pool=identity.pool, dtype=dtype),
+        device=local_device(),
+        maker=maker,
+        data=Data(sampling=identity.sampling, decode_short_side=identity.decode_short_side, num_workers=num_workers),
+    )
 
 
 def _load(source: str, probe: str, pool: Pool) -> tuple[VideoEncoder, AttentivePooling | None, tuple[str, str]]:
@@ -203,6 +207,12 @@ def _load(source: str, probe: str, pool: Pool) -> tuple[VideoEncoder, AttentiveP
         return encoder.to(local_device()), None, (key, "")
     head = load_pooling(probe or source, encoder=key)
     return encoder.to(local_device()), head.to(local_device()), (key, digest(head.state_dict()))
+
+
+def check_window(window: Length, *, num_frames: int) -> None:
+    """Raises UserError if a window has fewer frames than a clip; of one in seconds that depends on the video."""
+    if window.unit == "frames" and window.value < num_frames:
+        raise UserError(f"A window of {window} is shorter than a clip of {num_frames} frames. Give a longer --window.")
 
 
 def span_of(data: Data, num_frames: int) -> Length:

@@ -38,7 +38,7 @@ class Identity:
     Attributes:
         encoder: a digest of the encoder's configuration and weights.
         pool: how the features of a clip become one vector.
-        head: a digest of the attentive head; empty for other poolings.
+        head: a digest of the attentive head, or of a classifier's; empty where there is none.
         window, hop: of the sliding windows.
         frames, size: frames of a clip, and pixels of its sides.
         numbers: numbers of an embedding.
@@ -224,14 +224,15 @@ def next_session(out: Path) -> int:
     return max((int(part.name.partition("-")[0]) for part in parts_of(out)), default=-1) + 1
 
 
-def known_windows(out: Path, versions: Mapping[str, tuple[int, int]]) -> set[tuple[str, float, float]]:
-    """Path, start and end of the rows that are there already, in the file and its parts.
+def known_windows(files: Sequence[Path], versions: Mapping[str, tuple[int, int]]) -> set[tuple[str, float, float]]:
+    """Path, start and end of the rows that are there already.
 
     Args:
+        files: features files and parts.
         versions: size and time of change of each video; rows of other versions do not count, nor those of other videos.
     """
     keys = ["path", "start", "end", "size_bytes", "mtime_ns"]
-    rows = (row for file in files_of(out) for batch in rows_of(file, keys) for row in _values(batch, keys))
+    rows = (row for file in files for batch in rows_of(file, keys) for row in _values(batch, keys))
     return {(path, start, end) for path, start, end, *version in rows if versions.get(path) == tuple(version)}
 
 

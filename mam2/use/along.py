@@ -1,0 +1,203 @@
+"""Vectors along videos: computed window by window, by all processes, and kept in parts until they become a file.
+
+B windows, F numbers.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from mam2 import distributed
+from mam2.config import UserError
+from mam2.data.windows import Planned, Window, WindowLoader
+from mam2.train.run import locked
+from mam2.use.embedder import WINDOWS_AT_ONCE, Embedder
+from mam2.use.features_file import Parts, known_windows, next_session, parts_folder, parts_of
+
+log = logging.getLogger("mam2")
+PART_SECONDS = 15.0  # of work are lost at most where the process is killed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """What `complete` did, of all processes.
+
+    Attributes:
+        planned: the videos that can be used, with all their windows.
+        num_new: windows that were computed now.
+        bad: path and reason of videos of which something was left out.
+    """
+
+    planned: list[Planned]
+    num_new: int
+    bad: dict[str, str]
+
+    @property
+    def versions(self) -> dict[str, tuple[int, int]]:
+        """Size and time of change of each video."""
+        return {of.path: of.version for of in self.planned}
+
+
+@contextmanager
+def only_writer_of(out: Path) -> Iterator[None]:
+    """Keeps other processes from writing the same file, on rank 0; removes half-written files of one that was
+    killed, and at the end the folder of parts if none are left."""
+    if distributed.rank() > 0:
+        yield
+        return
+    folder = parts_folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        for rest in (*out.parent.glob(f"{glob.escape(out.name)}.*.part"), *folder.glob("*.part")):
+            rest.unlink()
+        try:
+            yield
+        finally:
+            if not parts_of(out):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def complete(
+    embedder: Embedder,
+    paths: Sequence[str],
+    out: Path,
+    *,
+    known: Sequence[Path],
+    labels: Mapping[str, str] | None = None,
+    doing: str,
+) -> Completed:
+    """Computes the windows of videos that are not there yet, into parts; of several processes each some of them.
+
+    Args:
+        embedder: makes the vectors.
+        paths: of the videos.
+        out: the file whose parts they are; `only_writer_of` it must be held.
+        known: files whose rows are not computed again.
+        labels: of videos by path, written beside the vectors.
+        doing: a word for the progress bar.
+    """
+    planned, bad = _look(embedder, paths)
+    there = known_windows(known, {of.path: of.version for of in planned})
+    session = next_session(out)
+    distributed.barrier()  # all have looked before any writes
+    todo = [(of, window) for of in planned for window in of.windows if (of.path, window.start, window.end) not in there]
+    rank, count = distributed.rank(), distributed.world_size()
+    own = todo[len(todo) * rank // count : len(todo) * (rank + 1) // count]  # neighbours, so that a video stays whole
+    parts = Parts(out, embedder.maker, session=session, rank=rank)
+    num_new, left_out = _compute(embedder, own, parts, labels or {}, doing=doing)
+    found = distributed.gather((num_new, left_out))
+    return Completed(
+        planned=planned,
+        num_new=sum(number for number, _ in found),
+        bad=bad | {path: reason for _, of_rank in found for path, reason in of_rank.items()},
+    )
+
+
+def none_usable(done: Completed, num_videos: int) -> UserError:
+    """The error that no window of any video could be used."""
+    reasons = "".join(f"\n  {reason}" for reason in list(done.bad.values())[:5])
+    return UserError(f"None of the {num_videos} videos can be used. The first reasons:{reasons}")
+
+
+def _look(embedder: Embedder, paths: Sequence[str]) -> tuple[list[Planned], dict[str, str]]:
+    """The windows of all videos, and the reasons of those that can't be used; the processes share the looking."""
+    rank, count = distributed.rank(), distributed.world_size()
+    own = paths[len(paths) * rank // count : len(paths) * (rank + 1) // count]
+    with _progress() as progress:
+        results = list(progress.track(embedder.plan(own), total=len(own), description="looking at videos"))
+    planned = []
+    bad = dict[str, str]()
+    for result in (result for part in distributed.gather(results) for result in part):
+        if isinstance(result, tuple):
+            bad[result[0]] = result[1]
+        elif not _is_utf8(result.path):
+            bad[result.path] = f"{result.path} has a name that is not UTF-8, which Parquet can't hold. Rename it."
+        else:
+            planned.append(result)
+    if rank == 0:
+        for reason in bad.values():
+            log.warning("Left out: %s", reason)
+        if num_short := sum(of.is_short for of in planned):
+            log.info(
+                f"{num_short} of {len(planned)} videos are shorter than a window of {embedder.maker.identity.window}: "
+                "each is one window, whose frames are closer together."
+            )
+    return planned, bad
+
+
+def _compute(
+    embedder: Embedder,
+    windows: Sequence[tuple[Planned, Window]],
+    parts: Parts,
+    labels: Mapping[str, str],
+    *,
+    doing: str,
+) -> tuple[int, dict[str, str]]:
+    """Writes the rows of this process's windows; their number, and the reasons of windows that were left out."""
+    identity = embedder.maker.identity
+    loader = WindowLoader(
+        [(video.path, window) for video, window in windows],
+        embedder.data,
+        num_frames=identity.frames,
+        size=identity.size,
+        batch_size=WINDOWS_AT_ONCE,
+    )
+    waiting: list[tuple[tuple[int, ...], Tensor]] = []
+
+    def write() -> None:
+        if waiting:
+            found = [windows[place] for places, _ in waiting for place in places]
+            columns: dict[str, list[Any]] = {
+                "path": [video.path for video, _ in found],
+                "start": [window.start for _, window in found],
+                "end": [window.end for _, window in found],
+                "fps": [video.fps for video, _ in found],
+                "label": [labels.get(video.path) for video, _ in found],
+                "size_bytes": [video.version[0] for video, _ in found],
+                "mtime_ns": [video.version[1] for video, _ in found],
+            }
+            parts.write(columns, torch.cat([vector_BF for _, vector_BF in waiting]))
+            waiting.clear()
+
+    num_written = 0
+    written = time.monotonic()
+    with _progress() as progress:
+        task = progress.add_task(doing, total=len(windows), visible=len(windows) > 0)
+        try:
+            for places, vector_BF in embedder.embed(loader):
+                num_written += len(places)
+                waiting.append((places, vector_BF))
+                progress.advance(task, len(places))
+                if time.monotonic() - written >= PART_SECONDS:
+                    write()
+                    written = time.monotonic()
+        finally:  # also after Ctrl-C
+            write()
+    return num_written, loader.bad
+
+
+def _progress() -> Progress:
+    """A progress bar, on one of the processes."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=distributed.rank() != 0)
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

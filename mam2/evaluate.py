@@ -29,6 +29,7 @@ class Evaluation:
         single_view: share of the single views, of all videos, in which the true class is the most probable one, and
             among the five most probable ones; None where views were not tested one by one, or have no one class.
         target_BK: float32, the truth of labels of another kind than one class each: 1 or 0 for each, or (B, 1) numbers.
+        seconds_B: float64, each video's length; NaN where nothing tells.
     """
 
     probabilities_BK: Tensor
@@ -37,6 +38,7 @@ class Evaluation:
     bad: dict[str, str]
     single_view: tuple[float, float] | None = None
     target_BK: Tensor | None = None
+    seconds_B: Tensor | None = None
 
     def top(self, k: int) -> float:
         """Share of videos whose class is among the k most probable ones."""
@@ -111,7 +113,7 @@ def evaluate(
         UserError: no video could be used.
     """
     device = next(classifier.parameters()).device
-    rows: list[tuple[int, int, Tensor, Tensor]] = []
+    rows: list[tuple[int, int, Tensor, Tensor, float]] = []
     views = track(
         loader,
         description="testing",
@@ -126,7 +128,7 @@ def evaluate(
         probabilities_VK = scores_of(logits_VK.float(), kind).cpu()
         label_V = torch.full((len(probabilities_VK),), video.label)
         single = torch.stack([in_top(probabilities_VK, label_V, k).double().mean() for k in (1, 5)])
-        rows.append((video.index, video.label, probabilities_VK.mean(dim=0), single))
+        rows.append((video.index, video.label, probabilities_VK.mean(dim=0), single, video.seconds))
     bad = loader.bad.of_all_processes()  # each process has forgiven its own share only
     rows = sorted((row for part in distributed.gather(rows) for row in part), key=lambda row: row[0])
     if not rows:
@@ -138,4 +140,5 @@ def evaluate(
         index_B=torch.tensor([row[0] for row in rows]),
         bad=bad,
         single_view=(single[0].item(), single[1].item()) if kind == "classes" else None,
+        seconds_B=torch.tensor([row[4] for row in rows], dtype=torch.float64),
     )

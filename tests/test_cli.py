@@ -111,11 +111,11 @@ def test_predict_names_the_classes_that_evaluation_found(run, tuned, videos, tmp
             assert found[str(Path(path).resolve()), str(name)] == pytest.approx(value, abs=1e-5)
     assert rows[0]["score"] >= rows[1]["score"]
     assert run("predict", tuned, flat, "--out", tmp_path / "one.csv", "--top-k", 1)[0] == 0
-    assert (tmp_path / "one.csv").read_text().splitlines()[0] == "path,label,score"
+    assert (tmp_path / "one.csv").read_text().splitlines()[0] == "path,start,end,label,score"
     assert len((tmp_path / "one.csv").read_text().splitlines()) == 9
     refused(run("evaluate", tmp_path / "absent", "--data.root", flat), "is no run's folder")
     assert not (tmp_path / "absent").exists()
-    refused(run("predict", tuned, flat, "--out", tmp_path / "x.txt"), "ending in .csv or .jsonl")
+    refused(run("predict", tuned, flat, "--out", tmp_path / "x.txt"), "ending in .csv, .jsonl, .parquet")
     refused(run("predict", tuned, flat, "--out", tmp_path / "x.csv", "--top-k", 0), "at least 1 class")
     refused(run("evaluate", tuned, "--data.root", flat), "has no label", "`mam2 predict` takes videos without labels")
 

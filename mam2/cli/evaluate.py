@@ -18,7 +18,6 @@ from mam2.pictures.charts import confusion_picture
 from mam2.probe.probe import Probe, probe_encoder
 from mam2.train.finetune import evaluate_run
 from mam2.train.run import data_of
-from mam2.use.predict import check_format, predict, write_predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,31 +53,6 @@ class ProbeCommand:
     out: Annotated[Path, arg(help="folder to write to; features are kept there")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictCommand:
-    """Predict the classes of videos without labels by a fine-tuned run.
-
-    Attributes:
-        run: the folder of a `mam2 finetune`.
-        videos: a folder of videos at any depth, or a CSV with path.
-        out: file to write to: .csv or .jsonl with path,label,score.
-        top_k: classes per video.
-        data_split: which rows of a CSV that has several splits.
-        data_path_column: name of the CSV's column of paths; by default as in training.
-        clips: windows per video; by default the run's own protocol.
-        crops: squares per window; by default the run's own protocol.
-    """
-
-    run: Positional[Path]
-    videos: Positional[str]
-    out: Path
-    top_k: int = 5
-    data_split: Annotated[str, arg(name="data.split")] = ""
-    data_path_column: Annotated[str, arg(name="data.path-column")] = ""
-    clips: int | None = None
-    crops: int | None = None
-
-
 def main(verb: str, arguments: list[str]) -> None:
     """Tests a run, or probes an encoder."""
     if verb == "probe":
@@ -90,8 +64,6 @@ def main(verb: str, arguments: list[str]) -> None:
             config = replace(config, stride_frames=trained.stride_frames)
         default = ProbeCommand(config=config, out=default_out)
         probe(parse(ProbeCommand, f"probe {encoder}", rest, default=default))
-    elif verb == "predict":
-        write_classes(parse(PredictCommand, verb, arguments))
     else:
         evaluate(parse(EvaluateCommand, verb, arguments))
 
@@ -119,23 +91,6 @@ def evaluate(command: EvaluateCommand) -> None:
         files += ", confusion.png"
     tables.print_evaluation(result, json.loads((out / "evaluate.json").read_text()))
     finished(f"{out}/{files}", start)
-
-
-def write_classes(command: PredictCommand) -> None:
-    """Predicts classes."""
-    start = time.monotonic()
-    check_format(command.out)
-    predictions = predict(
-        command.run,
-        command.videos,
-        split=command.data_split,
-        path_column=command.data_path_column,
-        top_k=command.top_k,
-        clips=command.clips,
-        crops=command.crops,
-    )
-    write_predictions(predictions, command.out)
-    finished(f"{command.out}, {len({p.path for p in predictions})} videos", start)
 
 
 def probe(command: ProbeCommand) -> None:

@@ -1,4 +1,4 @@
-"""`mam2 embed` and `mam2 search`."""
+"""`mam2 embed`, `mam2 search` and `mam2 predict`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from mam2.cli import tables
 from mam2.cli.parse import Flat, finished, parse
@@ -18,6 +18,7 @@ from mam2.pictures.hits import Card, check_page, clock, write_page
 from mam2.use.embed import embed_file
 from mam2.use.embedder import Embed
 from mam2.use.features_file import Place
+from mam2.use.predict import Predict, predict_file
 from mam2.use.search import Hit, Pair, near_duplicates, search
 
 
@@ -64,10 +65,43 @@ class SearchCommand:
     html: Path | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class PredictCommand:
+    """Predict the labels of videos without labels by a fine-tuned run: of whole videos, or of windows along them.
+
+    Attributes:
+        run: the folder of a `mam2 finetune`.
+        videos: a folder of videos at any depth, a CSV with path, or a video.
+        out: file to write to: .jsonl, .csv or .parquet with path,start,end,label,score.
+        window: length of sliding windows, `64 frames` or `2.5 s`; by default whole videos are predicted.
+        hop: distance from one window to the next, likewise; by default the window's length.
+        timeline: .html file to write, with a picture of the scores along each video.
+        top_k: labels per video or window.
+        data_split: which rows of a CSV that has several splits.
+        data_path_column: name of the CSV's column of paths; by default as in training.
+        clips: views in time per whole video; by default the run's own protocol.
+        crops: squares per view in time; by default the run's own protocol.
+    """
+
+    run: Positional[Path]
+    videos: Positional[str]
+    out: Path
+    window: str = ""
+    hop: str = ""
+    timeline: Path | None = None
+    top_k: int = 5
+    data_split: Annotated[str, arg(name="data.split")] = ""
+    data_path_column: Annotated[str, arg(name="data.path-column")] = ""
+    clips: int | None = None
+    crops: int | None = None
+
+
 def main(verb: str, arguments: list[str]) -> None:
-    """Embeds videos, or searches in what was embedded."""
+    """Embeds videos, searches in what was embedded, or predicts labels."""
     if verb == "embed":
         embed(parse(EmbedCommand, verb, arguments))
+    elif verb == "predict":
+        predict(parse(PredictCommand, verb, arguments))
     else:
         find(parse(SearchCommand, verb, arguments))
 
@@ -79,6 +113,25 @@ def embed(command: EmbedCommand) -> None:
     left_out = f"; of {len(done.bad)} something was left out, see above" if done.bad else ""
     what = f"{command.out}, {done.num_windows} windows ({done.num_new} new; {done.num_videos} videos{left_out})"
     finished(what, start, f"mam2 search {command.out} VIDEO", f"mam2 search {command.out} --near-duplicates")
+
+
+def predict(command: PredictCommand) -> None:
+    """Writes labels, and a picture of them."""
+    start = time.monotonic()
+    config = Predict(
+        window=command.window,
+        hop=command.hop,
+        top_k=command.top_k,
+        clips=command.clips,
+        crops=command.crops,
+        split=command.data_split,
+        path_column=command.data_path_column,
+    )
+    done = predict_file(command.run, command.videos, command.out, config=config, timeline=command.timeline)
+    files = ", ".join(str(path) for path in (command.out, command.timeline) if path)
+    windows = f"{done.num_windows} windows of " if command.window else ""
+    left_out = f"; of {len(done.bad)} something was left out, see above" if done.bad else ""
+    finished(f"{files}, {windows}{done.num_videos} videos{left_out}", start)
 
 
 def find(command: SearchCommand) -> None:

@@ -49,7 +49,7 @@ VERBS = {
     ),
     "import": Verb("public", "SOURCE --out FILE", "Make a published image or video encoder one of ours"),
     "evaluate": Verb("evaluate", "RUN --data.root DIR", "Test a fine-tuned run on labelled videos"),
-    "predict": Verb("evaluate", "RUN VIDEOS --out FILE", "Predict the classes of videos without labels"),
+    "predict": Verb("use", "RUN VIDEOS --out FILE", "Predict the labels of videos, or of windows along them"),
     "export": Verb(
         "export", "SOURCE --format onnx|pt2|aoti --out FILE", "Export a model to ONNX, torch.export, AOTInductor"
     ),

@@ -144,6 +144,13 @@ def read_catalog(
     return Catalog(items=tuple(items), classes=known)
 
 
+def only_video(path: str) -> Catalog | None:
+    """The catalog of a single video file, without a label; None if it is a folder or a list, or not there."""
+    if os.path.isfile(segment_of(path)[0]) and not path.lower().endswith(".csv"):
+        return Catalog(items=(Item(path=path, label=None),), classes=())
+    return None
+
+
 def _with_targets(
     rows: list[CsvRow], targets: list[tuple[float, ...]], *, classes: tuple[str, ...], kind: LabelKind
 ) -> Catalog:

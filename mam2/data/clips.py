@@ -5,6 +5,7 @@ T frames, C = 3 channels, H = W = size pixels, V views.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -189,6 +190,13 @@ def views_of(path: str, data: Data, *, num_frames: int, size: int, clips: int, c
     Raises:
         UserError: a video that can't be decoded.
     """
+    return views_and_seconds(path, data, num_frames=num_frames, size=size, clips=clips, crops=crops)[0]
+
+
+def views_and_seconds(
+    path: str, data: Data, *, num_frames: int, size: int, clips: int, crops: int
+) -> tuple[torch.Tensor, float]:
+    """See `views_of`; and how long the video is, NaN where nothing tells."""
     with opened(path, data, size=size) as video:
         if data.sampling == "uniform":
             windows = sampling.uniform_views(video.num_frames, clip_frames=num_frames, clips=clips)
@@ -202,10 +210,11 @@ def views_of(path: str, data: Data, *, num_frames: int, size: int, clips: int, c
                 spread=data.sampling == "spread",
             )
         frames_TCHW = video.frames([i for window in windows for i in window])
+        seconds = video.time_of(video.num_frames - video.num_missing) if video.fps else math.nan
     cropped = transforms.test_crops(frames_TCHW, size=size, crops=crops)
     # Each crop holds the frames of all clips; the clip becomes the outer, the crop the inner dimension.
     views_VTCHW = torch.stack([crop.unflatten(0, (clips, num_frames)) for crop in cropped], 1).flatten(0, 1)
-    return views_VTCHW.contiguous()
+    return views_VTCHW.contiguous(), seconds
 
 
 def middle_clip(video: str | Path, data: Data, *, num_frames: int, size: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ import torch
 from mam2.config import UserError
 from mam2.data.bad_videos import BadVideos
 from mam2.data.catalog import Catalog, Item
-from mam2.data.clips import Data, views_of
+from mam2.data.clips import Data, views_and_seconds
 from mam2.data.workers import parallel
 
 
@@ -23,11 +24,13 @@ class Views:
         views_VTCHW: uint8 (clips * crops, T, 3, H, W); the crops of a clip follow one another.
         label: the video's class, -1 if it has none.
         index: the video's place in the catalog.
+        seconds: the video's length; NaN where nothing tells.
     """
 
     views_VTCHW: torch.Tensor
     label: int
     index: int
+    seconds: float = math.nan
 
 
 class ViewLoader:
@@ -100,13 +103,14 @@ class _ViewSet:
         try:
             if item.path in self.quarantined:
                 raise UserError(self.quarantined[item.path])
-            views_VTCHW = self._views(item.path)
+            views_VTCHW, seconds = self._views(item.path)
         except UserError as error:
             return None, {item.path: str(error)}
-        return Views(views_VTCHW=views_VTCHW, label=item.class_number, index=index), {}
+        return Views(views_VTCHW=views_VTCHW, label=item.class_number, index=index, seconds=seconds), {}
 
-    def _views(self, path: str) -> torch.Tensor:
-        return views_of(path, self.data, num_frames=self.num_frames, size=self.size, clips=self.clips, crops=self.crops)
+    def _views(self, path: str) -> tuple[torch.Tensor, float]:
+        views = {"clips": self.clips, "crops": self.crops}
+        return views_and_seconds(path, self.data, num_frames=self.num_frames, size=self.size, **views)
 
     def paths(self, index: int) -> list[str]:
         return [self.items[index].path]

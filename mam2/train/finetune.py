@@ -317,7 +317,7 @@ def evaluate_run(
     if distributed.rank() == 0:
         out.mkdir(parents=True, exist_ok=True)  # or fail before hours of testing
     columns = {"path_column": path_column, "label_column": label_column}
-    result, catalog, views = run_on(run, root, labelled=True, split=split, **columns, clips=clips, crops=crops)
+    result, catalog, views = run_on(run, root, split=split, **columns, clips=clips, crops=crops)
     classes, (clips, crops) = catalog.classes, views
     report = measures_of(result, catalog) | {
         "num_videos": len(result.label_B),
@@ -361,58 +361,88 @@ def run_on(
     run: Path,
     root: str,
     *,
-    labelled: bool,
     split: str = "",
     path_column: str = "",
     label_column: str = "",
     clips: int | None = None,
     crops: int | None = None,
 ) -> tuple[Evaluation, Catalog, tuple[int, int]]:
-    """What a fine-tuned run says of videos, with labels or without; see `evaluate_run`.
+    """What a fine-tuned run says of labelled videos; see `evaluate_run`.
 
     Returns:
         Each video's probabilities; the catalog, with the run's classes; and the numbers of clips and crops used.
     """
+    tuned = load_tuned(run)
+    kind = tuned.classifier.kind
+    data = replace(
+        tuned.config.data,
+        root=root,
+        split=split,
+        path_column=path_column or tuned.config.data.path_column,
+        label_column=label_column or tuned.config.data.label_column,
+    )
+    try:
+        catalog = catalog_of(data, labelled=True, classes=tuned.classes, kind=kind)
+    except UserError as error:
+        if _can_be_read(data):
+            raise UserError(f"{error} `mam2 predict` takes videos without labels.") from error
+        raise
+    result, views = tuned.test(catalog, clips=clips, crops=crops)
+    if kind != "classes":
+        targets = [catalog.items[index].target for index in result.index_B.tolist()]
+        result = replace(result, target_BK=torch.tensor(targets))
+    return result, replace(catalog, classes=tuned.classes, kind=kind), views
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """A fine-tuned run in use.
+
+    Attributes:
+        config: the run's.
+        classifier: in eval mode, on this process's device.
+        classes: names of its outputs.
+    """
+
+    config: Finetune
+    classifier: Classifier
+    classes: tuple[str, ...]
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the classifier's autocast; None is plain float32."""
+        return autocast_dtype(self.config.loop.precision, local_device(), width=self.config.encoder.width)
+
+    def test(self, catalog: Catalog, *, clips: int | None, crops: int | None) -> tuple[Evaluation, tuple[int, int]]:
+        """The probabilities of each video, over so many clips and crops, the run's own if None; and these numbers."""
+        config = self.config
+        clips = config.clips if clips is None else clips
+        crops = config.crops if crops is None else crops
+        loader = ViewLoader(
+            catalog,
+            config.data,
+            num_frames=config.encoder.frames,
+            size=config.encoder.size,
+            clips=clips,
+            crops=crops,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        num_videos, kind = len(catalog.items), self.classifier.kind
+        result = evaluate(self.classifier, loader, num_videos=num_videos, dtype=self.dtype, kind=kind)
+        return result, (clips, crops)
+
+
+def load_tuned(run: Path) -> Tuned:
+    """A fine-tuned run from its folder.
+
+    Raises:
+        UserError: no run, or none of a fine-tuning.
+    """
     record = read_run(run)
     classifier, classes = load_classifier(run)
     config = from_json(Finetune, record["config"])
-    clips = config.clips if clips is None else clips
-    crops = config.crops if crops is None else crops
-    data = replace(
-        config.data,
-        root=root,
-        split=split,
-        path_column=path_column or config.data.path_column,
-        label_column=label_column or config.data.label_column,
-    )
-    try:
-        catalog = catalog_of(data, labelled=labelled, classes=classes, kind=classifier.kind)
-    except UserError as error:
-        if labelled and _can_be_read(data):
-            raise UserError(f"{error} `mam2 predict` takes videos without labels.") from error
-        raise
-    device = local_device()
-    loader = ViewLoader(
-        catalog,
-        config.data,
-        num_frames=config.encoder.frames,
-        size=config.encoder.size,
-        clips=clips,
-        crops=crops,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    result = evaluate(
-        classifier.to(device),
-        loader,
-        num_videos=len(catalog.items),
-        dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
-        kind=classifier.kind,
-    )
-    if labelled and classifier.kind != "classes":
-        targets = [catalog.items[index].target for index in result.index_B.tolist()]
-        result = replace(result, target_BK=torch.tensor(targets))
-    return result, replace(catalog, classes=classes, kind=classifier.kind), (clips, crops)
+    return Tuned(config=config, classifier=classifier.to(local_device()), classes=classes)
 
 
 def _can_be_read(data: Data) -> bool:

@@ -9,9 +9,10 @@ import glob
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,16 @@ from mam2.config import UserError
 from mam2.data.windows import Planned, Window, WindowLoader
 from mam2.train.run import locked
 from mam2.use.embedder import WINDOWS_AT_ONCE, Embedder
-from mam2.use.features_file import Parts, known_windows, next_session, parts_folder, parts_of
+from mam2.use.features_file import (
+    Parts,
+    known_windows,
+    matrix_of,
+    next_session,
+    parts_folder,
+    parts_of,
+    rows_of,
+    values_of,
+)
 
 log = logging.getLogger("mam2")
 PART_SECONDS = 15.0  # of work are lost at most where the process is killed
@@ -106,6 +116,60 @@ def complete(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the parts of a file hold of a video.
+
+    Attributes:
+        path: of the video.
+        windows: those that are there, in order.
+        places: of each the part, and the number of the row in it.
+    """
+
+    path: str
+    windows: tuple[Window, ...]
+    places: tuple[tuple[Path, int], ...]
+
+
+def found_along(out: Path, planned: Sequence[Planned]) -> list[Found]:
+    """What the parts of a file hold of videos, in their order; those of which there is nothing are left out."""
+    versions = {of.path: of.version for of in planned}
+    places = dict[tuple[str, float, float], tuple[Path, int]]()
+    for part in parts_of(out):
+        keys = ["path", "start", "end", "size_bytes", "mtime_ns"]
+        rows = (row for batch in rows_of(part, keys) for row in values_of(batch, keys))
+        for number, (path, start, end, *version) in enumerate(rows):
+            if versions.get(path) == tuple(version):
+                places.setdefault((path, start, end), (part, number))
+    found = []
+    for of in planned:
+        there = [(window, place) for window in of.windows if (place := places.get((of.path, window.start, window.end)))]
+        if there:
+            windows, of_windows = zip(*there, strict=True)
+            found.append(Found(path=of.path, windows=windows, places=of_windows))
+    return found
+
+
+def vectors_along(found: Iterable[Found]) -> Iterator[tuple[Found, Tensor]]:
+    """Each video with the vectors of its windows, float32 (B, F); those of one video are in memory at a time."""
+
+    @lru_cache(maxsize=2)  # neighbours lie together
+    def vectors_in(part: Path) -> Tensor:
+        return torch.cat([matrix_of(batch["embedding"]) for batch in rows_of(part, ["embedding"])])
+
+    for of in found:
+        yield of, torch.stack([vectors_in(part)[number] for part, number in of.places])
+
+
+def not_writable(path: str) -> str:
+    """Why a path can't be written into a file of rows; empty if it can."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return f"{path} has a name that is not UTF-8, which can't be written. Rename it."
+    return ""
+
+
 def none_usable(done: Completed, num_videos: int) -> UserError:
     """The error that no window of any video could be used."""
     reasons = "".join(f"\n  {reason}" for reason in list(done.bad.values())[:5])
@@ -123,8 +187,8 @@ def _look(embedder: Embedder, paths: Sequence[str]) -> tuple[list[Planned], dict
     for result in (result for part in distributed.gather(results) for result in part):
         if isinstance(result, tuple):
             bad[result[0]] = result[1]
-        elif not _is_utf8(result.path):
-            bad[result.path] = f"{result.path} has a name that is not UTF-8, which Parquet can't hold. Rename it."
+        elif reason := not_writable(result.path):
+            bad[result.path] = reason
         else:
             planned.append(result)
     if rank == 0:
@@ -193,11 +257,3 @@ def _progress() -> Progress:
     """A progress bar, on one of the processes."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), disable=distributed.rank() != 0)
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from mam2 import distributed
 from mam2.config import UserError
-from mam2.data.catalog import Catalog, Item, read_catalog
+from mam2.data.catalog import Catalog, only_video, read_catalog
 from mam2.data.clips import Data, middle_clip, opened
 from mam2.data.windows import clips_of
-from mam2.files import segment_of
 from mam2.model.encoder import EncoderConfig
 from mam2.use.along import complete, none_usable, only_writer_of
 from mam2.use.embedder import Embed, Embedder, load_embedder
@@ -144,11 +143,10 @@ def catalog_of(videos: str, config: Embed) -> Catalog:
     Raises:
         UserError: there are none.
     """
-    if os.path.isfile(segment_of(videos)[0]) and not videos.lower().endswith(".csv"):
-        if config.labelled:
-            raise UserError(f"{videos} is a video, which has no label. Leave --labelled out, or give class folders.")
-        return Catalog(items=(Item(path=os.path.abspath(videos), label=None),), classes=())
-    catalog = read_catalog(
+    single = only_video(videos)
+    if single and config.labelled:
+        raise UserError(f"{videos} is a video, which has no label. Leave --labelled out, or give class folders.")
+    catalog = single or read_catalog(
         videos,
         labelled=config.labelled,
         split=config.split,

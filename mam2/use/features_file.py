@@ -232,7 +232,7 @@ def known_windows(files: Sequence[Path], versions: Mapping[str, tuple[int, int]]
         versions: size and time of change of each video; rows of other versions do not count, nor those of other videos.
     """
     keys = ["path", "start", "end", "size_bytes", "mtime_ns"]
-    rows = (row for file in files for batch in rows_of(file, keys) for row in _values(batch, keys))
+    rows = (row for file in files for batch in rows_of(file, keys) for row in values_of(batch, keys))
     return {(path, start, end) for path, start, end, *version in rows if versions.get(path) == tuple(version)}
 
 
@@ -260,8 +260,8 @@ def merge(out: Path, maker: Maker, *, versions: Mapping[str, tuple[int, int]], l
 
     with written_whole(out) as part, pq.ParquetWriter(part, schema, use_dictionary=plain, compression="zstd") as writer:
         for batch in (batch for file in files_of(out) for batch in rows_of(file)):
-            kept = [is_kept(*row) for row in _values(batch, ["path", "start", "end", "size_bytes", "mtime_ns"])]
-            named = [labels.get(path, label) for path, label in _values(batch, ["path", "label"])]
+            kept = [is_kept(*row) for row in values_of(batch, ["path", "start", "end", "size_bytes", "mtime_ns"])]
+            named = [labels.get(path, label) for path, label in values_of(batch, ["path", "label"])]
             columns = {
                 **dict(zip(batch.schema.names, batch.columns, strict=True)),
                 "label": pa.array(named, pa.string()),
@@ -271,6 +271,6 @@ def merge(out: Path, maker: Maker, *, versions: Mapping[str, tuple[int, int]], l
     return len(seen)
 
 
-def _values(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+def values_of(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """The rows of some columns."""
     return zip(*(batch[name].to_pylist() for name in columns), strict=True)

@@ -1,95 +1,303 @@
-"""Classes of videos without labels, by a fine-tuned run."""
+"""Labels of videos without labels, by a fine-tuned run: of whole videos, or along them in sliding windows.
+
+B windows, K classes.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from dataclasses import dataclass
+import logging
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from mam2 import distributed
 from mam2.config import UserError
-from mam2.files import write_text
-from mam2.train.finetune import run_on
+from mam2.data.catalog import Catalog, only_video, read_catalog
+from mam2.data.windows import Length
+from mam2.files import digest
+from mam2.model.classifier import Classifier, scores_of
+from mam2.model.weights import encoder_digest
+from mam2.train.finetune import Tuned, load_tuned
+from mam2.use.along import Found, complete, found_along, none_usable, not_writable, only_writer_of, vectors_along
+from mam2.use.embedder import Embedder, check_window
+from mam2.use.features_file import Identity, Maker, check_identity, parts_folder, parts_of
+from mam2.use.predictions_file import Prediction, check_format, write_predictions
 
-COLUMNS = ("path", "label", "score")
+log = logging.getLogger("mam2")
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """A class that a video may have.
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """What is predicted of videos.
 
     Attributes:
-        path: the video.
-        label: the class's name.
-        score: its probability, averaged over the video's views.
+        window: length of the sliding windows, `64 frames` or `2.5 s`; empty predicts whole videos.
+        hop: distance from one window to the next, likewise; empty is the window's length, so that none overlap.
+        top_k: labels per video or window, the most probable first.
+        clips, crops: views of each whole video; the run's own protocol if None. A window has one view, the centre.
+        split: which rows of a CSV that has several splits.
+        path_column: of the CSV; the run's own name if empty.
+
+    Raises:
+        UserError: a value outside its range, a hop without a window, or views of windows.
     """
 
-    path: str
-    label: str
-    score: float
+    window: str = ""
+    hop: str = ""
+    top_k: int = 5
+    clips: int | None = None
+    crops: int | None = None
+    split: str = ""
+    path_column: str = ""
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise UserError(f"top_k is {self.top_k}; at least 1 class is needed.")
+        for length in (self.window, self.hop):
+            if length:
+                Length.parse(length)
+        if self.hop and not self.window:
+            raise UserError(f"A hop of {self.hop} is between windows. Give a --window too, or leave --hop out.")
+        if self.window and (self.clips is not None or self.crops is not None):
+            raise UserError("--clips and --crops are views of whole videos; a window has one. Leave them out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What `predict_file` did.
+
+    Attributes:
+        num_videos: videos in the file.
+        num_windows: windows in the file; whole videos count as one each.
+        bad: path and reason of those of which something was left out.
+    """
+
+    num_videos: int
+    num_windows: int
+    bad: dict[str, str]
 
 
 def predict(
     run: str | Path,
-    videos: str,
+    videos: str | Path,
     *,
     split: str = "",
     path_column: str = "",
     top_k: int = 5,
     clips: int | None = None,
     crops: int | None = None,
+    window: str = "",
+    hop: str = "",
 ) -> list[Prediction]:
-    """The most probable classes of videos, which need no labels.
+    """The most probable labels of videos, which need none, or of windows along them.
 
     Args:
         run: the folder of a fine-tuning run.
-        videos: a folder of videos at any depth, or a CSV with path.
+        videos: a folder of videos at any depth, a CSV with path, or a video file.
         split: which rows of a CSV that has several splits.
         path_column: of the CSV; the run's own name if empty.
-        top_k: classes per video, the most probable first.
-        clips, crops: views per video; the run's own protocol if None.
+        top_k: labels per video or window, the most probable first.
+        clips, crops: views per whole video; the run's own protocol if None.
+        window: length of the sliding windows, `64 frames` or `2.5 s`; empty predicts whole videos.
+        hop: distance from one window to the next, likewise; empty is the window's length.
 
     Returns:
-        `top_k` lines for each video that could be used.
+        `top_k` lines for each video that could be used, or for each window, in order.
 
     Raises:
-        UserError: no fine-tuned run, no usable videos.
+        UserError: no fine-tuned run, no usable videos, a window shorter than a clip.
     """
-    if top_k < 1:
-        raise UserError(f"top_k is {top_k}; at least 1 class is needed.")
-    result, catalog, _ = run_on(
-        Path(run), videos, labelled=False, split=split, path_column=path_column, clips=clips, crops=crops
+    config = Predict(
+        window=window, hop=hop, top_k=top_k, clips=clips, crops=crops, split=split, path_column=path_column
     )
-    scores, classes = result.probabilities_BK.topk(min(top_k, len(catalog.classes)), dim=1)
-    return [
-        Prediction(catalog.items[index].path, catalog.classes[number], score)
-        for index, numbers, of_video in zip(result.index_B.tolist(), classes.tolist(), scores.tolist(), strict=True)
-        for number, score in zip(numbers, of_video, strict=True)
-    ]
+    tuned = load_tuned(Path(run))
+    catalog = videos_of(str(videos), tuned, config)
+    if not window:
+        return of_videos(tuned, catalog, config)[0]
+    with tempfile.TemporaryDirectory() as own:
+        out = Path(distributed.gather(own)[0]) / "predictions"
+        with only_writer_of(out):
+            found, _ = look_along(scorer_of(run, tuned, config), catalog, out)
+            predictions = list(of_windows(found, tuned, config))
+            distributed.barrier()  # all have read before the folder goes
+    return predictions
 
 
-def write_predictions(predictions: list[Prediction], out: Path) -> None:
-    """Writes one line for each prediction: path, label, score; as .csv, or as .jsonl.
+def predict_file(
+    run: str | Path, videos: str | Path, out: Path, *, config: Predict, timeline: Path | None = None
+) -> Predicted:
+    """Predicts labels of videos into a file, which is replaced if it is there; see `predict`.
+
+    Windows are kept while they are computed, in parts in a folder beside the file: killed at any point, the same call
+    computes only the rest. Of several processes each computes some of the windows. Whole videos are not kept: their
+    rows are written at the end.
+
+    Args:
+        run: the folder of a fine-tuning run.
+        videos: a folder of videos at any depth, a CSV with path, or a video file.
+        out: a .jsonl, .csv or .parquet file, with the columns path, start, end, label, score.
+        config: windows and the rest.
+        timeline: a .html file with a picture of the scores along each video; of windows only.
 
     Raises:
-        UserError: another ending.
+        UserError: see `predict`; another ending, or a features file in the place of `out`.
     """
     check_format(out)
-    if distributed.rank() > 0:
-        return
-    rows = [(p.path, p.label, float(f"{p.score:.6g}")) for p in predictions]
-    text = io.StringIO()
-    if out.suffix == ".csv":
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    else:
-        text.writelines(json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) + "\n" for row in rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, text.getvalue())
+    if timeline:
+        from mam2.pictures.hits import check_page  # needs mam2[pictures]
+
+        check_page(timeline)
+        if not config.window:
+            raise UserError("A timeline shows windows. Give a --window, such as --window '2 s', or no --timeline.")
+    tuned = load_tuned(Path(run))
+    catalog = videos_of(str(videos), tuned, config)
+    if not config.window:
+        predictions, bad = of_videos(tuned, catalog, config)
+        if distributed.rank() == 0:
+            write_predictions(predictions, out)
+        num_videos = len(predictions) // min(config.top_k, len(tuned.classes))
+        return Predicted(num_videos=num_videos, num_windows=num_videos, bad=bad)
+    scorer = scorer_of(run, tuned, config)
+    for part in parts_of(out):
+        try:
+            check_identity(part, scorer.maker.identity)
+        except UserError as error:
+            raise UserError(f"{error} To do without what is there, remove {parts_folder(out)}.") from error
+    with only_writer_of(out):
+        found, bad = look_along(scorer, catalog, out)
+        if distributed.rank() == 0:
+            write_predictions(of_windows(found, tuned, config), out)
+            if timeline:
+                draw_timeline(timeline, found, tuned, scorer)
+            shutil.rmtree(parts_folder(out))
+        distributed.barrier()
+    return Predicted(num_videos=len(found), num_windows=sum(len(of.windows) for of in found), bad=bad)
 
 
-def check_format(out: Path) -> None:
-    """Raises UserError unless predictions can be written into such a file."""
-    if out.suffix not in (".csv", ".jsonl"):
-        raise UserError(f"Predictions can't be written to {out}; accepted are files ending in .csv or .jsonl.")
+def videos_of(videos: str, tuned: Tuned, config: Predict) -> Catalog:
+    """The videos that are asked for: those of a folder or a list, or a single one.
+
+    Raises:
+        UserError: there are none.
+    """
+    path_column = config.path_column or tuned.config.data.path_column
+    return only_video(videos) or read_catalog(videos, labelled=False, split=config.split, path_column=path_column)
+
+
+# --- whole videos -------------------------------------------------------------------------------------------
+
+
+def of_videos(tuned: Tuned, catalog: Catalog, config: Predict) -> tuple[list[Prediction], dict[str, str]]:
+    """The labels of whole videos; path and reason of those that were left out."""
+    bad = {item.path: reason for item in catalog.items if (reason := not_writable(item.path))}
+    for reason in bad.values() if distributed.rank() == 0 else ():
+        log.warning("Left out: %s", reason)
+    catalog = replace(catalog, items=tuple(item for item in catalog.items if item.path not in bad))
+    result, _ = tuned.test(catalog, clips=config.clips, crops=config.crops)
+    assert result.seconds_B is not None
+    places = [
+        (catalog.items[index].path, 0.0, None if math.isnan(seconds) else round(seconds, 9))
+        for index, seconds in zip(result.index_B.tolist(), result.seconds_B.tolist(), strict=True)
+    ]
+    return list(best(places, result.probabilities_BK, tuned.classes, top_k=config.top_k)), bad | result.bad
+
+
+def best(
+    places: Sequence[tuple[str, float, float | None]], score_BK: Tensor, classes: Sequence[str], *, top_k: int
+) -> Iterator[Prediction]:
+    """The labels with the highest scores of each place: a path, from when and up to when."""
+    scores_Bk, numbers_Bk = score_BK.topk(min(top_k, len(classes)), dim=1)
+    for place, scores, numbers in zip(places, scores_Bk.tolist(), numbers_Bk.tolist(), strict=True):
+        for score, number in zip(scores, numbers, strict=True):
+            yield Prediction(*place, classes[number], score)
+
+
+# --- windows along videos -----------------------------------------------------------------------------------
+
+
+def scorer_of(run: str | Path, tuned: Tuned, config: Predict) -> Embedder:
+    """The classifier as what makes a vector of each window: its scores.
+
+    Raises:
+        UserError: a window with fewer frames than a clip.
+    """
+    classifier, data = tuned.classifier, tuned.config.data
+    sizes = classifier.encoder.config
+    window = Length.parse(config.window)
+    check_window(window, num_frames=sizes.frames)
+    head = {name: value for name, value in classifier.state_dict().items() if not name.startswith("encoder.")}
+    identity = Identity(
+        encoder=encoder_digest(classifier.encoder),
+        pool="mean",
+        head=digest(head),
+        window=str(window),
+        hop=str(Length.parse(config.hop) if config.hop else window),
+        frames=sizes.frames,
+        size=sizes.size,
+        numbers=len(tuned.classes),
+        dtype="float32",
+        sampling=data.sampling,
+        decode_short_side=data.decode_short_side,
+    )
+    return Embedder(
+        vectors_of=partial(scores_of_clips, classifier=classifier, dtype=tuned.dtype),
+        device=next(classifier.parameters()).device,
+        maker=Maker(identity=identity, source=os.path.abspath(run)),
+        data=data,
+    )
+
+
+def scores_of_clips(clip_BTCHW: Tensor, *, classifier: Classifier, dtype: torch.dtype | None) -> Tensor:
+    """The scores of clips on the classifier's device, float32 (B, K)."""
+    with torch.autocast(clip_BTCHW.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        logits_BK = classifier(clip_BTCHW)
+    return scores_of(logits_BK.float(), classifier.kind)
+
+
+def look_along(scorer: Embedder, catalog: Catalog, out: Path) -> tuple[list[Found], dict[str, str]]:
+    """Computes the scores of all windows that are not in the parts of a file yet.
+
+    Returns:
+        What the parts then hold of each video; path and reason of videos of which something was left out.
+
+    Raises:
+        UserError: not one window could be used.
+    """
+    paths = list(dict.fromkeys(item.path for item in catalog.items))  # a list may hold a video several times
+    done = complete(scorer, paths, out, known=parts_of(out), doing="predicting")
+    if not (found := found_along(out, done.planned)):
+        raise none_usable(done, len(paths))
+    return found, done.bad
+
+
+def of_windows(found: Sequence[Found], tuned: Tuned, config: Predict) -> Iterator[Prediction]:
+    """The labels of windows, video by video, in the order of time."""
+    for of, score_BK in vectors_along(found):
+        places = [(of.path, window.start, window.end) for window in of.windows]
+        yield from best(places, score_BK, tuned.classes, top_k=config.top_k)
+
+
+def draw_timeline(file: Path, found: Sequence[Found], tuned: Tuned, scorer: Embedder) -> None:
+    """Writes the page of the scores of windows."""
+    from mam2.pictures.timeline import Track, write_timeline  # needs mam2[pictures]
+
+    identity = scorer.maker.identity
+    write_timeline(
+        file,
+        (
+            Track(path=of.path, spans=[(window.start, window.end) for window in of.windows], score_BK=score_BK)
+            for of, score_BK in vectors_along(found)
+        ),
+        paths=[of.path for of in found],
+        classes=tuned.classes,
+        kind=tuned.classifier.kind,
+        about=f"Windows of {identity.window} every {identity.hop}, by {scorer.maker.source}.",
+    )

@@ -181,7 +181,7 @@ def test_a_video_whose_halves_are_of_two_classes(runs: dict[LabelKind, Path], tm
     out, page = tmp_path / "sunrise.jsonl", tmp_path / "sunrise.html"
     predict_file(runs["classes"], video, out, config=Predict(window="1 s"), timeline=page)
     text = page.read_text()
-    assert "<title>Along sunrise.mp4</title>" in text
+    assert "<title>Labels along sunrise.mp4</title>" in text
     assert re.findall(r"<title>(\w+), (\S+) to (\S+)</title>", text) == [
         ("night", "0:00.0", "0:04.0"),
         ("day", "0:04.0", "0:08.0"),
@@ -304,7 +304,7 @@ def test_what_can_not_be_done_is_said(runs: dict[LabelKind, Path], folder: Path,
     assert "Give a longer --window" in refused(folder, "--window", "0.1 s")
     assert "is no length" in refused(folder, "--window", "long")
     assert "Give a --window too" in refused(folder, "--hop", "1 s")
-    assert "a window has one" in refused(folder, "--window", "1 s", "--clips", "2")
+    assert "a window has one view" in refused(folder, "--window", "1 s", "--clips", "2")
     assert "A timeline shows windows" in refused(folder, "--timeline", tmp_path / "t.html")
     assert "ends in .html" in refused(folder, "--window", "1 s", "--timeline", tmp_path / "t.png")
     features = tmp_path / "features.parquet"
@@ -367,7 +367,7 @@ def test_labels_that_are_true_for_the_longest_are_shown() -> None:
     assert labels_shown(score, columns, "classes") == [0, 1, 2]
     assert labels_shown(score, [*columns[1:], (0.0, 1.0)], "classes")[:2] == [1, 0], "by their highest score"
     several = torch.tensor([[0.9, 0.6, 0.95], [0.2, 0.6, 0.1]])
-    assert labels_shown(several, [(0, 1), (1, 2)], "several") == [1, 2, 0]
+    assert labels_shown(several, [(0, 1), (1, 2)], "several") == [2, 0, 1]
     assert labels_shown(torch.rand(4, 30), [(i, i + 1) for i in range(4)], "classes")[8:] == []
 
 
@@ -393,8 +393,8 @@ def test_marks_of_the_axis() -> None:
     assert [words for _, words in ticks(0.7)] == ["0:00.0", "0:00.2", "0:00.4", "0:00.6"]
     assert [words for _, words in ticks(7200)] == ["0:00", "30:00", "1:00:00", "1:30:00", "2:00:00"]
     assert len(ticks(1e6)) == 5
-    assert title_of(["a/x.mp4"]) == "Along x.mp4"
-    assert title_of([f"{i}.mp4" for i in range(9)]) == "Along 0.mp4, 1.mp4, 2.mp4 and 6 others"
+    assert title_of(["a/x.mp4"]) == "Labels along x.mp4"
+    assert title_of([f"{i}.mp4" for i in range(9)]) == "Labels along 0.mp4, 1.mp4, 2.mp4 and 6 others"
 
 
 def test_a_page_of_many_windows_and_of_names(runs: dict[LabelKind, Path], tmp_path: Path, monkeypatch) -> None:
@@ -406,7 +406,7 @@ def test_a_page_of_many_windows_and_of_names(runs: dict[LabelKind, Path], tmp_pa
         config = Predict(window="4 frames")
         predict_file(runs[kind], video, tmp_path / "p.csv", config=config, timeline=page)
         text = page.read_text()
-        assert "<title>Along &lt;b&gt;&amp;.mp4</title>" in text
+        assert "<title>Labels along &lt;b&gt;&amp;.mp4</title>" in text
         assert "10 windows; each column shows the highest of 4" in text
         assert text.count("data:image/webp") == 8
         assert len(re.findall(r'<rect [^>]*"/>', text)) == 3 * len(RUNS[kind])

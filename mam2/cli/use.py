@@ -130,8 +130,9 @@ def predict(command: PredictCommand) -> None:
     done = predict_file(command.run, command.videos, command.out, config=config, timeline=command.timeline)
     files = ", ".join(str(path) for path in (command.out, command.timeline) if path)
     windows = f"{done.num_windows} windows of " if command.window else ""
+    videos = f"{done.num_videos} video{'' if done.num_videos == 1 else 's'}"
     left_out = f"; of {len(done.bad)} something was left out, see above" if done.bad else ""
-    finished(f"{files}, {windows}{done.num_videos} videos{left_out}", start)
+    finished(f"{files}, {windows}{videos}{left_out}", start)
 
 
 def find(command: SearchCommand) -> None:

@@ -98,7 +98,7 @@ def title_of(paths: Sequence[str]) -> str:
     """The page's title: the names of the first videos, and how many others there are."""
     names = [Path(path).name for path in paths[:3]]
     others = len(paths) - len(names)
-    return f"Along {', '.join(names)}" + (f" and {others} other{'s' if others > 1 else ''}" if others else "")
+    return f"Labels along {', '.join(names)}" + (f" and {others} other{'s' if others > 1 else ''}" if others else "")
 
 
 def _shown(track: Track, classes: Sequence[str], kind: LabelKind, color_of: dict[int, str]) -> dict[str, object]:
@@ -151,11 +151,12 @@ def columns_of(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]
 
 
 def labels_shown(score_BK: Tensor, columns: Sequence[tuple[float, float]], kind: LabelKind) -> list[int]:
-    """The numbers of the labels to show, at most MAX_LABELS: first those that are true for the longest, by the most
-    probable label, or by a probability above one half where there can be several; then by their highest score."""
-    best_BK = score_BK > 0.5 if kind == "several" else score_BK == score_BK.amax(dim=1, keepdim=True)
-    seconds_B = torch.tensor([end - start for start, end in columns])
-    seconds_K = (best_BK * seconds_B[:, None]).sum(dim=0)
+    """The numbers of the labels to show, at most MAX_LABELS: first those that are the most probable for the longest,
+    where a window has one; then those with the highest scores."""
+    seconds_K = torch.zeros(score_BK.shape[1])
+    if kind == "classes":
+        seconds_B = torch.tensor([end - start for start, end in columns], dtype=torch.float32)
+        seconds_K.index_add_(0, score_BK.argmax(dim=1), seconds_B)
     peak_K = score_BK.amax(dim=0)
     order = sorted(range(score_BK.shape[1]), key=lambda k: (-seconds_K[k].item(), -peak_K[k].item()))
     return order[:MAX_LABELS]

@@ -67,7 +67,7 @@ class Predict:
         if self.hop and not self.window:
             raise UserError(f"A hop of {self.hop} is between windows. Give a --window too, or leave --hop out.")
         if self.window and (self.clips is not None or self.crops is not None):
-            raise UserError("--clips and --crops are views of whole videos; a window has one. Leave them out.")
+            raise UserError("Clips and crops are of whole videos; a window has one view. Leave them out.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,5 +299,5 @@ def draw_timeline(file: Path, found: Sequence[Found], tuned: Tuned, scorer: Embe
         paths=[of.path for of in found],
         classes=tuned.classes,
         kind=tuned.classifier.kind,
-        about=f"Windows of {identity.window} every {identity.hop}, by {scorer.maker.source}.",
+        about=f"Windows of {identity.window} every {identity.hop}, by the run {Path(scorer.maker.source).name}.",
     )

@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from mam2.targets.table import TargetSizes as TargetSizes
     from mam2.train.engine import Loop as Loop
     from mam2.train.finetune import Finetune as Finetune
-    from mam2.train.finetune import evaluate_run as evaluate_run
     from mam2.train.finetune import finetune as finetune
     from mam2.train.optim import Optim as Optim
     from mam2.train.pretrain import Pretrain as Pretrain
     from mam2.train.pretrain import build as build
     from mam2.train.pretrain import pretrain as pretrain
+    from mam2.train.tuned import evaluate_run as evaluate_run
     from mam2.use.demo_page import demo as demo
     from mam2.use.embed import embed as embed
     from mam2.use.embed import read_clip as read_clip
@@ -70,9 +70,10 @@ MODULE_OF = {
     **dict.fromkeys(("TargetMaker", "Targets"), "targets.maker"),
     **dict.fromkeys(("TargetSizes", "TargetsConfig"), "targets.table"),
     "Loop": "train.engine",
-    **dict.fromkeys(("Finetune", "evaluate_run", "finetune"), "train.finetune"),
+    **dict.fromkeys(("Finetune", "finetune"), "train.finetune"),
     "Optim": "train.optim",
     **dict.fromkeys(("Pretrain", "build", "pretrain"), "train.pretrain"),
+    "evaluate_run": "train.tuned",
     "demo": "use.demo_page",
     **dict.fromkeys(("embed", "read_clip"), "use.embed"),
     "Embed": "use.embedder",

@@ -33,9 +33,10 @@ from mam2.pictures.predict import show
 from mam2.pictures.report import ScoreRow, read_log, write_report
 from mam2.targets.table import TargetsConfig
 from mam2.train.engine import Loop
-from mam2.train.finetune import Finetune, evaluate_run, finetune
+from mam2.train.finetune import Finetune, finetune
 from mam2.train.optim import Optim
 from mam2.train.pretrain import Pretrain, pretrain
+from mam2.train.tuned import evaluate_run
 
 log = logging.getLogger("mam2")
 VIDEO_FRAMES, VIDEO_SIZE = 20, 28

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torchvision.models.optical_flow import raft_small
 
 import mam2
-import mam2.train.finetune as finetuning
+import mam2.train.tuned as testing
 from mam2.__main__ import main
 from mam2.cli.verbs import VERBS
 from mam2.config import to_json
@@ -632,7 +632,7 @@ def test_an_unwritable_place_is_an_error_not_a_traceback(run, videos, pretrained
     (tmp_path / "file").write_text("")
     refused(run("show", pretrained, videos / "left" / "0.mp4", "--out", tmp_path / "file" / "a.png"), "file")
     assert run(*FINETUNE, "--init", "scratch", "--data.root", videos, "--out", tmp_path / "tuned")[0] == 0
-    monkeypatch.setattr(finetuning, "evaluate", pytest.fail)  # it fails before testing, not after
+    monkeypatch.setattr(testing, "evaluate", pytest.fail)  # it fails before testing, not after
     refused(run("evaluate", tmp_path / "tuned", "--data.root", videos, "--out", tmp_path / "file" / "b"), "file")
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import mam2, write_video
+from PIL import Image
 from torch import Tensor
 
 import mam2.use.along as along
@@ -207,6 +208,19 @@ def test_whole_videos_have_their_length(runs: dict[LabelKind, Path], folder: Pat
     [of] = predict(runs["classes"], listed, top_k=1)
     assert of.path.endswith("long.mp4#t=0.4,0.8")
     assert (of.start, of.end) == (0.0, pytest.approx(0.4))
+
+
+def test_folders_of_frames_have_no_times(runs: dict[LabelKind, Path], tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    for number in range(20):
+        Image.fromarray(np.full((32, 32, 3), 235, np.uint8)).save(tmp_path / "frames" / f"{number:05d}.jpg")
+    (tmp_path / "list.csv").write_text("path\nframes\n")
+    for name in ("p.csv", "p.jsonl", "p.parquet"):
+        predict_file(runs["classes"], tmp_path / "list.csv", tmp_path / name, config=Predict(top_k=1))
+        [row] = rows_of(tmp_path / name)
+        assert row[1:4] == (0.0, None, "day")
+    with pytest.raises(UserError, match="does not say how many frames it has per second"):
+        predict(runs["classes"], tmp_path / "list.csv", window="16 frames")
 
 
 @pytest.mark.parametrize("config", [WINDOWS, Predict(top_k=2)], ids=["windows", "whole"])

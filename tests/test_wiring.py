@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import mam2.train.finetune as finetuning
 import mam2.train.pretrain as pretraining
+import mam2.train.tuned as testing
 from mam2.config import Epochs, Steps, UserError, seed_of
 from mam2.data.bad_videos import BadVideos
 from mam2.data.catalog import few_shot
@@ -722,18 +723,18 @@ def test_a_run_is_tested_in_eval_mode_with_all_views(
     monkeypatch.undo()
     assert finetune(config, tmp_path / "run")
     seen = list[tuple[bool, int]]()
-    honest, num_videos = finetuning.evaluate, 8
+    honest, num_videos = testing.evaluate, 8
 
     def watched(classifier: Any, loader: Any, **settings: Any) -> Any:
         assert settings == {"num_videos": num_videos, "dtype": torch.bfloat16, "kind": "classes"}
         classifier.register_forward_pre_hook(lambda module, inputs: seen.append((module.training, len(inputs[0]))))
         return honest(classifier, loader, **settings)
 
-    monkeypatch.setattr(finetuning, "evaluate", watched)
-    first, classes = finetuning.evaluate_run(tmp_path / "run", str(videos), out=tmp_path / "new" / "e")
+    monkeypatch.setattr(testing, "evaluate", watched)
+    first, classes = testing.evaluate_run(tmp_path / "run", str(videos), out=tmp_path / "new" / "e")
     assert {training for training, _ in seen} == {False}
     assert sorted(num_views for _, num_views in seen) == [1] * 8 + [8] * 8  # nine each, at most eight at once
-    again, _ = finetuning.evaluate_run(tmp_path / "run", str(videos), out=tmp_path / "new" / "e")
+    again, _ = testing.evaluate_run(tmp_path / "run", str(videos), out=tmp_path / "new" / "e")
     assert torch.equal(first.probabilities_BK, again.probabilities_BK)
     assert json.loads((tmp_path / "new" / "e" / "evaluate.json").read_text()) == {
         "top1": first.top(1),
@@ -758,7 +759,7 @@ def test_a_run_is_tested_in_eval_mode_with_all_views(
         names = ",".join([*(columns.values() or ("path", "label")), "split"])
         rows = [f"{videos}/b/{number}.mp4,b,{split}" for number, split in ((1, "train"), (3, "val"))]
         (tmp_path / "list.csv").write_text("\n".join([names, *rows]))
-        few, _ = finetuning.evaluate_run(
+        few, _ = testing.evaluate_run(
             tmp_path / "run", str(tmp_path / "list.csv"), split="val", clips=1, crops=1, **columns
         )
         assert few.label_B.tolist() == [1]  # of the run's classes, not of the list's

@@ -16,8 +16,8 @@ from mam2.cli.parse import Flat, finished, first_word, parse
 from mam2.model.weights import PUBLIC
 from mam2.pictures.charts import confusion_picture
 from mam2.probe.probe import Probe, probe_encoder
-from mam2.train.finetune import evaluate_run
 from mam2.train.run import data_of
+from mam2.train.tuned import evaluate_run
 
 
 @dataclass(frozen=True, kw_only=True)

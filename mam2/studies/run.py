@@ -37,9 +37,10 @@ from mam2.studies.budget import Budget, parse_budget
 from mam2.studies.frames import shared_frames
 from mam2.studies.study import Cell, Job, Settings, Study, jobs_of
 from mam2.studies.summary import summarised
-from mam2.train.finetune import Finetune, as_pretrained, evaluate_run, finetune
+from mam2.train.finetune import Finetune, as_pretrained, finetune
 from mam2.train.pretrain import Pretrain, pretrain
 from mam2.train.run import InUse, locked
+from mam2.train.tuned import evaluate_run
 
 log = logging.getLogger("mam2")
 SETTINGS = "settings.json"

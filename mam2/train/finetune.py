@@ -1,39 +1,32 @@
-"""Fine-tuning: a pre-trained encoder with a new head in the same loop (Table 8), and its test."""
+"""Fine-tuning: a pre-trained encoder with a new head in the same loop (Table 8)."""
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from mam2 import distributed
-from mam2.config import Epochs, LabelKind, LabelSetting, UserError, check, from_json, seed_of
+from mam2.config import Epochs, LabelKind, LabelSetting, UserError, check, seed_of
 from mam2.data.catalog import Catalog, few_shot
 from mam2.data.clips import Data, catalog_of
 from mam2.data.loader import Batch
 from mam2.data.mixing import mix
-from mam2.data.views import ViewLoader
 from mam2.device import autocast_dtype, local_device
-from mam2.evaluate import Evaluation, average_precision, errors_of, evaluate
-from mam2.files import write_text, written_whole
 from mam2.losses import Losses
 from mam2.model.classifier import Classifier, Pooling, layer_id
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import (
     copy_encoder,
-    load_classifier,
     load_encoder,
     read_encoder_config,
     read_origin,
@@ -43,7 +36,7 @@ from mam2.train import checkpoint
 from mam2.train.batches import train_loader
 from mam2.train.engine import Loop, fit
 from mam2.train.optim import Optim, make_optimizer
-from mam2.train.run import data_of, only_writer, open_run, read_run
+from mam2.train.run import data_of, only_writer, open_run
 
 log = logging.getLogger("mam2")
 _MIX = 0x313  # keeps the seeds of mixing apart from others
@@ -282,175 +275,6 @@ def loss_function(config: Finetune, task: Task) -> Callable[[nn.Module, Batch, i
         return Losses(loss, {"cross_entropy": loss.detach(), "accuracy": accuracy}, features_BTD=None)
 
     return loss_of
-
-
-def evaluate_run(
-    run: str | Path,
-    root: str,
-    *,
-    split: str = "",
-    path_column: str = "",
-    label_column: str = "",
-    clips: int | None = None,
-    crops: int | None = None,
-    out: str | Path | None = None,
-) -> tuple[Evaluation, tuple[str, ...]]:
-    """Tests a fine-tuned run on labelled videos; writes evaluate.json, and every video's probabilities.
-
-    Args:
-        run: the folder of a fine-tuning run.
-        root: class folders or a CSV with path,label; its classes must be among the run's.
-        split: which rows of a CSV that has several splits.
-        path_column, label_column: of the CSV; the run's own names if empty.
-        clips: windows per video; the run's own protocol if None.
-        crops: squares per window; the run's own protocol if None.
-        out: the folder for evaluate.json and predictions.npz (path, label, probability, classes); the run's if None.
-
-    Returns:
-        The evaluation and the class names.
-
-    Raises:
-        UserError: no fine-tuned run, unknown labels, no usable videos.
-    """
-    run, out = Path(run), Path(out or run)
-    read_run(run)  # or nothing is made in its name
-    if distributed.rank() == 0:
-        out.mkdir(parents=True, exist_ok=True)  # or fail before hours of testing
-    columns = {"path_column": path_column, "label_column": label_column}
-    result, catalog, views = run_on(run, root, split=split, **columns, clips=clips, crops=crops)
-    classes, (clips, crops) = catalog.classes, views
-    report = measures_of(result, catalog) | {
-        "num_videos": len(result.label_B),
-        "clips": clips,
-        "crops": crops,
-        "bad_videos": result.bad,
-    }
-    if distributed.rank() == 0:
-        write_text(out / "evaluate.json", json.dumps(report, indent=2))
-        with written_whole(out / "predictions.npz") as part, part.open("wb") as file:
-            np.savez_compressed(
-                file,
-                path=np.array([catalog.items[i].path for i in result.index_B.tolist()]),
-                label=(result.label_B if result.target_BK is None else result.target_BK).numpy(),
-                probability=result.probabilities_BK.numpy(),
-                classes=np.array(classes),
-            )
-    return result, classes
-
-
-def measures_of(result: Evaluation, catalog: Catalog) -> dict[str, Any]:
-    """The measures of a test for its evaluate.json: top-1 and others; `map` where a video has several classes; errors
-    where labels are numbers. `labels` says which of the last two."""
-    if result.target_BK is None:
-        return {
-            "top1": result.top(1),
-            "top5": result.top(5),
-            "single_view": result.single_view,
-            "per_class": result.per_class(catalog.classes),
-            "confusion": result.confusion().tolist(),
-        }
-    if catalog.kind == "numbers":
-        return {"labels": catalog.kind} | errors_of(result.probabilities_BK[:, 0], result.target_BK[:, 0])
-    columns = zip(catalog.classes, result.probabilities_BK.T, result.target_BK.T, strict=True)
-    per_class = {name: average_precision(score_B, truth_B > 0.5) for name, score_B, truth_B in columns}
-    found = [value for value in per_class.values() if value is not None]
-    return {"labels": catalog.kind, "map": fmean(found) if found else None, "per_class": per_class}
-
-
-def run_on(
-    run: Path,
-    root: str,
-    *,
-    split: str = "",
-    path_column: str = "",
-    label_column: str = "",
-    clips: int | None = None,
-    crops: int | None = None,
-) -> tuple[Evaluation, Catalog, tuple[int, int]]:
-    """What a fine-tuned run says of labelled videos; see `evaluate_run`.
-
-    Returns:
-        Each video's probabilities; the catalog, with the run's classes; and the numbers of clips and crops used.
-    """
-    tuned = load_tuned(run)
-    kind = tuned.classifier.kind
-    data = replace(
-        tuned.config.data,
-        root=root,
-        split=split,
-        path_column=path_column or tuned.config.data.path_column,
-        label_column=label_column or tuned.config.data.label_column,
-    )
-    try:
-        catalog = catalog_of(data, labelled=True, classes=tuned.classes, kind=kind)
-    except UserError as error:
-        if _can_be_read(data):
-            raise UserError(f"{error} `mam2 predict` takes videos without labels.") from error
-        raise
-    result, views = tuned.test(catalog, clips=clips, crops=crops)
-    if kind != "classes":
-        targets = [catalog.items[index].target for index in result.index_B.tolist()]
-        result = replace(result, target_BK=torch.tensor(targets))
-    return result, replace(catalog, classes=tuned.classes, kind=kind), views
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """A fine-tuned run in use.
-
-    Attributes:
-        config: the run's.
-        classifier: in eval mode, on this process's device.
-        classes: names of its outputs.
-    """
-
-    config: Finetune
-    classifier: Classifier
-    classes: tuple[str, ...]
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """Of the classifier's autocast; None is plain float32."""
-        return autocast_dtype(self.config.loop.precision, local_device(), width=self.config.encoder.width)
-
-    def test(self, catalog: Catalog, *, clips: int | None, crops: int | None) -> tuple[Evaluation, tuple[int, int]]:
-        """The probabilities of each video, over so many clips and crops, the run's own if None; and these numbers."""
-        config = self.config
-        clips = config.clips if clips is None else clips
-        crops = config.crops if crops is None else crops
-        loader = ViewLoader(
-            catalog,
-            config.data,
-            num_frames=config.encoder.frames,
-            size=config.encoder.size,
-            clips=clips,
-            crops=crops,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
-        num_videos, kind = len(catalog.items), self.classifier.kind
-        result = evaluate(self.classifier, loader, num_videos=num_videos, dtype=self.dtype, kind=kind)
-        return result, (clips, crops)
-
-
-def load_tuned(run: Path) -> Tuned:
-    """A fine-tuned run from its folder.
-
-    Raises:
-        UserError: no run, or none of a fine-tuning.
-    """
-    record = read_run(run)
-    classifier, classes = load_classifier(run)
-    config = from_json(Finetune, record["config"])
-    return Tuned(config=config, classifier=classifier.to(local_device()), classes=classes)
-
-
-def _can_be_read(data: Data) -> bool:
-    """Whether the videos are there, whatever their labels."""
-    try:
-        return bool(catalog_of(data, labelled=False).items)
-    except UserError:
-        return False
 
 
 def build(config: Finetune, *, num_classes: int, kind: LabelKind = "classes") -> Classifier:

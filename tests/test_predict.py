@@ -371,6 +371,7 @@ def test_processes_share_the_windows(runs: dict[LabelKind, Path], folder: Path, 
 
 def test_columns_share_the_time_of_windows_that_overlap() -> None:
     assert columns_of([(0, 4), (2, 6), (4, 8), (5, 9)]) == [(0, 3), (3, 5), (5, 6.5), (6.5, 9)]
+    assert columns_of([(0, 4), (4, 5), (5, 9)]) == [(0, 4), (4, 5), (5, 9)]
     assert columns_of([(0, 2), (5, 7)]) == [(0, 2), (5, 7)], "what no window has is left free"
     assert columns_of([(0, 2)]) == [(0, 2)]
 

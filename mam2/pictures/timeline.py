@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,9 +142,9 @@ def _shown(track: Track, classes: Sequence[str], kind: LabelKind, color_of: dict
 
 
 def columns_of(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """From when to when each window is drawn: where windows overlap, up to halfway between their middles."""
-    middles = [(start + end) / 2 for start, end in spans]
-    borders = [-float("inf"), *((one + other) / 2 for one, other in itertools.pairwise(middles)), float("inf")]
+    """From when to when each window is drawn: neighbours that overlap share that time."""
+    middles = [(start + end) / 2 for (_, end), (start, _) in itertools.pairwise(spans)]
+    borders = [-math.inf, *middles, math.inf]
     return [
         (max(start, left), min(end, right))
         for (start, end), (left, right) in zip(spans, itertools.pairwise(borders), strict=True)

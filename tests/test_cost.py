@@ -164,6 +164,11 @@ def test_lite_recipes_cost_at_most_a_quarter_and_fit_their_finetuning(lite: str,
     assert replace(tuned, drop_path=0.0) == run.encoder
 
 
+def test_flash_costs_at_most_half_more_than_videomae() -> None:
+    flash, videomae = (estimate(get_recipe(name, Pretrain)).tflop for name in ("mam2_flash_b_k400", "videomae_b_k400"))
+    assert flash < 1.5 * videomae < 0.33
+
+
 def test_a_token_cache_saves_all_but_the_first_time(tmp_path: Path) -> None:
     data = Data(fixed_clips=4, repeats=2)
     plain = replace(SMALL, data=data, targets=TargetsConfig(), loop=Loop(batch_size=10, duration=Epochs(100)))

@@ -38,6 +38,8 @@ RECIPES: dict[str, Recipe] = {
     "mam2_b_k400_rp": Recipe(pretrain.mam2_b_k400_rp, "Kinetics-400", "ViT-B"),
     "mam2_lite_b_k400": Recipe(pretrain.mam2_lite_b_k400, "Kinetics-400", "ViT-B"),
     "mam2_lite_l_k400": Recipe(pretrain.mam2_lite_l_k400, "Kinetics-400", "ViT-L"),
+    "mam2_flash_b_k400": Recipe(pretrain.mam2_flash_b_k400, "Kinetics-400", "ViT-B"),
+    "mam2_flash_l_k400": Recipe(pretrain.mam2_flash_l_k400, "Kinetics-400", "ViT-L"),
     "videomae_b_k400": Recipe(rivals.videomae_b_k400, "Kinetics-400", "ViT-B"),
     "videomae_l_k400": Recipe(rivals.videomae_l_k400, "Kinetics-400", "ViT-L"),
     "videomae_b_ssv2": Recipe(rivals.videomae_b_ssv2, "SSv2", "ViT-B"),

@@ -76,11 +76,11 @@ def finetune_tiny() -> Finetune:
         data=Data(stride_frames=4, augment="multi_scale_crop"),
         encoder=mam2_tiny().encoder,
         optim=Optim(
-            base_lr=8e-3,
+            base_lr=1.6e-2,
             min_lr=1e-5,
             betas=(0.9, 0.999),
             warmup=Epochs(5),
-            layer_decay=0.75,
+            layer_decay=0.9,
             max_grad_norm=3.0,
         ),
         loop=Loop(batch_size=16, duration=Epochs(40), save_every=Epochs(10)),

@@ -12,7 +12,9 @@ SMALL = Quickstart(
     unlabelled_per_class=2,
     labelled_per_class=2,
     test_per_class=1,
-    encoder=EncoderConfig(width=12, depth=1, num_heads=3, frames=4, size=24, patch_size=4),
+    encoder=EncoderConfig(
+        width=24, depth=1, num_heads=3, frames=4, size=24, patch_size=4, tubelet=2, attention="joint"
+    ),
     pretrain_duration=Steps(3),
     finetune_duration=Epochs(2),
     seeds=(0,),
@@ -25,11 +27,12 @@ def test_quickstart_writes_what_it_promises_and_resumes(tmp_path) -> None:
     result = quickstart(out, SMALL)
     assert json.loads((out / "quickstart.json").read_text()) == result
     assert result["chance"] == 1 / 8
-    assert len(result["scratch"]) == len(result["pretrained"]) == 1
-    assert all(0 <= top1 <= 1 for top1 in [*result["scratch"], *result["pretrained"]])
+    assert [len(result[kind]) for kind in ("scratch", "mam2", "videomae")] == [1, 1, 1]
+    assert all(0 <= top1 <= 1 for kind in ("scratch", "mam2", "videomae") for top1 in result[kind])
     page = (out / "report.html").read_text()
-    assert page.count("<img") >= 5  # a dot plot, curves, three contact sheets
+    assert page.count("<img") >= 6  # a dot plot, curves of both, three contact sheets
     assert "points" in page
+    assert "VideoMAE pre-trained" in page
 
     again = quickstart(out, SMALL)  # every part is done already
     assert {**again, "seconds": 0} == {**result, "seconds": 0}

@@ -15,8 +15,9 @@ from mam2.config import LabelKind, UserError
 from mam2.data.clips import Data
 from mam2.data.windows import Planned, Window, WindowLoader, evenly, plan
 from mam2.device import autocast_dtype, send
-from mam2.model.classifier import Classifier, scores_of
+from mam2.model.classifier import Classifier
 from mam2.use.embedder import span_of
+from mam2.use.predict import scores_of_clips
 
 WINDOWS_AT_ONCE = 8
 
@@ -79,9 +80,8 @@ def scores_along(
     scores = [torch.empty(0, len(classes))]
     for batch in loader:
         if batch.places:
-            with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-                logits_BK = classifier(send(batch.clip_BTCHW, device))
-            scores.append(scores_of(logits_BK.float(), classifier.kind).cpu())
+            clip_BTCHW = send(batch.clip_BTCHW, device)
+            scores.append(scores_of_clips(clip_BTCHW, classifier=classifier, dtype=dtype).cpu())
             places += batch.places
     if not places:
         raise UserError(loader.bad[path])

@@ -82,6 +82,7 @@ def plots(report: dict[str, Any]) -> Figure:
                     values = [100 * value for value in line[test]["values"].values()]
                     axes.plot([place] * len(values), values, "o", color=colour, alpha=0.6)
             axes.set_xlabel(label)
+            axes.set_xlim(left=0)  # equal budgets are equal, whatever the last step adds
             plain_axes(axes)
         panels[row][0].set_ylabel(f"top-1, %: {test}")
     handles, labels = panels[0][0].get_legend_handles_labels()

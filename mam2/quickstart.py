@@ -53,7 +53,7 @@ KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Quickstart:
-    """Sizes of the quickstart; the defaults take about six minutes on two cores.
+    """Sizes of the quickstart; the defaults take some ten minutes on two cores.
 
     Attributes:
         unlabelled_per_class: videos of each motion for pre-training, which does not use the label.

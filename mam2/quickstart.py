@@ -82,8 +82,8 @@ class Quickstart:
 def pretrain_config(settings: Quickstart, root: Path, kind: str) -> Pretrain:
     """A pre-training run. Mirroring would turn left into right, so there is no flip.
 
-    MAM² here has its two decoders, for pixels and for motion, and no regressor: in minutes that is worth more than all
-    of it (docs/results.md). VideoMAE differs in having no motion decoder.
+    MAM² here has its two decoders, for pixels and for motion, but neither regressor nor alignment: the whole step takes
+    some four times as long. VideoMAE differs in having no motion decoder.
     """
     width = settings.encoder.width // 2  # of decoders
     objective: MAM2Config | MAEConfig

@@ -85,8 +85,8 @@ def mam2_flash_b_k400() -> Pretrain:
 
     Patches come with their difference to the next frame, attention starts local, and Eq. 3 is summed, so that motion is
     learned and outweighs appearance, which is pixels. Nine tenths are masked; regressor and decoders are half as wide
-    and shallow, predict a quarter of the masked tubes, and nothing is aligned. What it is worth at a small size:
-    docs/results.md.
+    and have fewer blocks, predict a quarter of the masked tubes, and nothing is aligned. What it is worth at a small
+    size: docs/results.md.
     """
     return _flash(mam2_b_k400())
 

@@ -98,6 +98,9 @@ def test_a_study_runs_resumes_and_grows(small: None, videos: Path, tmp_path: Pat
     assert again["jobs"] == report["jobs"]
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")} == files
 
+    known = json.loads((out / "settings.json").read_text())
+    del known["pooling"]  # as in a folder of a version that had no such setting
+    (out / "settings.json").write_text(json.dumps(known))
     (out / "runs" / "VideoMAE" / "1" / "seed_0" / "result.json").unlink()  # as after a kill
     assert run_study("small", SMALL, settings, out)["jobs"] == report["jobs"]
     more = run_study("small", SMALL, replace(settings, seeds=(0, 1)), out)

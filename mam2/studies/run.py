@@ -78,7 +78,7 @@ def run_study(
     """
     out = Path(out)
     check_cells(study, settings)
-    identity = {"study": name, **json.loads(json.dumps(asdict(settings)))}
+    identity = {"study": name, **_plain(settings)}
     check_folder(out, identity)
     budget = parse_budget(settings.budget or study.budget) if settings.budget or settings.scale == "tiny" else None
     videos = prepare(settings, study, out)
@@ -107,6 +107,12 @@ def run_study(
     return report
 
 
+def _plain(settings: Settings) -> dict[str, Any]:
+    """The settings as a JSON file has them."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return plain
+
+
 def _begin(threads: int) -> None:
     end_with_parent()
     torch.set_num_threads(threads)
@@ -133,7 +139,7 @@ def check_folder(out: Path, identity: dict[str, Any]) -> None:
     """Raises UserError unless a folder is new, or this study's: other seeds may follow, nothing else may differ."""
     file = out / SETTINGS
     if file.exists():
-        theirs = parse_json(file.read_text())
+        theirs = _plain(Settings()) | parse_json(file.read_text())  # a setting newer than the folder has its default
         different = [key for key in identity if theirs.get(key) != identity[key]]
         seeds = theirs.get("seeds", [])
         if different == ["seeds"] and identity["seeds"][: len(seeds)] == seeds:

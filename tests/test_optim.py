@@ -11,7 +11,14 @@ from mam2.model.classifier import Classifier, layer_id
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.objectives.mam2 import MAM2, MAM2Config
 from mam2.targets.table import TargetSizes
-from mam2.train.optim import Optim, learning_rate, make_optimizer, set_learning_rate
+from mam2.train.optim import (
+    Optim,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+    set_weight_decay,
+    weight_decay,
+)
 
 ENCODER = EncoderConfig(width=8, depth=3, num_heads=2, frames=2, size=16, patch_size=8)
 
@@ -81,6 +88,19 @@ def test_each_block_learns_slower_than_the_one_above() -> None:
     set_learning_rate(optimizer, 0.8)
     rates = sorted({round(group["lr"], 9) for group in optimizer.param_groups}, reverse=True)
     assert rates == [0.8, 0.4, 0.2, 0.1, 0.05]
+
+
+def test_weight_decay_rises_on_matrices_only() -> None:
+    """V-JEPA's course, 0.04 to 0.4: 0.22 half way."""
+    optim = Optim(weight_decay=0.04, weight_decay_end=0.4)
+    assert [round(weight_decay(optim, step, num_steps=8), 3) for step in (0, 4, 8)] == [0.04, 0.22, 0.4]
+    assert weight_decay(Optim(weight_decay=0.04), 5, num_steps=8) == 0.04
+    model = pretraining_model()
+    optimizer = make_optimizer(model, optim)
+    set_weight_decay(optimizer, 0.22)
+    decays = {name: decay for name, (decay, _) in settings(model, optimizer).items()}
+    assert decays["encoder.blocks.0.mlp.0.weight"] == 0.22
+    assert decays["encoder.blocks.0.norm_time.weight"] == decays["encoder.blocks.0.mlp.0.bias"] == 0.0
 
 
 def test_adamw_has_the_papers_momenta() -> None:

@@ -137,6 +137,7 @@ def vjepa_b_k400() -> Pretrain:
             min_lr=6.2e-6,
             betas=(0.9, 0.999),
             weight_decay=0.04,
+            weight_decay_end=0.366,
             warmup=Steps(12_000),
             max_grad_norm=10.0,
         ),

@@ -85,6 +85,7 @@ def scaled(config: Pretrain, scale: ScaleName) -> Pretrain:
         to.pretrain.optim,
         betas=config.optim.betas,
         weight_decay=config.optim.weight_decay,
+        weight_decay_end=config.optim.weight_decay_end,
         layer_decay=config.optim.layer_decay,
         encoder_waits=_times(loop.duration, 0.05) if config.optim.encoder_waits.value else Steps(0),
     )

@@ -28,7 +28,7 @@ from mam2.losses import Losses
 from mam2.model.blocks import can_compile, compile_blocks, recompute_blocks
 from mam2.train import checkpoint
 from mam2.train.logs import Reporter
-from mam2.train.optim import Optim, learning_rate, set_learning_rate
+from mam2.train.optim import Optim, learning_rate, set_learning_rate, set_weight_decay, weight_decay
 from mam2.train.tracking import TrackerName
 
 log = logging.getLogger("mam2")
@@ -172,6 +172,7 @@ def fit(
                 optim, step, batch_size=loop.batch_size, warmup_steps=warmup_steps, num_steps=num_steps
             )
             set_learning_rate(optimizer, rate, encoder_waits=step < waiting_steps)
+            set_weight_decay(optimizer, weight_decay(optim, step, num_steps=num_steps))
             torch.manual_seed(seed_of(loop.seed, step, distributed.rank()))
             results, norm = train_step(wrapped, loss_of, batch, step, optimizer, loop=loop, optim=optim, dtype=dtype)
             on_step()

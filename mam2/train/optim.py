@@ -22,6 +22,7 @@ class Optim:
         base_lr: learning rate for a batch of 256 videos; the rate used is base_lr × batch size / 256.
         min_lr: where the cosine ends, scaled likewise.
         weight_decay: on matrices; norms, biases, positions and the mask query have none.
+        weight_decay_end: where half a cosine takes it by the end of the run; 0 keeps it constant.
         betas: AdamW's momenta.
         warmup: linear from 0, step by step.
         max_grad_norm: gradients are clipped to this norm; 0 is off.
@@ -32,6 +33,7 @@ class Optim:
     base_lr: Annotated[float, Gt(0)] = 1.5e-4
     min_lr: Annotated[float, Ge(0)] = 1e-5
     weight_decay: Annotated[float, Ge(0)] = 0.05
+    weight_decay_end: Annotated[float, Ge(0)] = 0.0
     betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.95)
     warmup: Duration = Epochs(20)
     max_grad_norm: Annotated[float, Ge(0)] = 0.0
@@ -49,8 +51,18 @@ def learning_rate(optim: Optim, step: int, *, batch_size: int, warmup_steps: int
     low = min(optim.min_lr, optim.base_lr) * scale
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
-    return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * progress))
+    return _cosine(peak, low, (step - warmup_steps) / max(1, num_steps - warmup_steps))
+
+
+def weight_decay(optim: Optim, step: int, *, num_steps: int) -> float:
+    """The weight decay of a step: constant, or half a cosine to weight_decay_end."""
+    if not optim.weight_decay_end:
+        return optim.weight_decay
+    return _cosine(optim.weight_decay, optim.weight_decay_end, step / num_steps)
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def make_optimizer(
@@ -75,6 +87,7 @@ def make_optimizer(
                 "weight_decay": optim.weight_decay if decays else 0.0,
                 "lr_scale": optim.layer_decay ** (depth + 1 - layer),
                 "is_encoder": layer <= depth,
+                "decays": decays,
             },
         )
         group["params"].append(parameter)
@@ -86,3 +99,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, *, encoder_
     for group in optimizer.param_groups:
         waits = encoder_waits and group.get("is_encoder", False)  # checkpoints of version 0.1 don't say
         group["lr"] = 0.0 if waits else rate * group["lr_scale"]
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, decay: float) -> None:
+    """Gives it to the groups that have any."""
+    for group in optimizer.param_groups:
+        if group.get("decays", group["weight_decay"] > 0):  # checkpoints of version 0.1 don't say
+            group["weight_decay"] = decay

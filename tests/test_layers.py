@@ -14,7 +14,7 @@ ROOT = Path(mam2.__file__).parent
 # From the bottom up. A file imports from its own level and those below.
 LEVELS = (
     {"config", "device"},
-    {"files", "inert", "patches", "masks", "cross_entropy", "losses", "distributed"},
+    {"files", "inert", "patches", "masks", "cross_entropy", "losses", "ridge", "distributed"},
     {"data", "model", "targets"},
     {"objectives", "evaluate"},
     {"train"},

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import mam2.probe.features
@@ -23,10 +24,11 @@ from mam2.model.weights import save_encoder
 from mam2.probe.features import Features
 from mam2.probe.heads import AttentiveHead, Standardise, neighbours
 from mam2.probe.probe import Probe, fit, hold_out, judge, probabilities, probe_encoder, samples, squares_of
+from mam2.ridge import ridge
 
 TINY = EncoderConfig(width=16, depth=1, num_heads=2, frames=3, size=16, patch_size=4)
 QUICK = Probe(epochs=15, batch_size=32, learning_rates=(0.01, 0.1), weight_decays=(0.01,), trials=2, num_workers=0)
-KINDS = ("linear", "attentive", "knn")
+KINDS = ("linear", "ridge", "attentive", "knn")
 SIZES = {"num_classes": 4, "num_heads": 2}
 
 
@@ -109,11 +111,12 @@ def test_a_choice_is_made_among_all_settings_on_training_videos_only(monkeypatch
         assert len(rows) == 40
 
 
-@pytest.mark.parametrize("kind", ["linear", "attentive"])
+@pytest.mark.parametrize("kind", ["linear", "ridge", "attentive"])
 def test_features_are_standardised_by_the_training_videos(kind) -> None:
     config = replace(QUICK, kind=kind, epochs=1)
     x_NV = samples(made_up(300, seed=0, signal=0), config) * 3 + 5
-    head = fit(config, x_NV, torch.arange(300) % 4, {"learning_rate": 0.01, "weight_decay": 0.0}, **SIZES)
+    setting = {"learning_rate": 0.01, "weight_decay": 0.0, "strength": 0.01}
+    head = fit(config, x_NV, torch.arange(300) % 4, setting, **SIZES)
     standardise = head[0]
     rows = x_NV.flatten(0, -2)
     torch.testing.assert_close(standardise.mean_F, rows.mean(dim=0))
@@ -123,6 +126,18 @@ def test_features_are_standardised_by_the_training_videos(kind) -> None:
     before = standardise.mean_F.clone()
     probabilities(head, x_NV + 100)
     assert torch.equal(standardise.mean_F, before)
+
+
+@pytest.mark.parametrize("num_videos", [5, 40])
+def test_ridge_regression_is_the_textbooks_among_samples_or_features(num_videos) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_NF = torch.randn(num_videos, 12, generator=generator).double() + 3
+    label_N = torch.arange(num_videos) % 3
+    layer = ridge(x_NF, label_N, num_classes=3, strength=0.2)
+    centred, target = x_NF - x_NF.mean(0), F.one_hot(label_N).double()
+    penalty = 0.2 * centred.square().sum(1).mean() * torch.eye(12)
+    weight = torch.linalg.inv(centred.T @ centred + penalty) @ centred.T @ (target - target.mean(0))
+    torch.testing.assert_close(layer(x_NF), centred @ weight + target.mean(0))
 
 
 def test_a_constant_feature_is_not_blown_up() -> None:

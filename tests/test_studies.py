@@ -88,7 +88,7 @@ def test_a_study_runs_resumes_and_grows(small: None, videos: Path, tmp_path: Pat
     }  # fmt: skip
     for job in report["jobs"]:
         assert 0 <= job["finetune"] <= 1
-        assert ("knn" in job) == (job["cell"] != "scratch")
+        assert 0 <= job["knn"] <= 1  # of an untrained encoder, from scratch
         encoder = json.loads((out / "runs" / "MAM" / "1" / "seed_0" / "finetune" / "run.json").read_text())
         assert encoder["config"]["data"]["root"] == str(out / "frames" / "train.csv")
     files = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}

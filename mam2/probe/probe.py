@@ -1,4 +1,4 @@
-"""Probes of a frozen encoder: a linear layer, an attentive pooler or nearest neighbours on its features.
+"""Probes of a frozen encoder: a linear layer, ridge regression, an attentive pooler or nearest neighbours.
 
 Every video goes through the encoder once; its features are kept on disk. Settings are chosen on a held-out share of the
 training videos; the test videos are used once, at the end. docs/probes.md describes the protocol.
@@ -35,6 +35,7 @@ from mam2.model.encoder import VideoEncoder
 from mam2.model.weights import encoder_digest, load_encoder
 from mam2.probe.features import Features, extract
 from mam2.probe.heads import AttentiveHead, PoolingConfig, Standardise, linear, neighbours, save_pooling
+from mam2.ridge import ridge
 from mam2.train.optim import Optim, make_optimizer, set_learning_rate
 from mam2.train.optim import learning_rate as rate_of
 
@@ -53,8 +54,9 @@ class Probe:
         test: labelled videos with the same classes.
         train_split, test_split: which rows of a CSV that has several splits.
         path_column, label_column: names of a CSV's columns.
-        kind: "linear" layer, "attentive" pooler with one learned query and a linear layer, or "knn".
-        pooling: of linear and knn: "space" averages over space and keeps the frames side by side (T × D features),
+        kind: "linear" layer, "ridge" (a linear layer too, in closed form, so in seconds), "attentive" pooler with one
+            learned query and a linear layer, or "knn".
+        pooling: of all but attentive: "space" averages over space and keeps the frames side by side (T × D features),
             "all" averages over time too (D features).
         baseline: also probe an untrained encoder of the same configuration.
         shots: labelled training videos per class, drawn by the seed; 0 takes all.
@@ -65,6 +67,7 @@ class Probe:
         token_grid: attentive: a frame's patches are averaged to at most this many squares per side.
         held_out: share of the training videos of each class on which a setting of the sweep is judged.
         trials: number of such shares that a setting is judged on; their mean decides.
+        strengths: ridge: of the sweep, shares of the features' mean square norm.
         learning_rates: of the sweep, for a batch of 256; the rate used is × batch size / 256.
         weight_decays: of the sweep.
         epochs: passes over the training samples.
@@ -87,7 +90,7 @@ class Probe:
     test_split: str = ""
     path_column: str = "path"
     label_column: str = "label"
-    kind: Literal["linear", "attentive", "knn"] = "linear"
+    kind: Literal["linear", "ridge", "attentive", "knn"] = "linear"
     pooling: Pooling = "space"
     baseline: bool = True
     shots: Annotated[int, Ge(0)] = 0
@@ -100,6 +103,7 @@ class Probe:
     token_grid: Annotated[int, Ge(1)] = 7
     held_out: Annotated[float, Gt(0), Lt(1)] = 0.2
     trials: Annotated[int, Ge(1)] = 5
+    strengths: tuple[Annotated[float, Gt(0)], ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
     learning_rates: tuple[Annotated[float, Gt(0)], ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     weight_decays: tuple[Annotated[float, Ge(0)], ...] = (1e-2, 1.0)
     epochs: Annotated[int, Ge(1)] = 100
@@ -113,7 +117,7 @@ class Probe:
 
     def __post_init__(self) -> None:
         check(self, "")
-        for name in ("learning_rates", "weight_decays", "neighbours"):
+        for name in ("strengths", "learning_rates", "weight_decays", "neighbours"):
             if not getattr(self, name):
                 raise UserError(f"{name} is empty; accepted: one or more numbers.")
 
@@ -207,8 +211,8 @@ def judge(
     """Chooses on the training features, fits, and tests once.
 
     Args:
-        train: every view is a sample (linear, attentive), or the views' mean is one (knn).
-        test: the views' probabilities are averaged (linear, attentive), or their features (knn).
+        train: every view is a sample (linear, ridge, attentive), or the views' mean is one (knn).
+        test: the views' probabilities are averaged (linear, ridge, attentive), or their features (knn).
         num_heads: of the attentive pooler.
 
     Returns:
@@ -261,14 +265,19 @@ def _choose(
     config: Probe, make: Callable[..., nn.Module], x_NV: Tensor, label_N: Tensor
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
     """The sweep's rows, each a setting with its result on held-out training videos, and the best setting."""
-    settings = [{"learning_rate": r, "weight_decay": d} for r in config.learning_rates for d in config.weight_decays]
+    if config.kind == "ridge":
+        settings = [{"strength": strength} for strength in config.strengths]
+    else:
+        settings = [
+            {"learning_rate": r, "weight_decay": d} for r in config.learning_rates for d in config.weight_decays
+        ]
     if len(settings) == 1:
         return [], settings[0]
     parts = [hold_out(label_N, share=config.held_out, seed=config.seed, trial=i) for i in range(config.trials)]
     if not parts[0].any():
         raise UserError(
             f"With one training video per class nothing can be held out to judge {len(settings)} settings on. Give one "
-            "--learning-rates and one --weight-decays, two --shots or more, or --kind knn."
+            "--learning-rates and one --weight-decays (ridge: one of --strengths), two --shots or more, or --kind knn."
         )
     rows = []
     for number in range(distributed.rank(), len(settings), distributed.world_size()):
@@ -308,11 +317,16 @@ def fit(
     num_classes: int,
     num_heads: int,
 ) -> nn.Module:
-    """A head trained on all views: AdamW, a cosine from the learning rate to 0, no augmentation.
+    """A head fitted to all views: ridge in closed form, others by AdamW, a cosine from the learning rate to 0.
 
     AdamW rather than a solver, so that both heads are trained alike and a step needs one batch in memory.
     """
     device, width = local_device(), x_NV.shape[-1]
+    x_B, label_B = x_NV.flatten(0, 1), label_N.repeat_interleave(x_NV.shape[1])
+    if config.kind == "ridge":
+        standardise = Standardise(x_NV)
+        layer = ridge(standardise(x_B), label_B, num_classes=num_classes, strength=setting["strength"])
+        return nn.Sequential(standardise, layer.float()).to(device).eval()
     torch.manual_seed(seed_of(config.seed, _WEIGHTS))
     head = AttentiveHead(width, num_heads, num_classes) if config.kind == "attentive" else linear(width, num_classes)
     model = nn.Sequential(Standardise(x_NV), head).to(device)
@@ -324,7 +338,6 @@ def fit(
         warmup=Epochs(0),
     )
     optimizer = make_optimizer(model, optim)
-    x_B, label_B = x_NV.flatten(0, 1), label_N.repeat_interleave(x_NV.shape[1])
     num_steps = config.epochs * -(-len(x_B) // config.batch_size)
     step = 0
     for epoch in range(config.epochs):

@@ -28,17 +28,17 @@ from mam2.data.clips import Data, catalog_of
 from mam2.data.loader import steps_per_epoch
 from mam2.distributed import end_with_parent
 from mam2.files import parse_json, write_text
-from mam2.model.weights import read_encoder_config
+from mam2.model.weights import read_encoder_config, save_encoder
 from mam2.pictures.report import read_log
 from mam2.probe.probe import Probe, probe_encoder
 from mam2.recipes import get_recipe
 from mam2.recipes.scales import scaled_finetune, with_duration
 from mam2.studies.budget import Budget, parse_budget
 from mam2.studies.frames import shared_frames
-from mam2.studies.study import Cell, Job, Settings, Study, jobs_of
+from mam2.studies.study import PROBES, Cell, Job, Settings, Study, jobs_of
 from mam2.studies.summary import summarised
 from mam2.train.finetune import Finetune, as_pretrained, finetune
-from mam2.train.pretrain import Pretrain, pretrain
+from mam2.train.pretrain import Pretrain, build, pretrain
 from mam2.train.run import InUse, locked
 from mam2.train.tuned import evaluate_run
 
@@ -132,7 +132,7 @@ def check_cells(study: Study, settings: Settings) -> None:
     if settings.init and not starts:
         raise UserError(f"{study.title!r} starts from no encoder. Leave --init out, or take `mam2 study adapt`.")
     if not settings.tests:
-        raise UserError("A study needs a test: --tests finetune linear knn.")
+        raise UserError("A study needs a test: --tests finetune linear ridge knn.")
 
 
 def check_folder(out: Path, identity: dict[str, Any]) -> None:
@@ -283,11 +283,11 @@ def _measured(
     folder, cell = out / "runs" / job.folder, job.cell
     config = _recipe(cell, settings)
     result: dict[str, Any] = {"steps": 0, "epochs": 0.0, "tflop": 0.0, "seconds": 0.0}
-    init = settings.init if cell.scratch and cell.starts else "scratch"
+    init = probed = settings.init if cell.scratch and cell.starts else "scratch"
     if not cell.scratch:
         config = plan(job, settings, budget, videos, out)
         _finish(pretrain(config, folder / "pretrain"))
-        init = str(folder / "pretrain")
+        init = probed = str(folder / "pretrain")
         per_epoch = steps_per_epoch(videos.num_unlabelled, config.loop.batch_size)
         steps = config.loop.duration.steps(per_epoch)
         num_clips = config.loop.batch_size * config.data.repeats
@@ -297,6 +297,9 @@ def _measured(
             "tflop": cost.remembered(config).tflop * steps * num_clips,
             "seconds": seconds_per_step(folder / "pretrain", num_clips) * steps,
         }
+    elif init == "scratch":
+        probed = str(folder / "untrained.safetensors")
+        save_encoder(Path(probed), build(replace(config, loop=replace(config.loop, seed=job.seed))).encoder)
     if "finetune" in settings.tests:
         tuned = folder / "finetune"
         _finish(finetune(_tuning(study, settings, config, init, videos, job.seed), tuned))
@@ -304,10 +307,10 @@ def _measured(
         if found.target_BK is not None:
             raise UserError("A study compares top-1. Give videos of one class each to train and test on.")
         result["finetune"] = found.top(1)
-    for kind in ("linear", "knn"):
-        if kind in settings.tests and init != "scratch":
+    for kind in PROBES:
+        if kind in settings.tests:
             probe = Probe(
-                encoder=init, train=videos.train, test=videos.test, kind=kind, baseline=False, shots=settings.shots,
+                encoder=probed, train=videos.train, test=videos.test, kind=kind, baseline=False, shots=settings.shots,
                 stride_frames=_data(config.data, settings).stride_frames, seed=job.seed, num_workers=0,
             )  # fmt: skip
             result[kind] = probe_encoder(probe, folder / "probe")["top1"]

@@ -11,8 +11,9 @@ from mam2.recipes import get_recipe
 from mam2.recipes.scales import ScaleName, scaled
 from mam2.train.pretrain import Pretrain
 
-Test = Literal["finetune", "linear", "knn"]
+Test = Literal["finetune", "linear", "ridge", "knn"]
 """How an encoder is judged: fine-tuned, or probed while it is frozen."""
+PROBES: tuple[Literal["linear", "ridge", "knn"], ...] = ("linear", "ridge", "knn")
 
 
 @dataclass(frozen=True)

@@ -298,6 +298,11 @@ def test_every_recipe_can_be_scaled(name: str) -> None:
     assert scaled(get_recipe("ablation", Pretrain), "base") == get_recipe("ablation")
 
 
+def test_the_lowest_block_of_a_scaled_recipe_learns_at_as_small_a_share() -> None:
+    config = scaled(get_recipe("mam2_adapt_b", Pretrain), "tiny")
+    assert config.optim.layer_decay**config.encoder.depth == pytest.approx(0.75**12)
+
+
 def test_scaled_rows_of_a_table_still_differ() -> None:
     """But for those whose tokenizer or stride alone differ, no two rows of Tables 1a, 1c, 2 get the same model."""
     for number in ("a", "c"):

@@ -57,6 +57,7 @@ RECIPES: dict[str, Recipe] = {
     "mam2_teacher_b": Recipe(pretrain.mam2_teacher_b, "any folder", "ViT-B"),
     "mam2_adapt_b": Recipe(pretrain.mam2_adapt_b, "any folder", "ViT-B"),
     "mam2_adapt_video_b": Recipe(pretrain.mam2_adapt_video_b, "any folder", "ViT-B"),
+    "videomae_adapt_b": Recipe(rivals.videomae_adapt_b, "any folder", "ViT-B"),
     "mam2_tiny": Recipe(pretrain.mam2_tiny, "any folder", "tiny"),
     "finetune_b_k400": Recipe(finetune.finetune_b_k400, "Kinetics-400", "ViT-B"),
     "finetune_l_k400": Recipe(finetune.finetune_l_k400, "Kinetics-400", "ViT-L"),

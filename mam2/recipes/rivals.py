@@ -14,6 +14,7 @@ from mam2.model.encoder import EncoderConfig, vit_b, vit_l
 from mam2.objectives.mae import MAEConfig
 from mam2.objectives.masked_input import MaskedInputConfig
 from mam2.objectives.vjepa import VJEPAConfig
+from mam2.recipes.pretrain import mam2_adapt_b
 from mam2.targets.table import TargetsConfig
 from mam2.train.engine import Loop
 from mam2.train.optim import Optim
@@ -35,6 +36,15 @@ def videomae_b_k400() -> Pretrain:
         optim=Optim(warmup=Epochs(40)),
         loop=Loop(batch_size=2048, duration=Epochs(1600)),
     )
+
+
+def videomae_adapt_b() -> Pretrain:
+    """Not the paper's: a given encoder adapted to one's own videos by VideoMAE, with `mam2_adapt_b`'s optimiser.
+
+    Give --init ENCODER.
+    """
+    adapt = mam2_adapt_b()
+    return replace(videomae_b_k400(), optim=adapt.optim, loop=adapt.loop)
 
 
 def videomae_l_k400() -> Pretrain:

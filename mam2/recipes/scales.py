@@ -86,7 +86,8 @@ def scaled(config: Pretrain, scale: ScaleName) -> Pretrain:
         betas=config.optim.betas,
         weight_decay=config.optim.weight_decay,
         weight_decay_end=config.optim.weight_decay_end,
-        layer_decay=config.optim.layer_decay,
+        # Over fewer blocks, so that the lowest one's rate is as small a share of the top's.
+        layer_decay=config.optim.layer_decay ** (BASE.depth / to.encoder.depth),
         encoder_waits=_times(loop.duration, 0.05) if config.optim.encoder_waits.value else Steps(0),
     )
     return replace(

@@ -110,7 +110,7 @@ STUDIES: dict[str, Study] = {
         cells=(
             Cell("as it is", "mam2_adapt_b", scratch=True, starts=True),
             Cell("adapted", "mam2_adapt_b", starts=True),
-            Cell("adapted by VideoMAE", "videomae_b_k400", starts=True),
+            Cell("adapted by VideoMAE", "videomae_adapt_b", starts=True),
             Cell("pre-trained from random weights", "mam2_b_k400_rp"),
             Cell("from scratch", "mam2_b_k400_rp", scratch=True),
         ),

@@ -261,8 +261,8 @@ def test_a_run_with_several_classes(listed, tmp_path):
     push(run, "ada/several", folder=tmp_path / "hub")
     assert json.loads((tmp_path / "hub/config.json").read_text())["problem_type"] == "multi_label_classification"
     assert "| fine-tuned, 2 × 1 views | 8 | mAP " in (tmp_path / "hub/README.md").read_text()
-    with pytest.raises(UserError, match=r"has no top-1: its labels are several\. Compare runs of classes"):
-        compared([run])
+    head, line = compared([run])
+    assert (head[3], line[3]) == ("mAP", f"{100 * report['map']:.1f}")
 
 
 def test_a_run_with_numbers(listed, tmp_path):
@@ -276,6 +276,8 @@ def test_a_run_with_numbers(listed, tmp_path):
     spread = sum(abs(float(label) - mean) for label in NUMBERS) / 8
     assert report["mae"] == pytest.approx(spread, rel=0.2), "so few steps predict the mean"
     assert report["r2"] == pytest.approx(0, abs=0.2)
+    head, line = compared([run])
+    assert (head[3], float(line[3])) == ("R²", pytest.approx(report["r2"], rel=5e-3))
     done = mam2("predict", run, root, "--out", tmp_path / "p.csv")
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))

@@ -254,8 +254,14 @@ def test_compare_makes_a_line_of_runs_that_differ_in_their_seeds(small: None, vi
     assert [line[2] for line in lines] == ["seeds", "0, 1", "0, 1"]
     assert [line[3] for line in lines[1:]] == [f"{100 * mean[cell]:.1f}" for cell in ("VideoMAE", "scratch")]
     assert lines[2][5].startswith(f"{100 * (mean['scratch'] - mean['VideoMAE']):+.1f}")
-    with pytest.raises(UserError, match="is not tested"):
-        compared([tmp_path / "study" / "runs" / "VideoMAE" / "1" / "seed_0" / "pretrain"])
+    assert [line[0] for line in lines[1:]] == ["VideoMAE/1/seed_0/finetune", "scratch/1/seed_0/finetune"]
+    pretrained = [tmp_path / "study" / "runs" / "VideoMAE" / "1" / f"seed_{seed}" / "pretrain" for seed in (0, 1)]
+    head, line = compared(pretrained)
+    found = dict(zip(head, line, strict=True))
+    assert (found["seeds"], found["steps"], found["epochs"]) == ("0, 1", "4", "1")
+    assert float(found["TFLOP"]) == pytest.approx(report["cells"][1]["tflop"], rel=5e-3)
+    with pytest.raises(UserError, match=r"finetune \(a fine-tuning on classes\); .*pretrain \(a pre-training\)"):
+        compared([runs[0], pretrained[0]])
 
 
 def test_shared_frames_are_the_videos_own(videos: Path, tmp_path: Path) -> None:

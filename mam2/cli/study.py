@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import tyro
+from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional, arg
 
 from mam2.cli import tables
 from mam2.cli.parse import Flat, finished, first_word, parse
-from mam2.config import UserError
+from mam2.config import UserError, printable
 from mam2.files import write_text
 from mam2.studies.builtin import STUDIES
 from mam2.studies.compare import compared
-from mam2.studies.report import html_table, write_study_report
+from mam2.studies.report import write_study_report, write_table_page
 from mam2.studies.run import run_study
 from mam2.studies.study import Settings, get_study
 from mam2.studies.summary import as_markdown, as_text, table_of
@@ -35,10 +36,11 @@ class StudyCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareCommand:
-    """Compare finished runs: accuracy over seeds, difference from the first, cost.
+    """Compare finished runs of one kind: figures over seeds, difference from the first, cost.
 
     Attributes:
-        runs: folders of fine-tunings that `mam2 evaluate` has tested.
+        runs: folders of fine-tunings that `mam2 evaluate` has tested, of probes (or a probe_KIND.json), or of
+            pre-trainings.
         out: a file to write the table to: .md, .csv or .html.
     """
 
@@ -80,16 +82,23 @@ def study(name: str, command: StudyCommand) -> None:
 
 def compare(command: CompareCommand) -> None:
     """Compares runs."""
+    start = time.monotonic()
     lines = compared(command.runs)
-    show(lines, f"{len(command.runs)} runs")
+    title = f"{len(command.runs)} runs"
+    show(lines, title)
     if command.out:
-        suffix = command.out.suffix
-        write_text(command.out, html_table(lines) if suffix == ".html" else as_text(lines, suffix))
+        command.out.parent.mkdir(parents=True, exist_ok=True)
+        if command.out.suffix == ".html":
+            write_table_page(command.out, lines, title=title)
+        else:
+            write_text(command.out, as_text(lines, command.out.suffix))
+        finished(str(command.out), start)
 
 
 def show(lines: list[list[str]], title: str) -> None:
     """Prints a table."""
     table = Table(*lines[0], title=title)
+    table.columns[0].overflow = "fold"  # a name that is cut short tells nothing
     for line in lines[1:]:
-        table.add_row(*line)
+        table.add_row(*(printable(escape(cell)) for cell in line))
     tables.show(table)

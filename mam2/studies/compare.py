@@ -1,90 +1,112 @@
-"""A table of finished runs: those that differ in their seeds only make a line."""
+"""A table of finished runs of one kind: those that differ in their seeds only make a line."""
 
 from __future__ import annotations
 
-import json
+import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mam2.config import UserError
-from mam2.files import parse_json
-from mam2.pictures.report import read_log
+from mam2.studies.results import Result, read_results
 from mam2.studies.summary import interval, percent
-from mam2.train.run import read_run
+
+NUMBERS = ("R²", "mean error")
+"""Figures that are no shares of something, and so not in per cent."""
 
 
 def compared(runs: Sequence[Path]) -> list[list[str]]:
     """The lines of the table as text, the first with the names of the columns.
 
+    Of the first figure there are the standard deviation over seeds, and the difference from the first line: the mean
+    over pairs of runs of the same seed with its 95 % interval; without one where the seeds do not pair.
+
     Raises:
-        UserError: no run, or one that is not tested.
+        UserError: no run, one that is not finished, or runs of several kinds.
     """
     if not runs:
         raise UserError("Name the runs to compare: mam2 compare RUN [RUN ...].")
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        found = _result(run)
-        groups.setdefault(found["same"], []).append(found)
-    first = next(iter(groups.values()))
-    reference = [found["top1"] for found in first]
-    lines = [["run", "starts from", "seeds", "top-1", "sd", "difference", "top-5", "minutes"]]
-    for group in groups.values():
-        top1 = [found["top1"] for found in group]
-        sd = percent(statistics.stdev(top1), None) if len(top1) > 1 else "-"
-        difference = "-"
-        if group is not first:
-            by_seed = {found["seed"]: found["top1"] for found in first}
-            pairs = [found["top1"] - by_seed[found["seed"]] for found in group if found["seed"] in by_seed]
-            mean = statistics.fmean(top1) - statistics.fmean(reference)
-            is_paired = len(pairs) == len(group)
-            difference = percent(
-                statistics.fmean(pairs) if is_paired else mean, interval(pairs) if is_paired else None, signed=True
+    results = [result for run in runs for result in read_results(run)]
+    check_alike(results)
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.settings, []).append(result)
+    lines = list(groups.values())
+    figures = list(dict.fromkeys(name for result in results for name in result.figures))
+    costs = list(dict.fromkeys(name for result in results for name in result.cost))
+    spread = ["sd", "difference"] if figures else []
+    table = [["run", "starts from", "seeds", *figures[:1], *spread, *figures[1:], *costs]]
+    for name, line in zip(names_of([line[0].run for line in lines]), lines, strict=True):
+        cells = [name, line[0].start, ", ".join(map(str, seeds_of(line)))]
+        for figure in figures:
+            values = values_of(line, figure)
+            cells.append(text_of(figure, statistics.fmean(values)) if values else "-")
+            if figure == figures[0]:
+                cells.append(text_of(figure, statistics.stdev(values)) if len(values) > 1 else "-")
+                cells.append(difference(figure, line, lines[0]))
+        for column in costs:
+            spent = [result.cost[column] for result in line if column in result.cost]
+            cells.append(number(statistics.fmean(spent)) if spent else "-")
+        table.append(cells)
+    return table
+
+
+def check_alike(results: Sequence[Result]) -> None:
+    """Raises UserError if the runs are of several kinds, or were judged on different videos."""
+    for field in ("kind", "judged"):
+        found: dict[str, list[str]] = {}
+        for result in results:
+            if words := getattr(result, field):
+                found.setdefault(words, []).append(str(result.run))
+        if len(found) > 1:
+            listed = "; ".join(f"{', '.join(runs)} ({words})" for words, runs in found.items())
+            raise UserError(
+                f"These runs can't be compared: {listed}. Give runs of one kind, judged on the same videos."
             )
-        lines.append(
-            [
-                group[0]["name"],
-                group[0]["init"],
-                ", ".join(str(found["seed"]) for found in group),
-                percent(statistics.fmean(top1), None),
-                sd,
-                difference,
-                percent(statistics.fmean(found["top5"] for found in group), None),
-                f"{statistics.fmean(found['minutes'] for found in group):.1f}",
-            ]
-        )
-    return lines
 
 
-def _result(run: Path) -> dict[str, Any]:
-    record = read_run(run)
-    file = run / "evaluate.json"
-    if record["kind"] != "finetune" or not file.exists():
-        raise UserError(f"{run} is not tested. Run `mam2 evaluate {run} --data.root TEST` first.")
-    report, config = parse_json(file.read_text(encoding="utf-8")), record["config"]
-    init, seed = config["init"], config["loop"]["seed"]
-    if "top1" not in report:
-        raise UserError(f"{run} has no top-1: its labels are {report.get('labels')}. Compare runs of classes.")
-    start = _pretraining(init)
-    same = {**config, "init": start or init, "loop": {**config["loop"], "seed": 0}}
-    clips = config["loop"]["batch_size"] * config["data"]["repeats"]
-    rows = [row for row in read_log(run / "log.jsonl") if row.get("clips_per_second")]
-    seconds = statistics.median(clips / row["clips_per_second"] for row in rows) * (rows[-1]["step"] + 1) if rows else 0
-    return {
-        "name": run.name,
-        "init": init if init == "scratch" else Path(init).name or init,
-        "seed": seed,
-        "top1": report["top1"],
-        "top5": report["top5"],
-        "minutes": seconds / 60,
-        "same": json.dumps(same, sort_keys=True),
-    }
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """The paths of runs, without the folders that all of them have in common."""
+    paths = [os.path.abspath(run) for run in runs]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, root) for path in paths]
 
 
-def _pretraining(init: str) -> Any:
-    """The configuration of the pre-training but for its seed; None where `init` is no run."""
-    if init == "scratch" or not (Path(init) / "run.json").exists():
-        return None
-    config = read_run(Path(init))["config"]
-    return {**config, "loop": {**config["loop"], "seed": 0}}
+def seeds_of(line: Sequence[Result]) -> list[int]:
+    """What tells the runs of a line apart: their own seeds; if these repeat, those of their pre-trainings."""
+    own = [result.seed for result in line]
+    starts = [result.start_seed for result in line if result.start_seed is not None]
+    return starts if len(set(own)) < len(own) == len(starts) else own
+
+
+def values_of(line: Sequence[Result], figure: str) -> list[float]:
+    """A figure of each run of a line; none if one of them lacks it."""
+    values = [result.figures[figure] for result in line if figure in result.figures]
+    return values if len(values) == len(line) else []
+
+
+def difference(figure: str, line: Sequence[Result], first: Sequence[Result]) -> str:
+    """How much higher a line's figure is than the first line's, paired by seed if each of its seeds is there once."""
+    values = values_of(line, figure)
+    reference = values_of(first, figure)
+    if line is first or not values or not reference:
+        return "-"
+    seeds = seeds_of(line)
+    by_seed = dict(zip(seeds_of(first), reference, strict=True))
+    if len(by_seed) == len(first) and len(set(seeds)) == len(seeds) and set(seeds) <= by_seed.keys():
+        pairs = [value - by_seed[seed] for seed, value in zip(seeds, values, strict=True)]
+        return text_of(figure, statistics.fmean(pairs), interval(pairs), signed=True)
+    return text_of(figure, statistics.fmean(values) - statistics.fmean(reference), signed=True)
+
+
+def text_of(figure: str, value: float, half: float | None = None, *, signed: bool = False) -> str:
+    """A figure, and half its interval: shares in per cent, others as they are."""
+    if figure not in NUMBERS:
+        return percent(value, half, signed=signed)
+    text = number(value, sign="+" if signed else "")
+    return text if half is None else f"{text} ± {number(half)}"
+
+
+def number(value: float, *, sign: str = "") -> str:
+    """Three digits, or whole numbers from 100 on."""
+    return f"{value:{sign}.0f}" if abs(value) >= 100 else f"{value:{sign}.3g}"

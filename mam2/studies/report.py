@@ -45,6 +45,12 @@ def write_study_report(report: dict[str, Any], out: Path, *, chance: float) -> P
     return path
 
 
+def write_table_page(path: Path, lines: list[list[str]], *, title: str) -> None:
+    """Writes a table as a page of its own."""
+    table = html_table(lines)
+    write_report(path, title=title, summary_html=table, scores=[], curves=[], sheets=[], facts={}, chance=0.0)
+
+
 def html_table(lines: list[list[str]]) -> str:
     """A table with the first line as its head."""
     head, *rows = [

@@ -22,7 +22,7 @@ from mam2.model.attention import Rotation
 from mam2.model.classifier import Classifier, layer_id
 from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
 from mam2.model.importers import import_encoder
-from mam2.model.importers.build import Inflation
+from mam2.model.importers.facts import Inflation
 from mam2.model.importers.names import renamed
 from mam2.model.weights import (
     copy_encoder,

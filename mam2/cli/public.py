@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from mam2.cli.parse import Flat, parse, say
 from mam2.model.importers import import_encoder
-from mam2.model.importers.build import Inflation, Triple
+from mam2.model.importers.facts import Inflation, Triple
 from mam2.model.weights import save_encoder
 
 

@@ -7,7 +7,8 @@ from types import FunctionType
 
 from mam2.config import is_own_part, own_part
 from mam2.model.encoder import Origin
-from mam2.model.importers.build import Imported, Inflation, Triple, build, resized
+from mam2.model.importers.build import Imported, build, resized
+from mam2.model.importers.facts import Inflation, Triple
 from mam2.model.importers.own import as_timm, is_of_images
 from mam2.model.importers.source import find
 from mam2.model.weights import PUBLIC, load_encoder, own_file

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
-from mam2.model.importers.build import Facts, paired
+from mam2.model.importers.facts import Facts
 from mam2.model.importers.names import Renames, renamed
+from mam2.model.importers.tensors import paired
 
 OURS: Renames = (
     (r"^patch_embed\.", "patch_embed.proj."),

@@ -17,7 +17,7 @@ from mam2.files import first_line, parse_json, read_tensors
 from mam2.inert import read_torch_file
 from mam2.model.blocks import Activation
 from mam2.model.encoder import Origin
-from mam2.model.importers.build import Facts, Triple
+from mam2.model.importers.facts import Facts, Triple
 from mam2.model.importers.names import refuse_gated
 from mam2.model.positions import SPACE_BASE, PositionKind
 from mam2.patches import IMAGENET_MEAN, IMAGENET_STD

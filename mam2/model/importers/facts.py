@@ -1,0 +1,137 @@
+"""What a published encoder is: its facts, the clips that it is to see, and the EncoderConfig that its tensors tell."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+from torch import Tensor
+
+from mam2.config import UserError, check
+from mam2.model.attention import AttentionKind
+from mam2.model.blocks import Activation
+from mam2.model.encoder import EncoderConfig, Origin
+from mam2.model.positions import PositionKind
+from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
+
+Triple = tuple[float, float, float]
+HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1280: 16}
+"""Attention heads of the published ViTs by their width; a state dict does not tell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What tensors do not tell of their encoder.
+
+    Attributes:
+        width: numbers per token, where the source tells them too; 0 where it does not.
+        num_heads: attention heads; 0 is what ViTs of its width have.
+        norm_eps: of every LayerNorm.
+        activation: of the MLPs.
+        mean, std: of the pixels in [0, 1] that it was trained on, red, green, blue.
+        frames: of a video encoder's clips.
+        size: side of its pictures, pixels, where no table of positions tells.
+        positions: of a video encoder without a table in its file; of an image encoder "rotary_space" or none.
+        origin: where it comes from.
+        assumed: what had to be assumed, in words.
+    """
+
+    width: int = 0
+    num_heads: int = 0
+    norm_eps: float = 1e-6
+    activation: Activation = "gelu"
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+    frames: int = 16
+    size: int = 224
+    positions: PositionKind = "sequence"
+    origin: Origin
+    assumed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inflation:
+    """How an encoder of images becomes one of video; for one of video, its clips' new sizes.
+
+    Attributes:
+        frames: frames per clip; 0 is 16 for an encoder of images, its own for one of video. Positions are interpolated.
+        size: height and width of a clip, pixels; 0 is its own.
+        tubelet: frames that a patch spans, for an encoder of images.
+        kernel: what a tubelet's patch kernel is: "mean" of the frames' patches, or that of its "center" frame.
+        attention: "factorised", which begins as the image encoder frame by frame; or "joint".
+    """
+
+    frames: Annotated[int, Ge(0)] = 0
+    size: Annotated[int, Ge(0)] = 0
+    tubelet: Annotated[int, Ge(1)] = 1
+    kernel: Literal["mean", "center"] = "mean"
+    attention: AttentionKind = "factorised"
+
+    def __post_init__(self) -> None:
+        check(self, "")
+
+
+def config_of_tensors(
+    found: dict[str, Tensor], kernel: Tensor, facts: Facts, inflation: Inflation, *, divided: bool
+) -> EncoderConfig:
+    """The sizes that the tensors tell."""
+    source = facts.origin.source
+    width, patch_size = kernel.shape[0], kernel.shape[-1]
+    if kernel.ndim not in (4, 5) or kernel.shape[1] != 3 or kernel.shape[-2] != patch_size:
+        raise UserError(f"{source} has a patch kernel of {tuple(kernel.shape)}; accepted: (D, 3, [T,] P, P).")
+    if facts.width not in (0, width):
+        raise UserError(
+            f"{source} has {facts.width} numbers per token, the weights have {width}. Give the weights of that model."
+        )
+    num_heads = facts.num_heads or HEADS.get(width, 0)
+    if not num_heads:
+        raise UserError(f"{source} does not tell its number of attention heads. Give --num-heads.")
+    depth = 1 + max((int(name.split(".")[1]) for name in found if name.startswith("blocks.")), default=-1)
+    size = facts.size
+    num_prefix = sum(found[name].numel() // width for name in ("cls_token", "reg_token") if name in found)
+    positions: PositionKind = "separable"
+    frames = max(inflation.frames or 16, inflation.tubelet)
+    if kernel.ndim == 5:
+        positions = "full" if "pos_embed" in found else facts.positions
+        frames = facts.frames
+    elif "time_embed" in found:
+        frames = found["time_embed"].shape[-2]
+    if "pos_embed" in found and kernel.ndim == 4:
+        size = side_of(found["pos_embed"], num_prefix, source=source) * patch_size
+    elif kernel.ndim == 4 and facts.positions == "rotary_space":
+        positions = "rotary_space"
+    elif kernel.ndim == 4:
+        raise UserError(
+            f"{source} has no table of positions, and is no DINOv3: other rotary and relative ones of images are not "
+            "known."
+        )
+    return EncoderConfig(
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        frames=frames,
+        size=size,
+        patch_size=patch_size,
+        tubelet=kernel.shape[2] if kernel.ndim == 5 else inflation.tubelet,
+        attention="joint" if kernel.ndim == 5 else inflation.attention,
+        positions=positions,
+        layer_scale=1.0 if "blocks.0.ls1.gamma" in found else 0.0,
+        prefix_tokens=num_prefix,
+        prefix_per="clip" if divided and num_prefix else "frame",
+        pre_norm="norm_pre.weight" in found,
+        norm_eps=facts.norm_eps,
+        mlp_ratio=len(found["blocks.0.mlp.fc1.weight"]) / width if "blocks.0.mlp.fc1.weight" in found else 4.0,
+        activation=facts.activation,
+    )
+
+
+def side_of(table: Tensor, num_prefix: int, *, source: str) -> int:
+    """Patches along a side of the square that a table of positions is for; it may hold those of prefix tokens too."""
+    places = table.shape[-2]
+    sides = {n: math.isqrt(places - n) for n in (0, 1, num_prefix) if n <= num_prefix and n < places}
+    side = next((side for n, side in sides.items() if side * side == places - n), 0)
+    if not side:
+        raise UserError(f"{source} has {places} positions, which are no square of patches. Accepted: square pictures.")
+    return side

@@ -84,9 +84,9 @@ def mam2_flash_b_k400() -> Pretrain:
     """Not the paper's: motion first, for 7 % of `mam2_b_k400`'s operations, 1.3 times VideoMAE's. Needs no download.
 
     Patches come with their difference to the next frame, attention starts local, and Eq. 3 is summed, so that motion is
-    learned and outweighs appearance, which is pixels. Nine tenths are masked, in blocks; regressor and decoders are half
-    as wide and have fewer blocks, predict a quarter of the masked tubes, and nothing is aligned. What it is worth at a small
-    size: docs/results.md.
+    learned and outweighs appearance, which is pixels. Nine tenths are masked, in blocks; regressor and decoders are
+    half as wide and have fewer blocks, predict a quarter of the masked tubes, and nothing is aligned. What it is worth
+    at a small size: docs/results.md.
     """
     return _flash(mam2_b_k400())
 

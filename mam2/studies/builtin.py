@@ -77,7 +77,7 @@ STUDIES: dict[str, Study] = {
             Cell("from scratch, flash's encoder", "mam2_flash_b_k400", scratch=True),
             Cell("from scratch, VideoMAE's encoder", "videomae_b_k400", scratch=True),
         ),
-        budget="20 TFLOP",
+        budget="16 TFLOP",
     ),
     "motion": Study(
         title="Eq. 3 averaged, as it is written, and for motion of one size in every clip",

@@ -32,7 +32,10 @@ from mam2.model.encoder import EncoderConfig
 from mam2.model.weights import load_encoder
 from mam2.objectives.mae import MAEConfig
 from mam2.objectives.mam2 import MAM2Config
-from mam2.pictures.predict import show
+from mam2.pictures.charts import SMOOTHED, curves_of
+from mam2.pictures.page import command_line, video_title
+from mam2.pictures.predict import load_predictor
+from mam2.pictures.prediction import Prediction
 from mam2.pictures.report import ScoreRow, read_log, write_report
 from mam2.targets.table import TargetsConfig
 from mam2.train.engine import Loop
@@ -171,10 +174,10 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
     lap("fine-tuning and testing")
 
     sheets = []
+    predictor = load_predictor(out / "pretrain_mam2")
     for motion in MOTIONS[0], MOTIONS[4], MOTIONS[6]:
-        picture = out / f"sheet_{motion}.png"
-        show(out / "pretrain_mam2", videos / "test" / motion / "00000.mp4", picture)
-        sheets.append((f"A held-out video: {motion.replace('_', ' ')}", picture))
+        video = videos / "test" / motion / "00000.mp4"
+        sheets.append((f"{video_title(video)}, a held-out video: {motion.replace('_', ' ')}", predictor(video, seed=0)))
     lap("pictures")
 
     found = {kind: [top1[kind, seed] for seed in settings.seeds] for kind in KINDS}
@@ -219,7 +222,7 @@ def _write_report(
     out: Path,
     settings: Quickstart,
     found: dict[str, list[float]],
-    sheets: list[tuple[str, Path]],
+    sheets: list[tuple[str, Prediction]],
     seconds: dict[str, float],
 ) -> None:
     gain, of_videomae = (
@@ -235,8 +238,12 @@ def _write_report(
         f"weights, tested on {tested} videos."
     )
     encoder = load_encoder(out / "pretrain_mam2")
+    sizes = settings.encoder
     facts = {
-        "encoder": f"{settings.encoder}",
+        "command": command_line(["quickstart"], {"out": out}),
+        "seeds": ", ".join(map(str, settings.seeds)),
+        "encoder": f"width {sizes.width}, {sizes.depth} blocks, {sizes.attention} attention; clips of {sizes.frames} "
+        f"frames of {sizes.size}², patches of {sizes.tubelet} × {sizes.patch_size}²",
         "encoder parameters": f"{sum(p.numel() for p in encoder.parameters()):,}",
         "pre-training": f"{settings.pretrain_duration} of 8 clips",
         "fine-tuning": f"{settings.finetune_duration} of {labels} clips",
@@ -249,11 +256,16 @@ def _write_report(
         title="MAM² quickstart",
         summary_html=summary,
         scores=scores,
-        curves=[
-            (f"Pre-training: {name}", read_log(out / f"pretrain_{kind}" / "log.jsonl"))
+        charts=[
+            (f"Pre-training: {name}", SMOOTHED, curves_of(read_log(out / f"pretrain_{kind}" / "log.jsonl")))
             for kind, name in (("mam2", "MAM²"), ("videomae", "VideoMAE"))
         ],
         sheets=sheets,
         facts=facts,
+        commands=[
+            "mam2 pretrain mam2_tiny --data.root VIDEOS --out runs/mine",
+            "mam2 finetune finetune_tiny --init runs/mine --data.root LABELLED --out runs/tuned",
+            "mam2 evaluate runs/tuned --data.root TEST",
+        ],
         chance=1 / len(MOTIONS),
     )

@@ -1,8 +1,9 @@
 """Fixtures that several test files share."""
 
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return status, out.out, " ".join(out.err.split())
 
     return call
+
+
+@pytest.fixture
+def chromium() -> Iterator:
+    """A browser; tests that need one skip where it, or what drives it, is absent."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("there is no program chromium")
+    with playwright.sync_playwright() as started:
+        yield started.chromium.launch(executable_path=program, args=["--no-sandbox"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -83,3 +85,25 @@ def _shifted(packets: list[av.Packet], shift: int) -> list[av.Packet]:
     for packet in packets:
         packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
     return packets
+
+
+@contextmanager
+def opened(chromium, address: str, *, width: int, height: int = 900) -> Iterator:
+    """A page in Chromium, which must ask this machine only, complain of nothing and fit into the window's width."""
+    page = chromium.new_page(viewport={"width": width, "height": height})
+    wrong = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("requestfailed", lambda asked: wrong.append(f"failed: {asked.url}"))
+    page.on("request", lambda asked: wrong.append(asked.url) if not is_here(asked.url) else None)
+    page.goto(address)
+    page.wait_for_selector("h1")
+    yield page
+    assert wrong == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the window"
+    page.close()
+
+
+def is_here(address: str) -> bool:
+    """Whether an address asks no other machine."""
+    return re.match(r"http://(127\.0\.0\.1|localhost):\d+/|file:///|data:|blob:", address) is not None

@@ -133,11 +133,11 @@ def test_the_mask_figure_tints_what_each_mask_masks_in_each_frame(tmp_path) -> N
     generator = torch.Generator().manual_seed(0)
     clip = torch.rand(4, 3, 16, 32, generator=generator)
     masks = {name: torch.rand(4, 8, generator=generator) < 0.6 for name in ("cube", "random")}
-    mask_figure(masks, clip, GRID, tmp_path / "masks.png")
+    mask_figure(masks, clip, GRID, tmp_path / "masks.png", title="a/b.mp4")
     shown, clip = png(tmp_path / "masks.png"), enlarge(clip, 8)
     tinted = 0.4 * clip + 0.6 * torch.tensor(to_rgb(RED))[:, None, None]
     for row, mask in enumerate([torch.zeros(4, 8).bool(), *masks.values()]):
         expected = torch.where(patch_mask(mask, GRID, (128, 256)), tinted, clip)
         for t in range(4):
-            y, x = TOP + row * (128 + GAP), LABEL_WIDTH + t * (256 + GAP)
+            y, x = TOP + LINE + row * (128 + GAP), LABEL_WIDTH + t * (256 + GAP)
             assert (shown[y : y + 128, x : x + 256] == as_bytes(expected[t])).all(), (row, t)

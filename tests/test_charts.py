@@ -6,7 +6,7 @@ import torch
 from matplotlib.image import imread
 
 from mam2.config import UserError
-from mam2.pictures.charts import confusion_picture, loss_curves, smooth
+from mam2.pictures.charts import confusion_picture, curves_of, points_of, smooth
 
 
 def test_smoothing_keeps_lines_and_lags_behind_nothing() -> None:
@@ -15,23 +15,38 @@ def test_smoothing_keeps_lines_and_lags_behind_nothing() -> None:
     assert smooth(np.arange(3.0), 99) == pytest.approx([0.5, 1.0, 1.5])
 
 
-def test_loss_curves_draw_each_known_part_once() -> None:
+def test_points_are_sorted_finite_and_the_later_of_two_counts() -> None:
+    rows = [{"step": 2, "loss": 1.0}, {"step": 1, "loss": 3.0}, {"step": 1, "loss": 2.0}, {"note": "no step"}]
+    rows += [{"step": 3, "loss": float("nan")}, {"step": 4, "rank_me": 2.0}]
+    assert points_of(rows, "loss") == [(1, 2.0), (2, 1.0)]
+    assert points_of(rows, "rank_me") == [(4, 2.0)]
+
+
+def test_curves_draw_each_known_part_once() -> None:
     rows = [{"step": s, "epoch": 0.1, "loss": 5 - s / 50, "lr": 1e-3, "unknown": 3} for s in range(200)]
-    rows[5]["motion"] = 0.25
+    rows[5] |= {"motion": 0.25, "motion_of_none": 0.5}
     rows[6]["loss"] = float("nan")
     rows += [{"step": 199, "loss": 7.0}, {"note": "no step"}]  # a resume: step 199 again
-    figure = loss_curves(rows)
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == ["loss, total", "loss, motion", "learning rate"]
-    raw, smoothed = figure.axes[0].lines
-    assert len(raw.get_xdata()) == len(smoothed.get_xdata()) == 199  # the NaN is left out
-    assert raw.get_ydata()[-1] == 7.0
-    assert len(figure.axes[2].lines) == 1
-    assert figure.axes[1].lines[0].get_xydata().tolist() == [[5, 0.25]]
+    loss, motion, rate = curves_of(rows)
+    assert [figure.layout.title.text for figure in (loss, motion, rate)] == [
+        "loss, total",
+        "loss, motion",
+        "learning rate",
+    ]
+    raw, smoothed = loss.data
+    assert len(raw.x) == len(smoothed.x) == 199  # the NaN is left out
+    assert raw.y[-1] == 7.0
+    assert len(rate.data) == 1
+    assert [(line.name, line.x, line.y) for line in motion.data] == [
+        ("of this model", (5,), (0.25,)),
+        ("of predicting no motion", (5,), (0.5,)),
+    ]
+    assert all(line.showlegend for line in motion.data)  # in words beside the chart
+    assert min(figure.layout.font.size for figure in (loss, motion, rate)) >= 14
 
 
-def test_loss_curves_of_an_empty_log_say_so() -> None:
-    assert [text.get_text() for text in loss_curves([]).texts] == ["nothing logged yet"]
+def test_an_empty_log_has_no_curves() -> None:
+    assert curves_of([]) == []
 
 
 @pytest.mark.parametrize("num_classes", [1, 3, 101])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, TINY_ENCODER, write_video
+from helpers import TINY, TINY_ENCODER, opened, write_video
 from PIL import Image
 
 import mam2.use.demo
@@ -35,7 +35,6 @@ from mam2.use.search import embed_query, search
 from mam2.use.timeline import Timeline, scores_along
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = shutil.which("chromium")
 SIZES = EncoderConfig(width=16, depth=1, num_heads=2, frames=3, size=16, patch_size=4)
 
 
@@ -320,6 +319,7 @@ sys.addaudithook(watch)
 @contextmanager
 def server(folder: Path, *arguments: object) -> Iterator[str]:
     """Starts a server and gives its address. Ctrl-C ends it; no uploads are left, and no other machine was asked."""
+    pytest.importorskip("gradio", reason="gradio is not installed")
     (folder / "start").mkdir()
     (folder / "start" / "sitecustomize.py").write_text(AT_START)
     (folder / "temporary").mkdir()
@@ -346,37 +346,6 @@ def server(folder: Path, *arguments: object) -> Iterator[str]:
     finally:
         process.kill()
         process.communicate()
-
-
-@pytest.fixture
-def chromium() -> Iterator:
-    """A browser; tests that need one skip where it, or what drives it, is absent."""
-    pytest.importorskip("gradio", reason="gradio is not installed")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no program chromium")
-    with playwright.sync_playwright() as started:
-        yield started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-
-
-@contextmanager
-def opened(chromium, address: str, *, width: int) -> Iterator:
-    """A page in Chromium, which must ask this machine only and complain of nothing."""
-    page = chromium.new_page(viewport={"width": width, "height": 900})
-    wrong = []
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda asked: wrong.append(asked.url) if not is_here(asked.url) else None)
-    page.goto(address)
-    page.wait_for_selector("h1")
-    yield page
-    assert wrong == []
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the window"
-    page.close()
-
-
-def is_here(address: str) -> bool:
-    return re.match(r"http://(127\.0\.0\.1|localhost):\d+/|data:|blob:", address) is not None
 
 
 def are_seen(page, heading: str) -> bool:

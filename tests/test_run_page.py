@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from mam2.config import Steps, UserError
 from mam2.data.clips import Data
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2Config
-from mam2.pictures.run_page import curves_html, health, hours, points_of, write_run_page
+from mam2.pictures.run_page import health, hours, write_run_page
 from mam2.targets.table import TargetsConfig
 from mam2.train.engine import Loop
 from mam2.train.pretrain import Pretrain, pretrain
@@ -42,22 +43,6 @@ def test_health_in_words() -> None:
     ]
 
 
-def test_points_are_sorted_finite_and_the_later_of_two_counts() -> None:
-    rows = [row(2), row(1, loss=3.0), row(1, loss=2.0), row(3, loss=float("nan")), {"step": 4, "rank_me": 2.0}]
-    assert points_of(rows, "loss") == [(1, 2.0), (2, 1.0)]
-    assert points_of(rows, "rank_me") == [(4, 2.0)]
-
-
-def test_curves_are_charts_that_need_no_network() -> None:
-    rows = [row(s, motion=0.9, motion_of_none=1.0, probe_ridge=0.1 * s) for s in range(1, 5)]
-    page = curves_html(rows)
-    assert len(re.findall("Plotly.newPlot", page)) >= 5
-    assert "of predicting none" in page
-    assert "online probe, ridge, top-1" in page
-    assert not re.search(r'<script[^>]+src="http', page)
-    assert curves_html([]) == ""
-
-
 def test_hours() -> None:
     assert hours(90) == "1.5 minutes"
     assert hours(7200) == "2.0 hours"
@@ -77,10 +62,16 @@ def test_a_page_at_any_time(videos: Path, tmp_path: Path) -> None:
     page = write_run_page(run).read_text()
     assert "Step 4 of 4." in page
     assert "a &lt;b&gt;" in page
-    assert "<b>" not in page
+    assert "a <b>" not in page
     assert re.search(r"<th scope=\"row\">seed</th><td>11</td>", page)
     assert "num_codes 8" in page
-    assert 'alt="Predictions for the hidden patches' in page
+    assert re.search(r"<h3>(left|approach)/0.mp4</h3>", page)  # the video drawn, and its class's folder
+    assert 'alt="Predicted motion"' in page
+    assert "of predicting no motion" in page
+    assert len(re.findall("Plotly.newPlot", page)) >= 5
+    assert not re.search(r'<script[^>]+src="http', page)
+    assert re.search(r"page written by</th><td>mam2 \d", page)
+    assert f"mam2 finetune finetune_tiny --init &#39;{escape(str(run))}&#39;" in page
     # While it runs, or where its videos are gone, there is a page too.
     log = run / "log.jsonl"
     log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[:2]) + '{"step": 3, "lo')

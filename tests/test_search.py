@@ -189,7 +189,7 @@ def test_the_command_writes_what_it_found(place: Path, run: Run, tmp_path: Path)
     status, shown, _ = run("search", file, "--near-duplicates", "--threshold", 0.9999, "--top-k", 3, "--html", page)
     assert status == 0
     assert "more; --out hits.json writes all" in shown
-    assert page.read_text().count("<h2>") == 3
+    assert page.read_text().count("<h2>") == 3 + 2  # the facts, and what to type next
     status, shown, _ = run("search", place / "features.parquet", "--near-duplicates", "--threshold", 1, "--out", out)
     assert len(json.loads(out.read_text())) == len(near_duplicates(file, threshold=1))
 
@@ -205,11 +205,20 @@ def test_pictures_move_at_the_video_s_speed(place: Path, tmp_path: Path) -> None
     assert grey == pytest.approx(20 + 5 * 11, abs=6)
     file = tmp_path / "page.html"
     card = Card(path=str(tmp_path / "gone.mp4"), start=0, end=1, words="<i>")
-    write_page(file, title="<script>", about="", rows=[("one", [card])])
+    write_page(
+        file,
+        title="<script>",
+        about="",
+        rows=[("one", [card])],
+        facts={"command": "mam2 <x>"},
+        commands=["mam2 search"],
+    )
     text = file.read_text()
     assert "gone.mp4 can&#39;t be decoded: No such file or directory" in text
     assert "&lt;script&gt;" in text
     assert "<i>" not in text
+    assert "<td>mam2 &lt;x&gt;</td>" in text
+    assert "<pre>mam2 search</pre>" in text
     assert [clock(seconds) for seconds in (1.26, 62.04, 3723.5)] == ["0:01.3", "1:02.0", "1:02:03.5"]
 
 

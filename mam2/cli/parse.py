@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -225,6 +226,11 @@ def with_durations() -> tyro.constructors.ConstructorRegistry:
         )
 
     return registry
+
+
+def typed() -> str:
+    """The command as it was typed."""
+    return shlex.join(["mam2", *sys.argv[1:]])
 
 
 def finished(what: str, start: float, *next_commands: str, file: TextIO | None = None) -> None:

@@ -13,12 +13,13 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from mam2.cli import tables
-from mam2.cli.parse import Flat, finished, first_word, parse
+from mam2.cli.parse import Flat, finished, first_word, parse, typed
 from mam2.config import UserError, printable
 from mam2.files import write_text
+from mam2.pictures.report import write_report
 from mam2.studies.builtin import STUDIES
 from mam2.studies.compare import compared
-from mam2.studies.report import write_study_report, write_table_page
+from mam2.studies.report import html_table, write_study_report
 from mam2.studies.run import run_study
 from mam2.studies.study import Settings, get_study
 from mam2.studies.summary import as_markdown, as_text, table_of
@@ -89,10 +90,27 @@ def compare(command: CompareCommand) -> None:
     if command.out:
         command.out.parent.mkdir(parents=True, exist_ok=True)
         if command.out.suffix == ".html":
-            write_table_page(command.out, lines, title=title)
+            write_comparison(lines, command)
         else:
             write_text(command.out, as_text(lines, command.out.suffix))
         finished(str(command.out), start)
+
+
+def write_comparison(lines: list[list[str]], command: CompareCommand) -> None:
+    """A page with the table of runs."""
+    assert command.out
+    words = "Means over seeds; shares in per cent. The difference is from the first line."
+    write_report(
+        command.out,
+        title=f"Comparison of {len(command.runs)} run{'' if len(command.runs) == 1 else 's'}",
+        summary_html=f"<p>{words}</p>{html_table(lines)}",
+        scores=[],
+        charts=[],
+        sheets=[],
+        facts={"command": typed(), "runs": ", ".join(map(str, command.runs))},
+        commands=["mam2 evaluate RUN --data.root TEST", "mam2 compare RUN RUN --out compare.html"],
+        chance=0.0,
+    )
 
 
 def show(lines: list[list[str]], title: str) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from mam2.cli import tables
-from mam2.cli.parse import Flat, finished, parse
+from mam2.cli.parse import Flat, finished, parse, typed
 from mam2.config import UserError
 from mam2.files import write_text
 from mam2.pictures.hits import Card, check_page, clock, write_page
@@ -20,6 +20,12 @@ from mam2.use.embedder import Embed
 from mam2.use.features_file import Place
 from mam2.use.predict import Predict, predict_file
 from mam2.use.search import Hit, Pair, near_duplicates, search
+
+OWN_VIDEOS = (
+    "mam2 embed RUN VIDEOS --out features.parquet",
+    "mam2 search features.parquet VIDEO --html hits.html",
+    "mam2 search features.parquet --near-duplicates --html pairs.html",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +182,14 @@ def write_hits(file: Path, hits: list[Hit], command: SearchCommand) -> None:
         ("Most like it", [card(hit.found, f"{hit.score:.4f}, like {clock(hit.query.start)}") for hit in hits]),
     ]
     about = f"{len(hits)} windows of {command.features} by cosine with the query's window that each is most like."
-    write_page(file, title=f"Windows like {Path(command.query).name}", about=about, rows=rows)
+    write_page(
+        file,
+        title=f"Windows like {Path(command.query).name}",
+        about=about,
+        rows=rows,
+        facts={"command": typed()},
+        commands=OWN_VIDEOS,
+    )
 
 
 def write_pairs(file: Path, pairs: list[Pair], command: SearchCommand, *, total: int) -> None:
@@ -188,7 +201,7 @@ def write_pairs(file: Path, pairs: list[Pair], command: SearchCommand, *, total:
     about = (
         f"{len(pairs)} of {total} pairs of windows of {command.features} whose cosine reaches {command.threshold:g}."
     )
-    write_page(file, title="Near-duplicates", about=about, rows=rows)
+    write_page(file, title="Near-duplicates", about=about, rows=rows, facts={"command": typed()}, commands=OWN_VIDEOS)
 
 
 def card(place: Place, words: str = "") -> Card:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from mam2.config import UserError, printable
@@ -31,6 +31,8 @@ CURVES = (
     ("data_seconds", "seconds per step waiting for data", True),
 )
 
+SMOOTHED = "Dark: running mean. Pale: every logged step."
+"""How to read the curves of a long run."""
 OF_NONE = "_of_none"
 """Ends the key of what a loss would be if none were predicted; it is drawn beside that loss."""
 
@@ -42,43 +44,60 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
-def loss_curves(rows: list[dict[str, Any]]) -> Figure:
-    """Losses by part, the features' health and the speed against the step, one small chart each.
-
-    Args:
-        rows: the lines of log.jsonl. A key may be absent. Of two rows of one step, as a resume leaves them, the later
-            counts.
-    """
-    figure = Figure(dpi=150)
+def curves_of(rows: list[dict[str, Any]]) -> list[go.Figure]:
+    """Losses by part, the features' health and the speed against the step, a chart each, of the lines of log.jsonl."""
     found = []
-    for key, label, smoothed in CURVES:
-        by_step = {row["step"]: row[key] for row in rows if "step" in row and row.get(key) is not None}
-        points = np.array(sorted((s, v) for s, v in by_step.items() if math.isfinite(v)))
-        if len(points):
-            nones = [row[key + OF_NONE] for row in rows if math.isfinite(row.get(key + OF_NONE, math.nan))]
-            found.append((label, smoothed, points, float(np.mean(nones)) if nones else None))
-    num_lines = max(1, math.ceil(len(found) / 3))
-    figure.set_size_inches(10.5, 2.3 * num_lines + 0.4)
-    figure.set_layout_engine("constrained")
-    if not found:
-        figure.text(0.5, 0.5, "nothing logged yet", ha="center", va="center", color=MUTED)
-    for index, (label, smoothed, points, none) in enumerate(found):
-        axes = figure.add_subplot(num_lines, min(3, len(found)), index + 1)
-        steps, values = points.T
+    for key, title, smoothed in CURVES:
+        if not (points := points_of(rows, key)):
+            continue
+        figure = chart(title)
+        none = points_of(rows, key + OF_NONE)
+        steps, values = zip(*points, strict=True)
         window = len(values) // 25 if smoothed else 1
         if window >= 3:
-            axes.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
-            axes.plot(steps, smooth(values, window), color=BLUE, linewidth=1.8)
-        else:
-            axes.plot(steps, values, color=BLUE, linewidth=1.5, marker="o" if len(values) < 3 else None)
-        if none is not None:
-            axes.axhline(none, color=ORANGE, linestyle=":", linewidth=1.2)
-            axes.annotate("none predicted", (0, none), color=ORANGE, fontsize=8, va="bottom")
-        axes.set_title(label, loc="left", fontsize=10, color=INK)
-        axes.set_xlabel("step", fontsize=9, color=MUTED)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        plain_axes(axes)
+            add_line(figure, points, name="every step logged", color=BLUE, opacity=0.25)
+            points = list(zip(steps, smooth(np.array(values), window).tolist(), strict=True))
+        add_line(figure, points, name="of this model", color=BLUE, in_legend=bool(none))
+        if none:
+            words = f"of predicting no {key}"
+            add_line(figure, none, name=words, color=ORANGE, dash="dot", in_legend=True)
+            figure.update_layout(margin_t=78, height=300)
+        found.append(figure)
+    return found
+
+
+def chart(title: str, *, below: str = "step") -> go.Figure:
+    """An empty chart for a page, wide or narrow: its texts keep their size."""
+    figure = go.Figure(layout={"title": {"text": title, "x": 0, "y": 0.97, "font": {"size": 15}}})
+    figure.update_layout(template="plotly_white", height=260, font={"size": 14, "color": INK}, showlegend=True)
+    figure.update_layout(legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"})
+    figure.update_layout(margin={"l": 10, "r": 15, "t": 45, "b": 10})
+    figure.update_xaxes(title={"text": below, "standoff": 5}, nticks=5)
+    figure.update_yaxes(nticks=6)
     return figure
+
+
+def add_line(
+    figure: go.Figure,
+    points: list[tuple[float, float]],
+    *,
+    name: str,
+    color: str,
+    opacity: float = 1.0,
+    dash: str = "solid",
+    in_legend: bool = False,
+) -> None:
+    """Adds a curve of (x, y)."""
+    x, y = zip(*points, strict=True)
+    mode = "lines" if len(points) > 2 else "lines+markers"
+    line = {"color": color, "width": 1.8, "dash": dash}
+    figure.add_trace(go.Scatter(x=x, y=y, mode=mode, name=name, line=line, opacity=opacity, showlegend=in_legend))
+
+
+def points_of(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    """(step, value) of a key of the log, sorted; of two lines of one step, the later counts."""
+    found = {row["step"]: row[key] for row in rows if "step" in row and isinstance(row.get(key), int | float)}
+    return sorted((step, value) for step, value in found.items() if math.isfinite(value))
 
 
 def confusion_picture(confusion: Tensor, classes: list[str], path: Path | str, *, title: str) -> None:
@@ -123,11 +142,3 @@ def shorten(name: str, length: int) -> str:
     """The name, printable, cut to `length` characters, the last of them an ellipsis, if it is longer."""
     name = printable(name)
     return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def plain_axes(axes: Any) -> None:
-    """Removes the axes' box and draws them in muted grey, behind the data."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#b8c0c8")
-    axes.tick_params(labelsize=9, colors=MUTED)
-    axes.set_axisbelow(True)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from PIL import Image
 from torch import Tensor
 
 from mam2.config import UserError, printable
 from mam2.data.video.open import open_video
-from mam2.files import write_text
+from mam2.pictures.page import write_html
 
 SHORT_SIDE = 160  # pixels
 MAX_FRAMES = 16
@@ -36,27 +35,30 @@ class Card:
     words: str
 
 
-def write_page(file: Path, *, title: str, about: str, rows: Sequence[tuple[str, Sequence[Card]]]) -> None:
+def write_page(
+    file: Path,
+    *,
+    title: str,
+    about: str,
+    rows: Sequence[tuple[str, Sequence[Card]]],
+    facts: Mapping[str, str],
+    commands: Sequence[str],
+) -> None:
     """Writes one HTML file that holds its moving pictures and has no links or scripts: it opens without a server.
 
     Args:
         file: to write.
         title, about: plain text, as are all others.
         rows: a heading, and the cards below it.
+        facts, commands: see `write_html`.
 
     Raises:
         UserError: another ending than .html.
     """
     check_page(file)
-    template = Path(__file__).with_name("hits.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(template).render(
-        title=printable(title),
-        about=printable(about),
-        rows=[(printable(heading), [shown(card) for card in cards]) for heading, cards in rows],
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, page)
+    shown_rows = [(printable(heading), [shown(card) for card in cards]) for heading, cards in rows]
+    values = {"about": printable(about), "rows": shown_rows}
+    write_html(file, "hits", values, title=title, facts=facts, commands=commands)
 
 
 def check_page(file: Path) -> None:

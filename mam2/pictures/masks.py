@@ -13,6 +13,7 @@ from mam2.data.synthetic import render
 from mam2.masks import MASKS, Mask, MaskConfig, put
 from mam2.patches import to_float
 from mam2.pictures.canvas import RED, FrameRow, enlarge, frames_shown, page_of_rows, patch_mask, zoom_to
+from mam2.pictures.page import video_title
 
 
 def masked_patches(mask: Mask, num_patches: int) -> Tensor:
@@ -21,7 +22,9 @@ def masked_patches(mask: Mask, num_patches: int) -> Tensor:
     return put(ones_BTM1, mask.masked_BTM, num_patches)[0, ..., 0].cpu()
 
 
-def mask_figure(masks: dict[str, Tensor], clip_TCHW: Tensor, grid: tuple[int, int], path: Path | str) -> None:
+def mask_figure(
+    masks: dict[str, Tensor], clip_TCHW: Tensor, grid: tuple[int, int], path: Path | str, *, title: str
+) -> None:
     """Draws masks over at most 4 frames of a clip as a PNG, a row each below the raw frames (Fig. 3).
 
     Args:
@@ -39,7 +42,7 @@ def mask_figure(masks: dict[str, Tensor], clip_TCHW: Tensor, grid: tuple[int, in
         share = f"{masked_TN.float().mean():.0%} masked"
         rows.append(FrameRow(name=name, description=share, frames_TCHW=tinted_TCHW))
     shown = frames_shown(len(clip_TCHW), 4)
-    page_of_rows(rows, shown, title="", footer=["Masked patches are tinted red."]).save(path)
+    page_of_rows(rows, shown, title=title, footer=["Masked patches are tinted red."]).save(path)
 
 
 def show_masks(video: str | Path | None, out: str | Path, *, ratio: float, seed: int) -> None:
@@ -48,6 +51,7 @@ def show_masks(video: str | Path | None, out: str | Path, *, ratio: float, seed:
     Raises:
         UserError: no video, or an impossible ratio.
     """
+    title = video_title(video) if video else "A rendered video: approach"
     if video is None:
         clip_TCHW = render("approach", seed=0, num_frames=16, size=224)
     else:
@@ -57,4 +61,4 @@ def show_masks(video: str | Path | None, out: str | Path, *, ratio: float, seed:
     for kind in MASKS:
         mask = MaskConfig(kind=kind, ratio=ratio)(16, grid, sample_B=torch.tensor([0]), seed=seed)
         masks[kind] = masked_patches(mask, 196)
-    mask_figure(masks, to_float(clip_TCHW), grid, out)
+    mask_figure(masks, to_float(clip_TCHW), grid, out, title=title)

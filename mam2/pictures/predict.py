@@ -17,6 +17,7 @@ from mam2.model.weights import PUBLIC, load_encoder
 from mam2.objectives.contract import Objective
 from mam2.patches import to_float, unpatchify
 from mam2.pictures.masks import masked_patches
+from mam2.pictures.page import video_title
 from mam2.pictures.prediction import Prediction, animation, contact_sheet
 from mam2.targets.maker import TargetMaker
 from mam2.targets.motion import clip_scale
@@ -46,9 +47,9 @@ def show(
         UserError: no run, no encoder, no video, or an animation of another kind of file.
     """
     prediction = load_predictor(run)(video, seed=seed)
-    contact_sheet(prediction, Path(out), title=Path(video).name)
+    contact_sheet(prediction, Path(out), title=video_title(video))
     for path in animations:
-        animation(prediction, Path(path), title=Path(video).name)
+        animation(prediction, Path(path), title=video_title(video))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,25 +1,24 @@
-"""The HTML report of a run: scores over seeds, loss curves, pictures and facts, in one file.
-
-The pictures themselves are drawn by `mam2.pictures.canvas`; the page is laid out in `report.html.jinja`.
-"""
+"""The HTML report of a run: scores over seeds, charts, predictions and facts, in one file; see `report.html.jinja`."""
 
 from __future__ import annotations
 
-import base64
-import io
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
+import plotly.graph_objects as go
 from markupsafe import Markup
-from matplotlib.figure import Figure
+from plotly.offline import get_plotlyjs
+from torch import Tensor
 
-from mam2.config import UserError
-from mam2.files import parse_json, write_text
-from mam2.pictures.canvas import BLUE, INK, MUTED, ORANGE
-from mam2.pictures.charts import loss_curves, plain_axes, shorten
+from mam2.config import UserError, printable
+from mam2.files import parse_json
+from mam2.pictures.canvas import frames_shown, zoom_to
+from mam2.pictures.hits import moving
+from mam2.pictures.page import write_html
+from mam2.pictures.prediction import Prediction, footer, prediction_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,52 +69,37 @@ def mean_and_spread(values: tuple[float, ...]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
-def _score_dots(scores: list[ScoreRow], chance: float) -> Figure:
-    """Dot plot of the scores: a row each, a dot per seed, a bar at the mean; chance as a dashed line."""
-    figure = Figure(figsize=(7.5, 0.42 * len(scores) + 1.0), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    for row, score in enumerate(scores):
-        percent = [100 * value for value in score.values]
-        axes.plot(percent, [row] * len(percent), "o", color=BLUE, alpha=0.55, markersize=8, markeredgewidth=0)
-        axes.plot([statistics.mean(percent)] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=2)
-    axes.axvline(100 * chance, color=ORANGE, linestyle="--", linewidth=1.5)
-    above = (100 * chance, 1.0)
-    axes.annotate(" chance", above, xycoords=axes.get_xaxis_transform(), color=ORANGE, fontsize=9, va="bottom")
-    names = [shorten(score.name, 44) for score in scores]
-    axes.set_yticks(range(len(scores)), names, parse_math=False)
-    axes.set_ylim(len(scores) - 0.5, -0.5)
-    axes.set_xlabel("top-1, % (dot: one seed; bar: mean)", fontsize=9, color=MUTED)
-    axes.grid(axis="x", color="#e4e8ec")
-    plain_axes(axes)
-    return figure
-
-
 def write_report(
     path: Path | str,
     *,
     title: str,
     summary_html: str,
     scores: list[ScoreRow],
-    curves: list[tuple[str, list[dict[str, Any]]]],
-    sheets: list[tuple[str, Path]],
+    charts: list[tuple[str, str, list[go.Figure]]],
+    sheets: list[tuple[str, Prediction]],
     facts: dict[str, str],
+    commands: list[str],
     chance: float,
 ) -> None:
-    """Writes one HTML file that contains its pictures and has no links or scripts: it opens without a server.
+    """Writes one HTML file that contains its pictures and scripts and has no links: it opens without a server.
 
     Args:
         path: the file to write.
-        title: plain text, as are all texts but the next.
+        title: plain text, as are all texts but two.
         summary_html: HTML, inserted as it is: escape whatever comes from users.
-        scores: top-1 by run and seed; a table (mean ± sample standard deviation, every seed) and a dot plot.
-        curves: a name and the rows of a log.jsonl for each run.
-        sheets: a caption and a PNG for each contact sheet or confusion matrix.
-        facts: settings, machine, seconds; a table of two columns.
-        chance: top-1 of guessing, in [0, 1], drawn into the dot plot.
-
-    Raises:
-        UserError: a picture that is absent or no PNG.
+        scores: top-1 by run and seed; a table (mean ± sample standard deviation, every seed) and dots.
+        charts: a heading, a line of HTML on how to read them, and the charts.
+        sheets: the name of a video, and what was predicted for it.
+        facts, commands: see `write_html`.
+        chance: top-1 of guessing, in [0, 1].
     """
+    percents = [100 * value for score in scores for value in score.values]
+    low = 10 * math.floor(min([100 * chance, *percents]) / 10)
+    high = max(low + 10, 10 * math.ceil(max([100 * chance, *percents]) / 10))
+
+    def place(share: float) -> float:
+        return round(100 * (100 * share - low) / (high - low), 2)
+
     table = [
         {
             "name": score.name,
@@ -123,33 +107,45 @@ def write_report(
             "num_seeds": len(score.values),
             "seeds": ", ".join(f"{100 * value:.1f}" for value in score.values),
             "note": score.note,
+            "places": [place(value) for value in score.values],
+            "mean_at": place(statistics.mean(score.values)),
         }
         for score in scores
     ]
-    template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(template).render(
-        title=title,
-        summary=Markup(summary_html),
-        scores=table,
-        chance=f"{100 * chance:.1f}",
-        dots=_embedded(_score_dots(scores, chance)) if scores else None,
-        curves=[(name, _embedded(loss_curves(rows))) for name, rows in curves],
-        sheets=[(caption, _embedded(picture)) for caption, picture in sheets],
-        facts=facts,
-    )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_text(Path(path), page)
+    values = {
+        "summary": Markup(summary_html),
+        "scores": table,
+        "chance": f"{100 * chance:.1f}",
+        "chance_at": place(chance),
+        "ticks": [f"{low + k * (high - low) / 4:g}" for k in range(5)],
+        "plotly": Markup(get_plotlyjs()) if charts else "",
+        "charts": [(heading, Markup(note), [_chart_html(figure) for figure in some]) for heading, note, some in charts],
+        "sheets": [_sheet(name, prediction) for name, prediction in sheets],
+    }
+    write_html(Path(path), "report", values, title=title, facts=facts, commands=commands)
 
 
-def _embedded(picture: Figure | Path) -> str:
-    """A figure, or a PNG file, as a data: address."""
-    if isinstance(picture, Figure):
-        buffer = io.BytesIO()
-        picture.savefig(buffer, format="png", dpi=picture.dpi, facecolor="white")
-        content = buffer.getvalue()
-    else:
-        if picture.suffix.lower() != ".png" or not picture.is_file():
-            raise UserError(f"{picture} is no picture that a report can show. Give an existing .png file.")
-        content = picture.read_bytes()
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+def _chart_html(figure: go.Figure) -> Markup:
+    settings = {"responsive": True, "displayModeBar": False}
+    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=settings))
+
+
+def _sheet(title: str, prediction: Prediction) -> dict[str, object]:
+    """What the template shows of a prediction: the rows of its contact sheet, whose texts a narrow page can wrap."""
+    num_frames = len(prediction.clip_TCHW)
+    numbers = tuple(f"frame {t * prediction.tubelet + 1}" for t in range(num_frames))
+    rows = []
+    for row in prediction_rows(prediction, zoom_to(prediction.clip_TCHW, 128)):
+        captions = row.captions or (numbers if row.name == "Input" else ("",) * num_frames)
+        frames = [
+            (_picture(row.frames_TCHW[t]), captions[t]) if t < len(row.frames_TCHW) else ("", "last frame: no next one")
+            for t in frames_shown(num_frames, 8)
+        ]
+        legend = "" if row.legend_CHW is None else _picture(row.legend_CHW)
+        rows.append({"name": row.name, "description": row.description, "legend": legend, "frames": frames})
+    return {"title": printable(title), "rows": rows, "footer": [printable(words) for words in footer(prediction)]}
+
+
+def _picture(frame_CHW: Tensor) -> str:
+    """A frame in [0, 1] as a data: address."""
+    return moving((frame_CHW.clamp(0, 1) * 255).round().byte()[None], seconds=1, quality=85)

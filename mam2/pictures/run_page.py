@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-import math
 import statistics
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-
-from mam2 import __version__, cost
+from mam2 import cost
 from mam2.config import UserError, from_json, to_json
 from mam2.data.clips import catalog_of
 from mam2.data.loader import steps_per_epoch
-from mam2.pictures.canvas import BLUE, ORANGE
-from mam2.pictures.charts import CURVES, OF_NONE
-from mam2.pictures.predict import show
+from mam2.pictures.charts import OF_NONE, SMOOTHED, curves_of
+from mam2.pictures.page import command_line, video_title
+from mam2.pictures.predict import load_predictor
+from mam2.pictures.prediction import Prediction
 from mam2.pictures.report import read_log, write_report
 from mam2.train import checkpoint
 from mam2.train.finetune import Finetune
@@ -54,17 +52,17 @@ def write_run_page(run: str | Path, out: str | Path | None = None, *, video: str
     rows = read_log(log_file) if log_file.exists() else []
     num_steps = config.loop.duration.steps(steps_per_epoch(int(record["num_videos"]), config.loop.batch_size))
     done = max((row["step"] for row in rows), default=0)
-    drawn = picture(folder, config, video)
     file = Path(out or folder / "report.html")
     words = [f"Step {done:,} of {num_steps:,}.", *health(rows, batch_size=config.loop.batch_size * config.data.repeats)]
     write_report(
         file,
         title=f"{'Pre-training' if isinstance(config, Pretrain) else 'Fine-tuning'}: {folder.name}",
-        summary_html="".join(f"<p>{escape(line)}</p>" for line in words) + curves_html(rows),
+        summary_html="".join(f"<p>{escape(line)}</p>" for line in words),
         scores=[],
-        curves=[],
-        sheets=[("Predictions for the hidden patches of a video", drawn)] if drawn else [],
+        charts=[("Curves", SMOOTHED, curves)] if (curves := curves_of(rows)) else [],
+        sheets=predicted(config, folder, video),
         facts=facts(folder, record, config, rows, done=done, num_steps=num_steps),
+        commands=next_commands(folder, config),
         chance=0.0,
     )
     return file
@@ -99,49 +97,34 @@ def health(rows: list[dict[str, Any]], *, batch_size: int) -> list[str]:
     return found or ["Nothing conspicuous."]
 
 
-def curves_html(rows: list[dict[str, Any]]) -> str:
-    """The curves of a log as interactive charts, beside or below each other: HTML that needs no network."""
-    charts: list[str] = []
-    for key, title, _ in CURVES:
-        if not (points := points_of(rows, key)):
-            continue
-        figure = go.Figure(layout={"title": {"text": title, "font": {"size": 13}}, "template": "plotly_white"})
-        figure.update_layout(height=240, showlegend=False, margin={"l": 45, "r": 10, "t": 40, "b": 30})
-        add_line(figure, points, name=title, line={"color": BLUE, "width": 1.5})
-        if none := points_of(rows, key + OF_NONE):
-            add_line(figure, none, name="of predicting none", line={"color": ORANGE, "width": 1.2, "dash": "dot"})
-        settings = {"responsive": True, "displayModeBar": False}
-        charts.append(figure.to_html(full_html=False, include_plotlyjs=not charts, config=settings))
-    style = "display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:.5rem"
-    cells = "".join(f'<div style="min-width:0">{chart}</div>' for chart in charts)
-    return f'<h2>Curves</h2><div style="{style}">{cells}</div>' if charts else ""
-
-
-def add_line(figure: go.Figure, points: list[tuple[float, float]], *, name: str, line: dict[str, Any]) -> None:
-    """Adds a curve of (step, value)."""
-    steps, values = zip(*points, strict=True)
-    figure.add_trace(go.Scatter(x=steps, y=values, mode="lines", name=name, line=line))
-
-
-def points_of(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(step, value) of a key of the log, sorted; of two lines of one step, the later counts."""
-    found = {row["step"]: row[key] for row in rows if isinstance(row.get(key), int | float)}
-    return sorted((step, value) for step, value in found.items() if math.isfinite(value))
-
-
-def picture(folder: Path, config: Pretrain | Finetune, video: str | Path) -> Path | None:
-    """A contact sheet of a pre-training's predictions in the run's folder; None where there is nothing to draw."""
+def predicted(config: Pretrain | Finetune, folder: Path, video: str | Path) -> list[tuple[str, Prediction]]:
+    """What a pre-training predicts for a video, with the video's name; nothing where nothing can be drawn."""
     if not isinstance(config, Pretrain) or not checkpoint.checkpoints(folder):
-        return None
-    file = folder / "prediction.png"
+        return []
     try:
-        show(folder, video or catalog_of(config.data, labelled=False).items[0].path, file)
+        path = video or catalog_of(config.data, labelled=False).items[0].path
+        return [(video_title(path), load_predictor(folder)(path, seed=0))]
     except UserError as error:  # the videos have moved: a page without a picture is one
         if video:
             raise
         log.warning(f"No picture: {error}")
-        return None
-    return file
+        return []
+
+
+def next_commands(folder: Path, config: Pretrain | Finetune) -> list[str]:
+    """What a finished run is used for."""
+    if isinstance(config, Pretrain):
+        tuned = f"{folder}_tuned"
+        return [
+            command_line(["finetune", "finetune_tiny"], {"init": folder, "data.root": "LABELLED", "out": tuned}),
+            command_line(["show", folder, "VIDEO"], {"out": "sheet.png"}),
+            command_line(["embed", folder, "VIDEOS"], {"out": "features.parquet"}),
+        ]
+    along = {"out": "labels.csv", "window": "2 s", "timeline": "timeline.html"}
+    return [
+        command_line(["evaluate", folder], {"data.root": "TEST"}),
+        command_line(["predict", folder, "VIDEOS"], along),
+    ]
 
 
 def facts(
@@ -162,7 +145,7 @@ def facts(
         "clips": f"{encoder.frames} frames of {encoder.size}²",
         "length": f"{loop.duration}, batches of {loop.batch_size}",
         "seed": str(loop.seed),
-        "mam2": __version__,
+        "this page again": command_line(["report", folder], {}),
     }
     speeds = [row["clips_per_second"] for row in rows if row.get("clips_per_second")]
     if speeds:

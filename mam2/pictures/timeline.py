@@ -5,23 +5,19 @@ B windows in the order of time, K labels.
 
 from __future__ import annotations
 
-import base64
-import io
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mam2.config import LabelKind, UserError, printable
 from mam2.data.video.open import open_video
-from mam2.files import write_text
-from mam2.pictures.hits import check_page, clock
+from mam2.pictures.hits import check_page, clock, moving
+from mam2.pictures.page import write_html
 
 MAX_VIDEOS = 100
 MAX_LABELS = 8  # shown of a video
@@ -61,6 +57,8 @@ def write_timeline(
     classes: Sequence[str],
     kind: LabelKind,
     about: str,
+    facts: Mapping[str, str],
+    commands: Sequence[str],
 ) -> None:
     """Writes one HTML file that holds its pictures and has no links or scripts: it opens without a server.
 
@@ -71,6 +69,7 @@ def write_timeline(
         classes: the K names.
         kind: of the labels: probabilities, or numbers.
         about: a line of plain text on what was done.
+        facts, commands: see `write_html`.
 
     Raises:
         UserError: another ending than .html.
@@ -80,19 +79,8 @@ def write_timeline(
     videos = [_shown(track, classes, kind, color_of) for track in itertools.islice(tracks, MAX_VIDEOS)]
     if len(paths) > len(videos):
         about += f" The first {len(videos)} of {len(paths)} videos."
-    template = Path(__file__).with_name("timeline.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(template).render(
-        title=printable(title_of(paths)),
-        about=printable(about),
-        kind=kind,
-        videos=videos,
-        width=WIDTH,
-        height=HEIGHT,
-        num_frames=NUM_FRAMES,
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, page)
+    values = {"about": printable(about), "kind": kind, "videos": videos, "width": WIDTH, "height": HEIGHT}
+    write_html(file, "timeline", values, title=title_of(paths), facts=facts, commands=commands)
 
 
 def title_of(paths: Sequence[str]) -> str:
@@ -212,9 +200,4 @@ def film(path: str, *, seconds: float) -> list[str]:
             frames_TCHW = video.frames([min(last, video.frame_at(time)) for time in times])
     except (UserError, OSError):
         return []
-    addresses = []
-    for frame in frames_TCHW:
-        buffer = io.BytesIO()
-        Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()).save(buffer, "WEBP", quality=60)
-        addresses.append(f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}")
-    return addresses
+    return [moving(frame_CHW[None], seconds=1) for frame_CHW in frames_TCHW]

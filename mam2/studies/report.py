@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import statistics
+import json
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+import plotly.graph_objects as go
 
-from mam2.files import written_whole
-from mam2.pictures.charts import plain_axes, shorten
+from mam2.pictures.charts import add_line, chart, shorten
+from mam2.pictures.page import command_line
 from mam2.pictures.report import ScoreRow, write_report
+from mam2.pictures.timeline import COLORS
+from mam2.studies.study import Settings
 from mam2.studies.summary import table_of
 
 
 def write_study_report(report: dict[str, Any], out: Path, *, chance: float) -> Path:
-    """Writes report.html, and study.png with the plots, from the contents of a study.json."""
+    """Writes report.html from the contents of a study.json."""
     tests = report["settings"]["tests"]
     scores = [
         ScoreRow(
@@ -28,27 +31,32 @@ def write_study_report(report: dict[str, Any], out: Path, *, chance: float) -> P
         for line in report["cells"]
         if line[test]["values"]
     ]
-    plot = out / "study.png"
-    with written_whole(plot) as part:
-        plots(report).savefig(part, format="png", facecolor="white")
+    settings = report["settings"]
+    usual = json.loads(json.dumps(asdict(Settings())))
+    changed = {name: value for name, value in settings.items() if value != usual.get(name)}
+    own = {"unlabelled": "VIDEOS", "train": "LABELLED", "test": "TEST", "out": "MY_STUDY"}
+    splits = {"unlabelled_split": "", "train_split": "", "test_split": ""}
+    colors = {name: COLORS[n % len(COLORS)] for n, name in enumerate(dict.fromkeys(x["cell"] for x in report["cells"]))}
+    legend = "".join(
+        f'<br><b style="color:{color}">●</b> {escape(shorten(name, 60))}' for name, color in colors.items()
+    )
+    note = f"A dot for each seed; lines join the means, dotted where nothing is pre-trained.{legend}"
     path = out / "report.html"
     write_report(
         path,
         title=report["title"],
         summary_html=html_table(table_of(report)) + _failures(report),
         scores=scores,
-        curves=[],
-        sheets=[("Top-1 against what pre-training costs; a dot for each seed, lines join the means.", plot)],
-        facts={name: str(value) for name, value in {**report["settings"], **report["machine"]}.items() if value != ""},
+        charts=[("Top-1 against what pre-training costs", note, study_charts(report, colors))],
+        sheets=[],
+        facts={
+            "command": command_line(["study", report["study"]], {**changed, "out": out}),
+            **{name: words for name, value in {**settings, **report["machine"]}.items() if (words := _words(value))},
+        },
+        commands=[command_line(["study", report["study"]], {**changed, **splits, **own})],
         chance=chance,
     )
     return path
-
-
-def write_table_page(path: Path, lines: list[list[str]], *, title: str) -> None:
-    """Writes a table as a page of its own."""
-    table = html_table(lines)
-    write_report(path, title=title, summary_html=table, scores=[], curves=[], sheets=[], facts={}, chance=0.0)
 
 
 def html_table(lines: list[list[str]]) -> str:
@@ -66,31 +74,33 @@ def _failures(report: dict[str, Any]) -> str:
     return "".join(f"<p>Failed: {escape(error)}</p>" for error in sorted(errors))
 
 
-def plots(report: dict[str, Any]) -> Figure:
-    """A row of panels for each test: top-1 against epochs, PFLOP and minutes."""
-    tests = report["settings"]["tests"]
-    figure = Figure(figsize=(12, 3.6 * len(tests)), dpi=120, layout="constrained")
-    panels = figure.subplots(len(tests), 3, sharey="row", squeeze=False)
-    axes_of = (("epochs", 1.0, "epochs"), ("tflop", 1e3, "PFLOP"), ("seconds", 60.0, "minutes"))
-    names = list(dict.fromkeys(line["cell"] for line in report["cells"]))
-    for row, test in enumerate(tests):
-        for axes, (field, unit, label) in zip(panels[row], axes_of, strict=True):
-            for number, name in enumerate(names):
+def study_charts(report: dict[str, Any], colors: dict[str, str]) -> list[go.Figure]:
+    """Charts for each test: top-1 against epochs, PFLOP and minutes; `colors` are by the cells' names."""
+    figures = []
+    axes = (("epochs", 1.0, "epochs"), ("tflop", 1e3, "PFLOP"), ("seconds", 60.0, "minutes"))
+    for test in report["settings"]["tests"]:
+        for field, unit, label in axes:
+            figure = chart(f"top-1, %: {test}", below=label)
+            figure.update_xaxes(rangemode="tozero")  # equal budgets are equal, whatever the last step adds
+            figures.append(figure)
+            for name, color in colors.items():
                 lines = [line for line in report["cells"] if line["cell"] == name and line[test]["values"]]
-                colour = f"C{number % 10}"
                 if lines and not lines[-1]["steps"]:
-                    axes.axhline(100 * lines[-1][test]["mean"], color=colour, linestyle=":", label=shorten(name, 28))
-                    continue
-                places = [line[field] / unit for line in lines]
-                means = [100 * statistics.fmean(line[test]["values"].values()) for line in lines]
-                axes.plot(places, means, color=colour, label=shorten(name, 28))
-                for place, line in zip(places, lines, strict=True):
-                    values = [100 * value for value in line[test]["values"].values()]
-                    axes.plot([place] * len(values), values, "o", color=colour, alpha=0.6)
-            axes.set_xlabel(label)
-            axes.set_xlim(left=0)  # equal budgets are equal, whatever the last step adds
-            plain_axes(axes)
-        panels[row][0].set_ylabel(f"top-1, %: {test}")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-    return figure
+                    figure.add_hline(100 * lines[-1][test]["mean"], line={"color": color, "dash": "dot"})
+                elif lines:
+                    places = [line[field] / unit for line in lines]
+                    means = [100 * line[test]["mean"] for line in lines]
+                    add_line(figure, list(zip(places, means, strict=True)), name=name, color=color)
+                    seeds = [
+                        (x, 100 * y)
+                        for x, line in zip(places, lines, strict=True)
+                        for y in line[test]["values"].values()
+                    ]
+                    x, y = zip(*seeds, strict=True)
+                    marker = {"color": color, "size": 8, "opacity": 0.6}
+                    figure.add_trace(go.Scatter(x=x, y=y, mode="markers", name=name, marker=marker, showlegend=False))
+    return figures
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -287,9 +287,11 @@ def of_windows(found: Sequence[Found], tuned: Tuned, config: Predict) -> Iterato
 
 def draw_timeline(file: Path, found: Sequence[Found], tuned: Tuned, scorer: Embedder) -> None:
     """Writes the page of the scores of windows."""
-    from mam2.pictures.timeline import Track, write_timeline  # needs mam2[pictures]
+    from mam2.pictures.page import command_line  # needs mam2[pictures]
+    from mam2.pictures.timeline import Track, write_timeline
 
-    identity = scorer.maker.identity
+    identity, run = scorer.maker.identity, scorer.maker.source
+    options = {"out": "labels.csv", "window": identity.window, "hop": identity.hop, "timeline": "timeline.html"}
     write_timeline(
         file,
         (
@@ -299,5 +301,12 @@ def draw_timeline(file: Path, found: Sequence[Found], tuned: Tuned, scorer: Embe
         paths=[of.path for of in found],
         classes=tuned.classes,
         kind=tuned.classifier.kind,
-        about=f"Windows of {identity.window} every {identity.hop}, by the run {Path(scorer.maker.source).name}.",
+        about=f"Windows of {identity.window} every {identity.hop}, by the run {Path(run).name}.",
+        facts={
+            "run": run,
+            "window": identity.window,
+            "hop": identity.hop,
+            "seed": f"{tuned.config.loop.seed}, of the run",
+        },
+        commands=[command_line(["predict", run, "VIDEOS"], options)],
     )

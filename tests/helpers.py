@@ -91,6 +91,7 @@ def _shifted(packets: list[av.Packet], shift: int) -> list[av.Packet]:
 def opened(chromium, address: str, *, width: int, height: int = 900) -> Iterator:
     """A page in Chromium, which must ask this machine only, complain of nothing and fit into the window's width."""
     page = chromium.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(240_000)  # of a busy machine
     wrong = []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))

@@ -64,7 +64,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
     command("finetune", "finetune_tiny", *init, "--out", tuned, *TINY_ENCODER, *short)
     command("report", mine)
     command("report", tuned)
-    command("embed", mine, videos, "--out", features, "--num-workers", 0)
+    command("embed", mine, videos, "--out", features, "--window", "4 frames", "--num-workers", 0)
     command("search", features, query, "--html", place / "hits.html")
     command("search", features, "--near-duplicates", "--threshold", 0, "--html", place / "pairs.html")
     along = ("--window", "4 frames", "--timeline", place / "timeline.html")

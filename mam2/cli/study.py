@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
@@ -85,29 +86,27 @@ def compare(command: CompareCommand) -> None:
     """Compares runs."""
     start = time.monotonic()
     lines = compared(command.runs)
-    title = f"{len(command.runs)} runs"
-    show(lines, title)
+    show(lines, f"{len(command.runs)} runs")
     if command.out:
         command.out.parent.mkdir(parents=True, exist_ok=True)
         if command.out.suffix == ".html":
-            write_comparison(lines, command)
+            write_comparison(command.out, lines, command.runs)
         else:
             write_text(command.out, as_text(lines, command.out.suffix))
         finished(str(command.out), start)
 
 
-def write_comparison(lines: list[list[str]], command: CompareCommand) -> None:
-    """A page with the table of runs."""
-    assert command.out
+def write_comparison(file: Path, lines: list[list[str]], runs: Sequence[Path]) -> None:
+    """Writes a page with the table of runs."""
     words = "Means over seeds; shares in per cent. The difference is from the first line."
     write_report(
-        command.out,
-        title=f"Comparison of {len(command.runs)} run{'' if len(command.runs) == 1 else 's'}",
+        file,
+        title=f"Comparison of {len(runs)} run{'' if len(runs) == 1 else 's'}",
         summary_html=f"<p>{words}</p>{html_table(lines)}",
         scores=[],
         charts=[],
         sheets=[],
-        facts={"command": typed(), "runs": ", ".join(map(str, command.runs))},
+        facts={"command": typed(), "runs": ", ".join(map(str, runs))},
         commands=["mam2 evaluate RUN --data.root TEST", "mam2 compare RUN RUN --out compare.html"],
         chance=0.0,
     )

@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups, and the learning rate's course (App. B, Tables 7 and 8)."""
+"""AdamW, its parameter groups, and the course of learning rate and weight decay (App. B, Tables 7 and 8)."""
 
 from __future__ import annotations
 

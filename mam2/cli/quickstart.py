@@ -14,7 +14,7 @@ from mam2.quickstart import quickstart
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartCommand:
-    """Render videos, pre-train, fine-tune, compare with training from scratch, write report.html. About 10 minutes.
+    """Render videos, pre-train, fine-tune, compare with training from scratch, write report.html. About 7 minutes.
 
     Attributes:
         out: a new folder, or that of a quickstart that was interrupted.

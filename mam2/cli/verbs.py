@@ -40,7 +40,7 @@ STUDY = (
 )
 COST = ("mam2_tiny --videos 1000 --device cpu", "mam2_b_k400_rp --videos 240000 --loop.duration '100 epochs'")
 VERBS = {
-    "quickstart": Verb("quickstart", "", "Render videos, pre-train, fine-tune, report: ten minutes on two cores"),
+    "quickstart": Verb("quickstart", "", "Render videos, pre-train, fine-tune, report: seven minutes on two cores"),
     "pretrain": Verb(
         "train", "RECIPE --data.root DIR --out RUN", "Pre-train on a folder of videos, or a CSV", PRETRAIN
     ),

@@ -24,7 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for argument in options.studies:
         title, _, file = argument.partition("=")
         study = json.loads(Path(file).read_text())
-        studies.append((title, study, {cell["cell"]: cell[options.test]["values"] for cell in study["cells"]}))
+        studies.append(
+            (
+                title,
+                study,
+                {cell["cell"]: cell[options.test]["values"] for cell in study["cells"] if options.test in cell},
+            )
+        )
     names = list(dict.fromkeys(name for *_, cells in studies for name in cells))
     size = (4 + 3 * len(studies), 0.8 + 0.4 * len(names))
     figure, panels = pyplot.subplots(1, len(studies), figsize=size, sharey=True, squeeze=False, layout="constrained")

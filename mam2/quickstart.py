@@ -159,7 +159,7 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
         write_dataset(videos / name, videos_per_class=count, seed=seed, num_frames=VIDEO_FRAMES, size=VIDEO_SIZE)
     lap("rendering")
 
-    # Eleven runs read them: decoding them once takes a fifth off the whole.
+    # Eleven runs read them: decoded once, a clip loads in 0.5 in place of 3 ms.
     lists = {
         name: str(shared_frames(_catalog(videos / name), out / "frames", size=settings.encoder.size, name=name))
         for name in ("unlabelled", "train", "test")

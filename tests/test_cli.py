@@ -25,6 +25,7 @@ from mam2.data.synthetic import render, write_video
 from mam2.model.encoder import Origin
 from mam2.model.weights import load_classifier, load_encoder, read_origin
 from mam2.recipes import get_recipe
+from mam2.studies.builtin import STUDIES
 from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, save_vqgan
 from mam2.train.finetune import Finetune
 
@@ -173,7 +174,7 @@ def test_version_and_usage(run) -> None:
     assert all(verb in out for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "finetune", "cost", "probe"])
+@pytest.mark.parametrize("verb", ["pretrain", "finetune", "cost", "probe", "study"])
 def test_help_without_a_recipe_shows_how_to_begin(run, verb) -> None:
     status, out, _ = run(verb, "--help")
     assert status == 0
@@ -181,9 +182,11 @@ def test_help_without_a_recipe_shows_how_to_begin(run, verb) -> None:
     assert ("mam2_tiny --help" in out) == (verb in ("pretrain", "cost"))
     examples = [line for line in out.splitlines() if line.startswith(f"  mam2 {verb} ")]
     assert len(examples) == 2
-    assert ("--out PATH" in out) == (verb in ("pretrain", "finetune"))
+    assert ("--out PATH" in out) == (verb in ("pretrain", "finetune", "study"))
+    assert ("--unlabelled" in out and "--data.root" not in out) == (verb == "study")
+    assert all(f"  {name} " in out for name in STUDIES) == (verb == "study")
     assert "..." not in out  # wrapped, not cut
-    assert len(out.splitlines()) < 35
+    assert len(out.splitlines()) < 50
 
 
 @pytest.mark.parametrize("width", [60, 100])
@@ -654,6 +657,11 @@ def test_the_cost_of_a_recipe(run) -> None:
         status, out, _ = run("cost", "mam2_tiny", "--loop.duration", length)
         assert status == 0
         assert said in out
+    status, out, _ = run("cost", "mam2_b_k400_rp", "--scale", "tiny")
+    assert status == 0
+    assert "for 3000 steps" in out
+    assert "0.002672" in out  # of the paper's size: 2.5 TFLOP
+    refused(run("cost", "mam2_tiny", "--scale", "tiny"), "has sizes of its own")
     refused(run("cost", "mam2_b_k4000"), "mam2_b_k400")
     refused(run("cost"), "Name a recipe")
 

@@ -10,9 +10,10 @@ from tyro.conf import Positional, arg
 
 from mam2.cli import tables
 from mam2.cli.parse import Flat, first_word, parse
+from mam2.cli.train import Scale, scale_of
 from mam2.config import UserError, to_json
 from mam2.recipes import RECIPES, get_recipe
-from mam2.recipes.scales import ScaleName
+from mam2.recipes.scales import ScaleName, scaled
 from mam2.recipes.tables import NUM_TRAINING_VIDEOS
 from mam2.train.pretrain import Pretrain
 
@@ -47,12 +48,14 @@ class CostCommand:
         device: the machine to plan for; the CPU's peak is measured.
         utilisation: share of the peak that is reached.
         videos: number of training videos; for hours of a run whose length is in epochs.
+        scale: of the recipe, as in `mam2 pretrain`.
     """
 
     config: Annotated[Pretrain, Flat]
     device: Annotated[Literal["h100", "a100", "cpu"], arg(help="the machine; a CPU's peak is measured")] = "h100"
     utilisation: Annotated[float, arg(help="share of the peak that is reached")] = 0.4
     videos: Annotated[int, arg(help="number of training videos, for hours of a run in epochs")] = 0
+    scale: Scale = "base"
 
 
 def main(verb: str, arguments: list[str]) -> None:
@@ -65,9 +68,11 @@ def main(verb: str, arguments: list[str]) -> None:
             recipes(parse(RecipesCommand, verb, arguments))
         case "cost":
             recipe, rest = first_word(verb, arguments, names="a recipe (`mam2 recipes` lists them)")
-            config = cast(Pretrain, get_recipe(recipe, Pretrain))
+            scale = scale_of(recipe, rest)
+            config = scaled(cast(Pretrain, get_recipe(recipe, Pretrain)), scale)
             videos = NUM_TRAINING_VIDEOS.get(RECIPES[recipe].data, 0) if recipe in RECIPES else 0
-            cost(recipe, parse(CostCommand, f"cost {recipe}", rest, default=CostCommand(config=config, videos=videos)))
+            default = CostCommand(config=config, videos=videos, scale=scale)
+            cost(recipe, parse(CostCommand, f"cost {recipe}", rest, default=default))
 
 
 def recipes(command: RecipesCommand) -> None:

@@ -33,12 +33,13 @@ Flat = arg(name="")  # --data.root rather than --config.data.root
 OWN_VIDEOS = ("mam2_tiny", "mam2_lite_b_k400", "mam2_b_k400_rp")
 """Pre-training recipes that need no download."""
 NEEDED_BY_ALL = (
-    *("data.root", "train", "test", "init", "out", "videos", "kind", "shots"),
+    *("data.root", "unlabelled", "train", "test", "init", "out", "videos", "kind", "shots"),
+    *("scale", "budget", "seeds", "tests"),
     *("loop.duration", "loop.batch_size", "data.stride_frames", "data.flip", "encoder.frames", "encoder.size"),
     *("optim.base_lr", "data.num_workers", "loop.precision"),
 )
 """Options that stand first in a help page."""
-OUT_HELP = "the run's folder: a new one, or that of the same run, which resumes"
+OUT_HELP = "a new folder, or that of the same run, which resumes"
 
 
 class _Printable(logging.Formatter):
@@ -92,27 +93,35 @@ def first_word(verb: str, arguments: list[str], *, names: str) -> tuple[str, lis
 
 
 def help_without_recipe(verb: str) -> str:
-    """Usage, the recipes to start with, and the options that everyone needs."""
+    """Usage, the recipes or studies to start with, and the options that everyone needs."""
     examples = [f"  mam2 {verb} {words}" for words in VERBS[verb].examples]
     lines = [f"usage: mam2 {verb} {VERBS[verb].usage}", "", f"{VERBS[verb].summary}.", "", *examples, ""]
-    kind = Finetune if verb == "finetune" else Pretrain
-    if verb != "probe":
-        own = ("finetune_tiny",) if kind is Finetune else OWN_VIDEOS
-        lines += ["Recipes for your own videos; `mam2 recipes` lists all:"]
-        for name in own:
-            lines.append(f"  {name:<18} {first_sentence(RECIPES[name].make.__doc__ or '')}")
-        lines += ["", f"mam2 {verb} {own[0]} --help lists all options. The first:"]
-        config: Any = get_recipe(own[0], kind)
-    else:
-        from mam2.probe.probe import Probe
-
-        lines += ["Options:"]
-        config = Probe()
+    heading, names, config = starts_of(verb)
+    lines += [heading, *(f"  {name:<18} {words}" for name, words in names.items())]
+    if names:
+        lines += ["", f"mam2 {verb} {next(iter(names))} --help lists all options. The first:"]
     options = [option for option in options_of(config) if option.name in NEEDED_BY_ALL]
     if "--out" in VERBS[verb].usage:  # the command's own, not the configuration's
         options.append(Option("out", "--out PATH", OUT_HELP, ""))
     options.sort(key=lambda option: NEEDED_BY_ALL.index(option.name))
     return "\n".join([*lines, *option_lines(options)])
+
+
+def starts_of(verb: str) -> tuple[str, dict[str, str], Any]:
+    """A heading, what the first word may be with a line about each, and a configuration whose options are shown."""
+    if verb == "probe":
+        from mam2.probe.probe import Probe
+
+        return "Options:", {}, Probe()
+    if verb == "study":
+        from mam2.studies.builtin import STUDIES
+        from mam2.studies.study import Settings
+
+        return "Studies:", {name: study.title for name, study in STUDIES.items()}, Settings()
+    kind = Finetune if verb == "finetune" else Pretrain
+    own = ("finetune_tiny",) if kind is Finetune else OWN_VIDEOS
+    names = {name: first_sentence(RECIPES[name].make.__doc__ or "") for name in own}
+    return "Recipes for your own videos; `mam2 recipes` lists all:", names, get_recipe(own[0], kind)
 
 
 def help_page(verb: str, command: Any) -> str:

@@ -28,6 +28,9 @@ def main() -> None:
     except UserError as error:
         fail(str(error))
     except OSError as error:  # no permission, disk full, a file where a folder is wanted
+        if not can_print():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         fail(f"{error}. What was saved before is untouched.")
     except KeyboardInterrupt:
         fail("interrupted. What was saved is kept; the same command resumes from there.", status=130)
@@ -68,6 +71,15 @@ def run(verb: str, arguments: list[str]) -> None:
             f"{str(error).splitlines()[0]} In training use --loop.accumulate 2 (or more), --loop.recompute, or a "
             "smaller --loop.batch-size; `mam2 cost RECIPE` says how many clips fit. What was saved is kept."
         )
+
+
+def can_print() -> bool:
+    """Whether stdout still has a reader: in `mam2 recipes | head` it may be gone."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return False
+    return True
 
 
 def fail(message: str, *, status: int = 2) -> None:

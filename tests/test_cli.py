@@ -167,6 +167,16 @@ def test_every_public_name_is_there() -> None:
         mam2.absent  # noqa: B018
 
 
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-m", "mam2", "recipes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert command.stdout is not None
+    command.stdout.close()  # as `head` does
+    _, errors = command.communicate(timeout=120)
+    assert (command.returncode, errors) == (1, b"")
+
+
 def test_version_and_usage(run) -> None:
     assert run("--version")[:2] == (0, f"mam2 {mam2.__version__}\n")
     status, out, _ = run("--help")

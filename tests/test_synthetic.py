@@ -128,5 +128,5 @@ def test_a_dataset_has_a_folder_a_class_and_keeps_what_is_there(tmp_path: Path) 
     assert kept.read_bytes() == b"already here"
     written = {path: path.read_bytes() for path in tmp_path.rglob("*.mp4")}
     assert len(set(written.values())) == 16
-    write_dataset(tmp_path, videos_per_class=2, seed=5, num_frames=4, size=32, num_processes=1)
+    write_dataset(str(tmp_path), videos_per_class=2, seed=5, num_frames=4, size=32, num_processes=1)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.mp4")} == written

@@ -111,7 +111,7 @@ def write_video(path: Path, clip_TCHW: Tensor, *, fps: int = 10) -> None:
 
 
 def write_dataset(
-    folder: Path,
+    folder: Path | str,
     *,
     videos_per_class: int,
     seed: int,
@@ -120,6 +120,7 @@ def write_dataset(
     num_processes: int = 2,
 ) -> None:
     """Writes class folders of videos: `folder/left/00000.mp4` and so on. Existing videos are kept."""
+    folder = Path(folder)
     jobs = []
     for number, motion in enumerate(MOTIONS):
         (folder / motion).mkdir(parents=True, exist_ok=True)

@@ -118,6 +118,19 @@ def test_a_written_video_reads_back_as_it_was(tmp_path: Path) -> None:
     assert (read.float() - clip.float()).abs().mean() < 8  # of 255: chroma is halved, and H.264 loses a little
 
 
+def test_the_same_clip_gives_the_same_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "clip.mp4"
+    blocks = []
+    for seed in range(10):
+        clip = render("approach", seed=seed, num_frames=20, size=28)
+        written = set()
+        for round_ in range(3):
+            blocks.append(bytes(10_000 * seed + round_))  # so that the encoder's memory lies elsewhere
+            write_video(file, clip)
+            written.add(file.read_bytes())
+        assert len(written) == 1
+
+
 def test_a_dataset_has_a_folder_a_class_and_keeps_what_is_there(tmp_path: Path) -> None:
     kept = tmp_path / "left" / "00001.mp4"
     kept.parent.mkdir()

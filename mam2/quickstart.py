@@ -88,8 +88,8 @@ class Quickstart:
 def pretrain_config(settings: Quickstart, root: str, kind: str) -> Pretrain:
     """A pre-training run. Mirroring would turn left into right, so there is no flip.
 
-    MAM² here has one decoder for pixels and motion, neither regressor nor alignment: the whole step takes some four times
-    as long. Attention starts local. VideoMAE predicts pixels alone, and starts as its paper has it.
+    MAM² here has one decoder for pixels and motion, neither regressor nor alignment: the whole step takes some four
+    times as long. Attention starts local. VideoMAE predicts pixels alone, and starts as its paper has it.
     """
     width = settings.encoder.width // 2  # of decoders
     objective: MAM2Config | MAEConfig

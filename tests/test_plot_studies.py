@@ -7,17 +7,18 @@ import pytest
 
 
 def test_a_panel_for_each_study_and_a_row_for_each_cell(tmp_path, monkeypatch) -> None:
-    def study(name: str, num_classes: int, values: dict[str, list[float]]) -> str:
+    def study(title: str, name: str, num_classes: int, values: dict[str, list[float]]) -> str:
         cells = [{"cell": cell, "finetune": {"values": dict(enumerate(found))}} for cell, found in values.items()]
         cells.append({"cell": "failed", "errors": ["seed 0: out of memory"]})
         (tmp_path / name).write_text(json.dumps({"num_classes": num_classes, "cells": cells}))
-        return f"{name}={tmp_path / name}"
+        return f"{title}={tmp_path / name}"
 
-    first = study("lips", 10, {"ours": [0.7, 0.8], "rival": [0.1, 0.3]})
-    second = study("rendered", 8, {"ours": [0.5], "other": [0.4]})
+    lips = study("Lips", "lips.json", 10, {"ours": [0.7, 0.8], "rival": [0.1, 0.3]})
+    rendered = study("Rendered", "rendered.json", 8, {"ours": [0.5]})
+    more = study("Rendered", "more.json", 8, {"other": [0.4]})
     figures = []
     monkeypatch.setattr(plot_studies.pyplot, "close", figures.append)
-    plot_studies.main([first, second, "--out", str(tmp_path / "figure.png")])
+    plot_studies.main([lips, rendered, more, "--out", str(tmp_path / "figure.png")])
     monkeypatch.undo()
     (figure,) = figures
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

@@ -17,9 +17,7 @@ from matplotlib import pyplot
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; cells of one name stand in one row of all panels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "studies", nargs="+", metavar="TITLE=FILE", help="study.json files; one title, one panel"
-    )
+    parser.add_argument("studies", nargs="+", metavar="TITLE=FILE", help="study.json files; one title, one panel")
     parser.add_argument("--test", default="finetune", help="of the study's tests (default finetune)")
     parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
     options = parser.parse_args(arguments)

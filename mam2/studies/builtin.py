@@ -87,6 +87,7 @@ STUDIES: dict[str, Study] = {
             Cell("mean, motion_scale clip", "mam2_b_k400_rp", changes=_eq3("mean", "clip")),
             Cell("sum, motion_scale clip", "mam2_b_k400_rp", changes=_eq3("sum", "clip")),
             Cell("no motion", "mam2_b_k400_rp", changes=(("objective.decoders", "appearance"),)),
+            Cell("from scratch", "mam2_b_k400_rp", scratch=True),
         ),
     ),
     "alignment": Study(

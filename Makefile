@@ -16,7 +16,7 @@ quickstart: install
 	$(BIN)/mam2 quickstart
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8
 
 lint: install
 	$(BIN)/ruff check .

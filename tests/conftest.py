@@ -3,19 +3,35 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from mam2.__main__ import main
 from mam2.data.synthetic import MOTIONS, render, write_video
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hides GPUs from all but `pytest -m gpu`: the rest compares numbers of processes, and results bit by bit."""
+    """Hides GPUs from all but `pytest -m gpu`: the rest compares numbers of processes, and results bit by bit.
+
+    Where several workers share the tests (`pytest -n`), they share the cores too.
+    """
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escapes names of files that are not UTF-8 in what a test printed: workers can't hand it over otherwise."""
+    report = yield
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -34,9 +34,8 @@ OWN_VIDEOS = ("mam2_tiny", "mam2_lite_b_k400", "mam2_b_k400_rp")
 """Pre-training recipes that need no download."""
 NEEDED_BY_ALL = (
     *("data.root", "unlabelled", "train", "test", "init", "out", "videos", "kind", "shots"),
-    *("scale", "budget", "seeds", "tests"),
     *("loop.duration", "loop.batch_size", "data.stride_frames", "data.flip", "encoder.frames", "encoder.size"),
-    *("optim.base_lr", "data.num_workers", "loop.precision"),
+    *("optim.base_lr", "data.num_workers", "loop.precision", "scale", "budget", "seeds", "tests"),
 )
 """Options that stand first in a help page."""
 OUT_HELP = "a new folder, or that of the same run, which resumes"

@@ -28,7 +28,7 @@ def main() -> None:
     except UserError as error:
         fail(str(error))
     except OSError as error:  # no permission, disk full, a file where a folder is wanted
-        if not can_print():
+        if isinstance(error, BrokenPipeError) and not can_print():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         fail(f"{error}. What was saved before is untouched.")

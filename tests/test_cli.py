@@ -196,7 +196,7 @@ def test_help_without_a_recipe_shows_how_to_begin(run, verb) -> None:
     assert ("--unlabelled" in out and "--data.root" not in out) == (verb == "study")
     assert all(f"  {name} " in out for name in STUDIES) == (verb == "study")
     assert "..." not in out  # wrapped, not cut
-    assert len(out.splitlines()) < 50
+    assert len(out.splitlines()) < (50 if verb == "study" else 35)
 
 
 @pytest.mark.parametrize("width", [60, 100])
@@ -670,7 +670,7 @@ def test_the_cost_of_a_recipe(run) -> None:
     status, out, _ = run("cost", "mam2_b_k400_rp", "--scale", "tiny")
     assert status == 0
     assert "for 3000 steps" in out
-    assert "0.002672" in out  # of the paper's size: 2.5 TFLOP
+    assert "0.002672" in out  # TFLOP per clip; the paper's size takes 2.5
     refused(run("cost", "mam2_tiny", "--scale", "tiny"), "has sizes of its own")
     refused(run("cost", "mam2_b_k4000"), "mam2_b_k400")
     refused(run("cost"), "Name a recipe")

@@ -19,7 +19,7 @@ from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
 from mam2.recipes import get_recipe
 from mam2.targets.maker import TargetMaker, Targets
 from mam2.targets.table import TargetsConfig, TargetSizes, target_sizes
-from mam2.targets.values import hog
+from mam2.targets.values import hog, num_hog
 
 CPU = torch.device("cpu")
 ENCODER = EncoderConfig(
@@ -121,12 +121,13 @@ def test_st_mae_predicts_the_first_frame_of_each_tubelet_normalised_jointly() ->
     assert 0.7 < dark.appearance.std() < 1
 
 
-def test_hog_is_that_of_a_plain_loop() -> None:
+@pytest.mark.parametrize(("size", "cell"), [(16, 8), (4, 4)])
+def test_hog_is_that_of_a_plain_loop(size: int, cell: int) -> None:
     torch.manual_seed(0)
     frame = torch.rand(3, 16, 32)
-    made = hog(frame[None, None, None], 16)
-    assert made.shape == (1, 1, 2, 108)
-    expected = torch.zeros(2, 3, 9, 2, 2)  # patch, channel, bin, row and column of the cell
+    made = hog(frame[None, None, None], size)
+    assert made.shape == (1, 1, 16 * 32 // size**2, num_hog(size, 1))
+    expected = torch.zeros(16 // size, 32 // size, 3, 9, size // cell, size // cell)  # patch, channel, bin, cell
     padded = torch.nn.functional.pad(frame[None], (1, 1, 1, 1), mode="reflect")[0]
     for channel in range(3):
         for y in range(16):
@@ -135,9 +136,10 @@ def test_hog_is_that_of_a_plain_loop() -> None:
                 across = (box[:, 0] - box[:, 2]) @ torch.tensor([1.0, 2, 1])
                 down = (box[0] - box[2]) @ torch.tensor([1.0, 2, 1])
                 turn = math.floor(math.atan2(across, down) / math.pi * 9) % 9
-                expected[x // 16, channel, turn, y // 8, x % 16 // 8] += math.hypot(across, down)
-    expected /= expected.norm(dim=2, keepdim=True)
-    torch.testing.assert_close(made[0, 0], expected.flatten(1), rtol=1e-4, atol=1e-5)
+                place = (y // size, x // size, channel, turn, y % size // cell, x % size // cell)
+                expected[place] += math.hypot(across, down)
+    expected /= expected.norm(dim=3, keepdim=True)
+    torch.testing.assert_close(made[0, 0], expected.flatten(2).flatten(0, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_hog_of_a_vertical_edge_and_of_nothing() -> None:

@@ -292,7 +292,7 @@ def test_shared_frames_are_the_videos_own(videos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.model.startswith("ViT")])
 def test_every_recipe_can_be_scaled(name: str) -> None:
     config = get_recipe(name)
-    for scale in ("tiny", "small"):
+    for scale in ("nano", "tiny", "small"):
         if isinstance(config, Finetune):
             tuning = scaled_finetune(config, scale)
             assert (tuning.data.flip, tuning.data.sampling) == (config.data.flip, config.data.sampling)

@@ -26,7 +26,7 @@ class RecipesCommand:
         name: a recipe.
         table: a table of the paper, such as 1d: its rows with the paper's numbers, commands and estimated cost.
         tflops: TFLOP/s that a GPU achieves, for the estimate; 125 is 40 % of an A100's 312 in bf16.
-        scale: of the table's recipes: tiny for a laptop, small for a GPU, base as printed.
+        scale: of the table's recipes: nano or tiny for a laptop, small for a GPU, base as printed.
     """
 
     name: Positional[str] = ""

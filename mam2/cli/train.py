@@ -20,7 +20,7 @@ from mam2.train.finetune import Finetune, as_pretrained, finetune
 from mam2.train.pretrain import Pretrain, pretrain
 
 Out = Annotated[Path, arg(help=OUT_HELP)]
-Scale = Annotated[ScaleName, arg(help="replace the recipe's sizes and lengths: tiny for a laptop, small for a GPU")]
+Scale = Annotated[ScaleName, arg(help="other sizes and lengths: nano or tiny for a laptop, small for a GPU")]
 Resume = Annotated[bool, arg(help="refuse a run that is there already, instead of resuming it")]
 
 

@@ -1,4 +1,4 @@
-"""Any recipe at another size: `scaled(config, "tiny")` runs on a laptop, "small" on one GPU, "base" is as printed.
+"""Any recipe at another size: "nano" and "tiny" run on a laptop, "small" on one GPU, "base" is as printed.
 
 A scale replaces sizes, lengths, and what depends on them: batch and learning rate. What makes a recipe a row of a
 table stays: parts, masks, targets, strides, and widths and depths as shares of the base's.
@@ -23,7 +23,9 @@ from mam2.targets.table import TargetsConfig
 from mam2.train.finetune import Finetune
 from mam2.train.pretrain import Pretrain
 
-ScaleName = Literal["tiny", "small", "base"]
+ScaleName = Literal["nano", "tiny", "small", "base"]
+LAPTOP: tuple[ScaleName, ...] = ("nano", "tiny")
+"""Scales at which one thread, and no decoding process, is fastest."""
 BASE = vit_b()
 
 
@@ -42,6 +44,14 @@ class Scale:
     pretrain: Pretrain
     finetune: Finetune
     tokens: dict[str, tuple[str, int]]
+
+
+def _nano() -> Scale:
+    """The quickstart's sizes: two fifths of the operations of tiny, and easier to learn from (docs/log/learning.md)."""
+    tiny = _tiny()
+    encoder = replace(tiny.encoder, width=96, depth=3, num_heads=3, size=24, patch_size=4)
+    loop = replace(tiny.pretrain.loop, duration=Steps(4000))
+    return replace(tiny, encoder=encoder, pretrain=replace(tiny.pretrain, loop=loop))
 
 
 def _tiny() -> Scale:
@@ -72,7 +82,7 @@ def _tokens(num_codes: int) -> dict[str, tuple[str, int]]:
     }
 
 
-SCALES = {"tiny": _tiny, "small": _small}
+SCALES = {"nano": _nano, "tiny": _tiny, "small": _small}
 
 
 def scaled(config: Pretrain, scale: ScaleName) -> Pretrain:

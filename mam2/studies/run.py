@@ -32,7 +32,7 @@ from mam2.model.weights import read_encoder_config, save_encoder
 from mam2.pictures.report import read_log
 from mam2.probe.probe import Probe, probe_encoder
 from mam2.recipes import get_recipe
-from mam2.recipes.scales import scaled_finetune, with_duration
+from mam2.recipes.scales import LAPTOP, scaled_finetune, with_duration
 from mam2.studies.budget import Budget, parse_budget
 from mam2.studies.frames import shared_frames
 from mam2.studies.study import PROBES, Cell, Job, Settings, Study, jobs_of
@@ -80,7 +80,7 @@ def run_study(
     check_cells(study, settings)
     identity = {"study": name, **_plain(settings)}
     check_folder(out, identity)
-    budget = parse_budget(settings.budget or study.budget) if settings.budget or settings.scale == "tiny" else None
+    budget = parse_budget(settings.budget or study.budget) if settings.budget or settings.scale in LAPTOP else None
     videos = prepare(settings, study, out)
     todo = jobs_of(study, settings)[shard[0] :: shard[1]]
     for job in todo:
@@ -88,8 +88,8 @@ def run_study(
             plan(job, settings, budget, videos, out)  # or fail before hours of training
     write_text(out / SETTINGS, json.dumps(identity, indent=2))
     work = partial(run_job, study=study, settings=settings, budget=budget, videos=videos, out=out)
-    # A second thread makes models of the tiny scale slower, not faster.
-    threads = 1 if settings.scale == "tiny" else max(1, torch.get_num_threads() // jobs)
+    # A second thread makes models of a laptop's scales slower, not faster.
+    threads = 1 if settings.scale in LAPTOP else max(1, torch.get_num_threads() // jobs)
     if jobs == 1:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
@@ -227,7 +227,7 @@ def _data(data: Data, settings: Settings) -> Data:
         stride = max(1, round(stride * settings.stride_frames / Data().stride_frames))
     flip = data.flip if settings.flip == "recipe" else settings.flip == "on"
     return replace(
-        data, stride_frames=stride, flip=flip, num_workers=0 if settings.scale == "tiny" else data.num_workers
+        data, stride_frames=stride, flip=flip, num_workers=0 if settings.scale in LAPTOP else data.num_workers
     )
 
 

@@ -56,7 +56,7 @@ class Study:
         cells: the lines.
         finetune: recipe of fine-tuning for all.
         shares: of the budget: each cell is pre-trained anew for each.
-        budget: by default, at the scale tiny.
+        budget: by default, at the scales nano and tiny.
     """
 
     title: str
@@ -75,9 +75,9 @@ class Settings:
         train: labelled videos: class folders, or a CSV with path,label.
         test: labelled videos with the same classes; none of them may be in `train`.
         train_split, test_split, unlabelled_split: which rows of a CSV that has several splits.
-        scale: sizes and lengths of all recipes: tiny for a laptop, small for one GPU, base as printed.
+        scale: sizes and lengths of all recipes: nano or tiny for a laptop, small for one GPU, base as printed.
         budget: of each pre-training: '20 epochs', '300 steps', '50 TFLOP', '10 minutes'; by default the study's own at
-            the scale tiny, else the recipe's length.
+            the scales nano and tiny, else the recipe's length.
         seeds: each cell runs once for each; the same seed draws the same videos in all cells.
         tests: how encoders are judged.
         finetune_epochs: length of fine-tuning; 0 is the scale's.

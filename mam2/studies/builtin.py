@@ -32,6 +32,21 @@ _FLASH_ENCODER = (
     ("encoder.differences", True),
     ("targets.appearance", "pixels"),
 )
+_ONE_DECODER = (
+    ("objective.decoders", "coupled"),
+    ("objective.regressor_depth", 0),
+    ("mask.predicted", 1.0),
+    ("encoder.differences", False),
+    ("encoder.attention", "joint"),
+    ("encoder.tubelet", 2),
+)
+_AS_ST_MAE = (*_ONE_DECODER, ("mask.kind", "random"))
+_AS_VIDEOMAE = (
+    *_ONE_DECODER,
+    *_QUARTER,
+    ("encoder.positions", "sequence"),
+    ("targets.appearance", "pixels_of_tubelets"),
+)
 
 STUDIES: dict[str, Study] = {
     "fig2": Study(
@@ -80,6 +95,23 @@ STUDIES: dict[str, Study] = {
             Cell("from scratch, VideoMAE's encoder", "videomae_b_k400", scratch=True),
         ),
         budget="16 TFLOP",
+    ),
+    "takes_two": Study(
+        title="Motion beside pixels, on the encoders and under the masks of ST-MAE and VideoMAE",
+        cells=(
+            Cell("ST-MAE with motion", "mam2_flash_b_k400", changes=_AS_ST_MAE),
+            Cell(
+                "the same, pixels alone",
+                "mam2_flash_b_k400",
+                changes=(*_AS_ST_MAE, ("objective.decoders", "appearance")),
+            ),
+            Cell("ST-MAE", "stmae_b_k400"),
+            Cell("VideoMAE with motion", "mam2_flash_b_k400", changes=_AS_VIDEOMAE),
+            Cell("VideoMAE", "videomae_b_k400", changes=_QUARTER),
+            Cell("from scratch, ST-MAE's encoder", "stmae_b_k400", scratch=True),
+        ),
+        finetune="finetune_b_k400",
+        budget="4 TFLOP",
     ),
     "motion": Study(
         title="Eq. 3 averaged, as it is written, and for motion of one size in every clip",

@@ -283,8 +283,11 @@ def test_every_pre_training_recipe_builds_its_model(name: str) -> None:
         "ablation_coupled": {"shared": ["appearance", "motion"]},
         "ablation_no_appearance": {"motion": ["motion"]},
         "ablation_no_motion": {"appearance": ["appearance"]},
+        "mam2_flash_b_k400": {"shared": ["appearance", "motion"]},
+        "mam2_flash_l_k400": {"shared": ["appearance", "motion"]},
     }.get(name, {"appearance": ["appearance"], "motion": ["motion"]})
-    assert isinstance(model.regressor, MaskTokens if name == "ablation_no_regressor" else Regressor)
+    mask_tokens = name.startswith(("ablation_no_regressor", "mam2_flash"))
+    assert isinstance(model.regressor, MaskTokens if mask_tokens else Regressor)
     without = name.startswith(("ablation_no_regressor", "ablation_no_alignment", "mam2_flash"))
     assert isinstance(model.alignment, NoAlignment if without else Alignment)
     if "ablation" in name:

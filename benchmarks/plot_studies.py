@@ -30,10 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--against", nargs="+", choices=COSTS, default=[], help="lines against these, not a row a cell")
     parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
     options = parser.parse_args(arguments)
-    studies: dict[str, list[dict[str, Any]]] = {}
+    studies: dict[str, dict[str, Any]] = {}
     for argument in options.studies:
         title, _, file = argument.partition("=")
-        studies.setdefault(title, []).append(json.loads(Path(file).read_text()))
+        found = json.loads(Path(file).read_text())
+        studies.setdefault(title, found | {"cells": []})["cells"] += found["cells"]
     if options.against:
         figure = draw_lines(studies, options.tests, options.against)
     else:
@@ -42,13 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pyplot.close(figure)
 
 
-def draw_rows(studies: dict[str, list[dict[str, Any]]], tests: list[str]) -> Figure:
+def draw_rows(studies: dict[str, dict[str, Any]], tests: list[str]) -> Figure:
     """A panel for each study and test, a row for each cell: seeds as dots, means as lines."""
     panels_of = [(title, test) for title in studies for test in tests]
     values_of = {
-        (title, test): {
-            cell["cell"]: cell[test]["values"] for study in studies[title] for cell in study["cells"] if test in cell
-        }
+        (title, test): {cell["cell"]: cell[test]["values"] for cell in studies[title]["cells"] if test in cell}
         for title, test in panels_of
     }
     names = list(dict.fromkeys(name for shown in values_of.values() for name in shown))
@@ -61,7 +60,7 @@ def draw_rows(studies: dict[str, list[dict[str, Any]]], tests: list[str]) -> Fig
                 panel.plot(values, [row] * len(values), "o", color="C0" if row == 0 else "C7", alpha=0.6)
                 panel.plot([mean, mean], [row - 0.3, row + 0.3], color="black")
                 panel.annotate(f"{mean:.1f}", (mean, row - 0.36), ha="center", fontsize=8)
-        panel.axvline(100 / studies[title][0]["num_classes"], color="C3", linestyle=":", label="chance")
+        panel.axvline(100 / studies[title]["num_classes"], color="C3", linestyle=":", label="chance")
         panel.set(title=_title(title, test, tests), xlabel="top-1, %", xlim=(0, 100), ylim=(len(names) - 0.5, -0.8))
         panel.set_yticks(range(len(names)), names)
         panel.grid(axis="x", alpha=0.3)
@@ -69,24 +68,22 @@ def draw_rows(studies: dict[str, list[dict[str, Any]]], tests: list[str]) -> Fig
     return figure
 
 
-def draw_lines(studies: dict[str, list[dict[str, Any]]], tests: list[str], against: list[str]) -> Figure:
+def draw_lines(studies: dict[str, dict[str, Any]], tests: list[str], against: list[str]) -> Figure:
     """A row of panels for each study and test, a column for each cost: seeds as dots, lines through the means.
 
     What is not pre-trained is a dashed line across.
     """
     rows = [(title, test) for title in studies for test in tests]
-    names = list(
-        dict.fromkeys(cell["cell"] for found in studies.values() for study in found for cell in study["cells"])
-    )
+    names = dict.fromkeys(cell["cell"] for study in studies.values() for cell in study["cells"])
     colors = {name: f"C{n}" for n, name in enumerate(names)}
     size = (4.2 * len(against) + 2.2, 3.2 * len(rows))
     figure, panels = pyplot.subplots(len(rows), len(against), figsize=size, squeeze=False, layout="constrained")
     for (title, test), row in zip(rows, panels, strict=True):
         for cost, panel in zip(against, row, strict=True):
-            cells = [cell for study in studies[title] for cell in study["cells"] if test in cell]
+            cells = [cell for cell in studies[title]["cells"] if test in cell]
             for name, color in colors.items():
                 _line(panel, [cell for cell in cells if cell["cell"] == name], test, cost, color)
-            panel.axhline(100 / studies[title][0]["num_classes"], color="black", linestyle=":", linewidth=1)
+            panel.axhline(100 / studies[title]["num_classes"], color="black", linestyle=":", linewidth=1)
             panel.set(title=_title(title, test, tests), xlabel=f"{cost} of pre-training", ylabel="top-1, %")
             panel.set_xlim(left=0)
             panel.grid(alpha=0.3)

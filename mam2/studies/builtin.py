@@ -32,14 +32,14 @@ _FLASH_ENCODER = (
     ("encoder.differences", True),
     ("targets.appearance", "pixels"),
 )
-_FRAMES_ALONE = (
+_RIVAL_ENCODER = (
     ("encoder.differences", False),
     ("encoder.attention", "joint"),
     ("encoder.tubelet", 2),
 )
-_AS_ST_MAE = (*_FRAMES_ALONE, ("mask.kind", "random"))
+_AS_ST_MAE = (*_RIVAL_ENCODER, ("mask.kind", "random"))
 _AS_VIDEOMAE = (
-    *_FRAMES_ALONE,
+    *_RIVAL_ENCODER,
     *_QUARTER,
     ("encoder.positions", "sequence"),
     ("targets.appearance", "pixels_of_tubelets"),

@@ -51,7 +51,7 @@ def runs(tmp_path_factory):
     tuned = replace(get_recipe("finetune_tiny"), init=str(folder / "mine"), encoder=CONFIG)
     rows = [{"step": 1, "loss": 1.5, "accuracy": 0.5, "clips_per_second": 1e3}]
     write_run(folder / "tuned", tuned, rows=rows, classes=("run", "jump"))
-    classifier = Classifier(VideoEncoder(CONFIG), 2)
+    classifier = Classifier(VideoEncoder(CONFIG), 2, pooling="space")
     torch.nn.init.normal_(classifier.head.weight)
     save_classifier(folder / "tuned/classifier.safetensors", classifier, ("run", "jump"))
     test = {"top1": 0.8125, "top5": 1.0, "num_videos": 96, "clips": 5, "crops": 1}
@@ -148,6 +148,7 @@ with torch.no_grad():
     tuned = AutoModelForVideoClassification.from_pretrained(folder, trust_remote_code=True)
     classifier, classes = mam2.load_classifier(folder)
     assert torch.equal(tuned(clip).logits, classifier(clip))
+    assert type(tuned)(tuned.config).inner.pooling == classifier.pooling == "space"
     assert [tuned.config.id2label[i] for i in range(2)] == list(classes)
     assert tuned.to(torch.bfloat16)(clip).logits.dtype == torch.bfloat16
     tuned.float().save_pretrained("saved")

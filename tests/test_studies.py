@@ -91,6 +91,7 @@ def test_a_study_runs_resumes_and_grows(small: None, videos: Path, tmp_path: Pat
         assert 0 <= job["knn"] <= 1  # of an untrained encoder, from scratch
         encoder = json.loads((out / "runs" / "MAM" / "1" / "seed_0" / "finetune" / "run.json").read_text())
         assert encoder["config"]["data"]["root"] == str(out / "frames" / "train.csv")
+        assert encoder["config"]["pooling"] == "space"  # the scale's
     files = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
     assert json.loads((out / "study.json").read_text()) == json.loads(json.dumps(report))
 
@@ -99,7 +100,7 @@ def test_a_study_runs_resumes_and_grows(small: None, videos: Path, tmp_path: Pat
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")} == files
 
     known = json.loads((out / "settings.json").read_text())
-    del known["pooling"]  # as in a folder of a version that had no such setting
+    del known["flip"]  # as in a folder of a version that had no such setting
     (out / "settings.json").write_text(json.dumps(known))
     (out / "runs" / "VideoMAE" / "1" / "seed_0" / "result.json").unlink()  # as after a kill
     assert run_study("small", SMALL, settings, out)["jobs"] == report["jobs"]
@@ -296,6 +297,7 @@ def test_every_recipe_can_be_scaled(name: str) -> None:
         if isinstance(config, Finetune):
             tuning = scaled_finetune(config, scale)
             assert (tuning.data.flip, tuning.data.sampling) == (config.data.flip, config.data.sampling)
+            assert (config.pooling, tuning.pooling) == ("all", "space")
             continue
         assert isinstance(config, Pretrain)
         small = scaled(config, scale)

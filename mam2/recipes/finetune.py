@@ -88,4 +88,5 @@ def finetune_tiny() -> Finetune:
         cutmix=0.0,
         clips=5,
         crops=1,
+        pooling="space",
     )

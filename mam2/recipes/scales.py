@@ -36,7 +36,7 @@ class Scale:
     Attributes:
         encoder: its sizes in place of ViT-B's; ViT-L keeps its ratio to that.
         pretrain: whose optimiser, batch and length pre-trainings get.
-        finetune: whose optimiser, batch, length, augmentation and views fine-tunings get.
+        finetune: whose optimiser, batch, length, augmentation, pooling and views fine-tunings get.
         tokens: tokenizers that stand for the paper's: a name of APPEARANCES and a number of codes.
     """
 

@@ -339,7 +339,8 @@ def _tuning(study: Study, settings: Settings, pretraining: Pretrain, init: str, 
         share = settings.finetune_epochs / loop.duration.value
         loop = replace(loop, duration=Duration(settings.finetune_epochs, "epochs"))
         optim = replace(optim, warmup=Duration(optim.warmup.value * share, "epochs"))
-    return replace(config, init=init, data=data, optim=optim, loop=loop, shots=settings.shots, pooling=settings.pooling)
+    pooling = config.pooling if settings.pooling == "recipe" else settings.pooling
+    return replace(config, init=init, data=data, optim=optim, loop=loop, shots=settings.shots, pooling=pooling)
 
 
 def collect(name: str, study: Study, settings: Settings, videos: Videos, out: Path) -> dict[str, Any]:

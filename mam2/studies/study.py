@@ -81,7 +81,8 @@ class Settings:
         seeds: each cell runs once for each; the same seed draws the same videos in all cells.
         tests: how encoders are judged.
         finetune_epochs: length of fine-tuning; 0 is the scale's.
-        pooling: of features for the fine-tuned head: mean over "all", as the recipes have it, or over "space".
+        pooling: of features for the fine-tuned head: as the recipe says, at scale base the paper's mean over "all", at
+            the others over "space"; or one of these for all.
         shots: labelled videos per class, drawn by the seed; 0 takes all.
         stride_frames: between frames of a clip in place of the recipes' 4; other strides keep their ratio. 0 is theirs.
         flip: mirror clips: as the recipe says, for all, or for none, where left and right matter.
@@ -99,7 +100,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     tests: tuple[Test, ...] = ("finetune", "linear")
     finetune_epochs: float = 0.0
-    pooling: Pooling = "all"
+    pooling: Literal["recipe"] | Pooling = "recipe"
     shots: int = 0
     stride_frames: int = 0
     flip: Literal["recipe", "on", "off"] = "recipe"

@@ -43,6 +43,7 @@ class _About:
         encoder: its sizes.
         classes: names; empty for an encoder.
         labels: their kind.
+        pooling: of a classifier.
         origin: the published weights that it was made from, if any.
         license: an identifier of the hub's.
         runs: run.json, without the user's folders, and the rows of log.jsonl, of the run that the weights are of and
@@ -54,6 +55,7 @@ class _About:
     encoder: EncoderConfig
     classes: tuple[str, ...]
     labels: str
+    pooling: str
     origin: Origin | None
     license: str
     runs: list[tuple[dict[str, Any], list[dict[str, Any]]]]
@@ -253,6 +255,7 @@ def _about(source: Path, name: str, weights: Path, *, license: str) -> _About:
         encoder=read_encoder_config(weights),
         classes=tuple(parse_json(metadata.get("classes", "[]"))),
         labels=metadata.get("labels", "classes"),
+        pooling=metadata.get("pooling", "all"),
         origin=origin,
         license=stated.lower(),
         runs=runs,
@@ -286,6 +289,7 @@ def _config(about: _About) -> dict[str, Any]:
     }
     if about.classes:
         config["auto_map"]["AutoModelForVideoClassification"] = f"{module}.Mam2ForVideoClassification"
+        config["pooling"] = about.pooling
         config["id2label"] = dict(enumerate(about.classes))
         config["problem_type"] = _PROBLEMS.get(about.labels, "single_label_classification")
         config["label2id"] = {label: number for number, label in enumerate(about.classes)}

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClass
 
 from mam2.config import from_json, to_json
 from mam2.files import write_text
-from mam2.model.classifier import Classifier
+from mam2.model.classifier import Classifier, Pooling
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.source import CLASSIFIER_FILE, ENCODER_FILE, HUB
 from mam2.model.weights import load_classifier, load_encoder, save_classifier, save_encoder
@@ -24,15 +24,18 @@ from mam2.use.auto_model import CODE, CODE_FILE
 
 
 class Mam2Config(PreTrainedConfig):  # type: ignore[misc]  # mypy takes transformers for untyped
-    """The configuration in a folder that `mam2 push` wrote; `encoder` holds the fields of an EncoderConfig.
+    """The configuration in a folder that `mam2 push` wrote.
+
+    `encoder` holds the fields of an EncoderConfig, `pooling` is a classifier's.
 
     transformers asks for `**kwargs`, here and below.
     """
 
     model_type = "mam2"
 
-    def __init__(self, encoder: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(self, encoder: dict[str, Any] | None = None, pooling: Pooling = "all", **kwargs: Any) -> None:
         self.encoder = to_json(EncoderConfig()) if encoder is None else encoder
+        self.pooling = pooling
         self.hidden_size = self.encoder["width"]
         super().__init__(**kwargs)
 
@@ -121,7 +124,9 @@ class Mam2ForVideoClassification(_Mam2):
 
     def __init__(self, config: Mam2Config, inner: Classifier | None = None) -> None:
         super().__init__(config)
-        self.inner = inner or Classifier(VideoEncoder(config.encoder_config()), config.num_labels)
+        self.inner = inner or Classifier(
+            VideoEncoder(config.encoder_config()), config.num_labels, pooling=config.pooling
+        )
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> ImageClassifierOutput:

@@ -122,7 +122,7 @@ def test_a_study_runs_resumes_and_grows(small: None, videos: Path, tmp_path: Pat
 
 
 def test_jobs_and_shards_share_the_work(small: None, videos: Path, tmp_path: Path) -> None:
-    settings = settings_for(videos, tmp_path)
+    settings = settings_for(videos, tmp_path, pooling="all")
     one = replace(SMALL, shares=(1.0,))
     whole = run_study("small", one, settings, tmp_path / "whole")
     first = run_study("small", one, settings, tmp_path / "parts", shard=(0, 2))
@@ -130,6 +130,8 @@ def test_jobs_and_shards_share_the_work(small: None, videos: Path, tmp_path: Pat
     both = run_study("small", one, settings, tmp_path / "parts", shard=(1, 2))
     keep = ("cell", "seed", "steps", "finetune")
     assert [[job[k] for k in keep] for job in both["jobs"]] == [[job[k] for k in keep] for job in whole["jobs"]]
+    tuned = json.loads((tmp_path / "whole" / "runs" / "MAM" / "1" / "seed_0" / "finetune" / "run.json").read_text())
+    assert tuned["config"]["pooling"] == "all"  # as asked for, not the scale's
 
 
 def test_a_run_of_another_process_is_left_to_it(small: None, videos: Path, tmp_path: Path) -> None:

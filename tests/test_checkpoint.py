@@ -218,7 +218,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: P
     place = tmp_path / "checkpoints" / "step_00000005"
     whole = (place / name).read_bytes()
     (place / name).write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
-    with pytest.raises(UserError, match=rf"{name}.*remove \S+step_00000005 to go on from step_00000004"):
+    with pytest.raises(UserError, match=rf"{name}.*remove \S+step_00000005 to resume from step_00000004"):
         checkpoint.load(tmp_path, model, optimizer)
     shutil.rmtree(place)
     assert checkpoint.load(tmp_path, model, optimizer) == 4

@@ -28,7 +28,7 @@ from mam2.data.windows import Window, evenly
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import load_classifier, load_encoder, save_encoder
 from mam2.pictures import demo_parts
-from mam2.use.demo import alike, all_parts, classified, load_demo, predicted, told
+from mam2.use.demo import alike, all_parts, classified, load_demo, or_problem, predicted
 from mam2.use.embed import embed_file, read_clip
 from mam2.use.embedder import Embed
 from mam2.use.search import embed_query, search
@@ -270,13 +270,13 @@ def test_what_goes_wrong_is_told_once_and_names_no_folder(place: Path) -> None:
 
 
 def test_a_fault_of_the_program_is_told_in_words(caplog: pytest.LogCaptureFixture) -> None:
-    page = told(lambda: str(1 // 0), "/secret/some.mp4")
+    page = or_problem(lambda: str(1 // 0), "/secret/some.mp4")
     assert words_of(page) == (
         "Something is wrong in the program, so a part of some.mp4 can't be shown. Its terminal says more."
     )
     assert "ZeroDivisionError" in caplog.text
     line = timeline_of("classes", [[0.5, 0.5]], ("run", "jump"))
-    page = told(lambda: demo_parts.timeline(replace(line, problem="/a & b/x.mp4 is cut.")), "/a & b/x.mp4")
+    page = or_problem(lambda: demo_parts.timeline(replace(line, problem="/a & b/x.mp4 is cut.")), "/a & b/x.mp4")
     assert "Left out: x.mp4 is cut." in words_of(page)
 
 

@@ -562,7 +562,7 @@ def test_the_original_videomae(tmp_path: Path) -> None:
     tensors = original_videomae(model)
     assert {"encoder.blocks.1.attn.qkv.weight", "encoder.blocks.1.attn.q_bias"} <= set(tensors)
     source = save_original(tmp_path / "checkpoint.pth", {"model": tensors, "epoch": 3, "args": Path("x")})
-    with pytest.raises(UserError, match=r"does not tell its number of attention heads\. Give --num-heads"):
+    with pytest.raises(UserError, match=r"does not state its number of attention heads\. Give --num-heads"):
         import_encoder(source)
     imported = import_encoder(source, num_heads=2)
     assert "VideoMAE's fixed positions, for 16 frames of 224²" in "\n".join(imported.notes)

@@ -115,7 +115,7 @@ def test_a_run_of_own_parts(package: Path, run: Run, videos: Path, tmp_path: Pat
     assert run(*command, "--loop.duration", "3 steps", "--objective.factor", 3.0)[0] == 0  # it resumes
     assert run("show", out, videos / "left" / "0.mp4", "--out", tmp_path / "a.png")[0] == 0
     assert run("cost", "lab_of_mine.parts:recipe", "--videos", 10)[0] == 0
-    # Where the package is not, its name is told.
+    # Where the package is missing, its name is shown.
     sys.path.remove(str(package.parent))
     _drop()
     status, _, err = run("show", out, videos / "left" / "0.mp4", "--out", tmp_path / "b.png")

@@ -23,10 +23,10 @@ class Import:
         out: the file to write, such as encoder.safetensors.
         file: for timm:NAME, a file of its weights, instead of a download.
         inflation: clips, tubelets and attention.
-        num_heads: attention heads, where the source does not tell and its width is not a usual one; 0 is what it tells.
-        pixel_mean: of the pixels in [0, 1] that it was trained on, where the source does not tell.
+        num_heads: attention heads, 0 for what the source states; needed if it states none and its width is unusual.
+        pixel_mean: of the pixels in [0, 1] that it was trained on, where the source does not state it.
         pixel_std: their standard deviation.
-        licence: of the weights, where the source does not tell.
+        licence: of the weights, where the source does not state it.
     """
 
     source: Positional[str]

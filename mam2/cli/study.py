@@ -28,10 +28,10 @@ from mam2.studies.summary import as_markdown, as_text, table_of
 
 @dataclass(frozen=True, kw_only=True)
 class StudyCommand:
-    """Run a comparison: pre-train every cell, fine-tune and probe it, test it; or go on with it."""
+    """Run a comparison: pre-train every cell, fine-tune and probe it, test it; or resume it."""
 
     config: Annotated[Settings, Flat]
-    out: Annotated[Path, arg(help="folder of the study; an interrupted study goes on there")]
+    out: Annotated[Path, arg(help="folder of the study; an interrupted study resumes there")]
     jobs: Annotated[int, arg(help="runs side by side")] = 1
     shard: Annotated[str, arg(help="i/n: only every n-th run, from number i, counted from 0")] = "0/1"
 
@@ -115,7 +115,7 @@ def write_comparison(file: Path, lines: list[list[str]], runs: Sequence[Path]) -
 def show(lines: list[list[str]], title: str) -> None:
     """Prints a table."""
     table = Table(*lines[0], title=title)
-    table.columns[0].overflow = "fold"  # a name that is cut short tells nothing
+    table.columns[0].overflow = "fold"  # a name that is cut short says nothing
     for line in lines[1:]:
         table.add_row(*(printable(escape(cell)) for cell in line))
     tables.show(table)

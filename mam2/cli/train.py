@@ -82,12 +82,12 @@ def sized(config: Finetune, arguments: list[str]) -> Finetune:
 
 
 def initial(arguments: list[str]) -> str:
-    """The encoder that --init names, or that of the run in --out where it went on without it; empty if neither is
+    """The encoder that --init names, or that of the run in --out if it resumes without it; empty if neither is
     there."""
     init, out = option("--init", arguments), option("--out", arguments)
     weights = [place for place in (init, out) if Path(place).is_file() or any(Path(place or "-").glob("*.safetensors"))]
     if init.startswith(PUBLIC):
-        return out if out in weights else init  # a run that goes on asks nobody for it again
+        return out if out in weights else init  # a resumed run asks nobody for it again
     if init and (Path(init) / "config.json").is_file():
         return init
     return weights[0] if init and weights else ""

@@ -102,7 +102,7 @@ def windows_of(video: VideoSource, *, window: Length, hop: Length) -> list[Windo
     So every frame is in a window, unless `hop` is longer than one. A video shorter than a window is one window.
 
     Raises:
-        VideoError: nothing tells when frames are shown.
+        VideoError: the times of frames are not known.
     """
     num_frames = video.num_frames - video.num_missing
     end = video.time_of(num_frames)
@@ -215,7 +215,7 @@ class WindowBatch:
 class WindowLoader:
     """Clips of windows, decoded ahead of time, in order, `batch_size` at most at once.
 
-    Windows that can't be decoded are left out, and `bad` tells why.
+    Windows that can't be decoded are left out, and `bad` says why.
 
     Args:
         windows: paths of videos and their windows; those of a video are best neighbours, as they share a pass.

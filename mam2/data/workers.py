@@ -67,13 +67,13 @@ def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_sec
                 yield result
                 done, failures = done + 1, 0
         except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while it handed over an item
-            if not _tells_of_a_process(error):
+            if not _process_failed(error):
                 raise
             failures += 1
             reason = crew.fault() or (str(error) or type(error).__name__).splitlines()[0]
             if done == 0 and crew.ended_at_start():
                 raise UserError(
-                    f"The decoding processes end as soon as they start; what is printed above tells why. If this is a "
+                    f"The decoding processes end as soon as they start; what is printed above says why. If this is a "
                     f"script of yours, begin training under `if __name__ == '__main__':`, because each process runs "
                     f"the script again (start method {multiprocessing.get_start_method()}); or use "
                     "--data.num-workers 0."
@@ -188,7 +188,7 @@ class _NoRoom:
 
 @dataclass(frozen=True)
 class _Shared:
-    """A data set's items in shared memory already: where that is full, this tells it, and no item is lost."""
+    """A data set's items in shared memory already: where that is full, this says so, and no item is lost."""
 
     dataset: VideoSet
 
@@ -214,8 +214,8 @@ def _tensors_in(result: Any) -> Iterator[torch.Tensor]:
             yield from _tensors_in(getattr(result, field_.name))
 
 
-def _tells_of_a_process(error: Exception) -> bool:
-    """Did a process fail, rather than the data set in it, whose errors DataLoader passes on as "Caught ..."?"""
+def _process_failed(error: Exception) -> bool:
+    """Whether a process failed, rather than the data set in it, whose errors DataLoader passes on as "Caught ..."."""
     own = not str(error).startswith("Caught ")
     return own and ("DataLoader" in str(error) or not isinstance(error, RuntimeError))
 

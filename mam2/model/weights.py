@@ -219,7 +219,7 @@ def _flag(name: str, value: object) -> str:
 
 
 def is_resampled(source: EncoderConfig, target: EncoderConfig) -> bool:
-    """Whether an encoder's positions are interpolated for another's frames and size; fixed ones are made anew."""
+    """Whether an encoder's positions are interpolated for another's frames and size; fixed ones are computed again."""
     changes = is_interpolated(source.positions, frames=source.frames != target.frames, grid=source.size != target.size)
     return changes and source.positions != "sequence"
 

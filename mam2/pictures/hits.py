@@ -68,7 +68,7 @@ def check_page(file: Path) -> None:
 
 
 def shown(card: Card) -> dict[str, str]:
-    """What the template shows of a card; a video that can't be read is told in words."""
+    """What the template shows of a card; for a video that can't be read, the problem in words."""
     try:
         picture, problem = animation(card.path, start=card.start, end=card.end), ""
     except UserError as error:

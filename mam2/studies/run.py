@@ -250,7 +250,7 @@ def seconds_per_step(run: Path, num_clips: int) -> float:
 def run_job(
     job: Job, *, study: Study, settings: Settings, budget: Budget | None, videos: Videos, out: Path
 ) -> dict[str, Any]:
-    """Runs a job, unless it is done, and writes its result.json. What fails is written down, and the others go on."""
+    """Runs a job, unless it is done, and writes its result.json. A failure is written down; the others continue."""
     folder = out / "runs" / job.folder
     file = folder / "result.json"
     if file.exists() and "error" not in (found := parse_json(file.read_text())):
@@ -319,7 +319,7 @@ def _measured(
 
 def _finish(is_done: bool) -> None:
     if not is_done:
-        raise SystemExit(143)  # SIGTERM: all is saved, and the same command goes on
+        raise SystemExit(143)  # SIGTERM: all is saved, and the same command resumes
 
 
 def _tuning(study: Study, settings: Settings, pretraining: Pretrain, init: str, videos: Videos, seed: int) -> Finetune:

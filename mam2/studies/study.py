@@ -55,7 +55,7 @@ class Study:
         title: what is asked.
         cells: the lines.
         finetune: recipe of fine-tuning for all.
-        shares: of the budget: each cell is pre-trained anew for each.
+        shares: of the budget: each cell is pre-trained from the start for each.
         budget: by default, at the scales nano and tiny.
     """
 

@@ -74,7 +74,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
     try:
         return _load(newest, model, optimizer)
     except UserError as error:
-        then = f"go on from {found[-2].name}" if len(found) > 1 else "begin again, as there is no other"
+        then = f"resume from {found[-2].name}" if len(found) > 1 else "start again, as there is no other"
         raise UserError(f"{error} Or remove {newest} to {then}.") from error
 
 
@@ -82,7 +82,7 @@ def _load(place: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
     state = read_object(place / STATE, {"step": int})
     step: int = state["step"]
     if place.name != f"step_{step:08d}":
-        raise UserError(f"{place / STATE} is damaged: it tells of step {step}. Restore it.")
+        raise UserError(f"{place / STATE} is damaged: it names step {step}. Restore it.")
     load_model(place / MODEL, model)
     file = place / OPTIMIZER
     written = state.get("optimizer")  # version 0.1 kept none

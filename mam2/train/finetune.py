@@ -164,7 +164,7 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
 
 
 def as_pretrained(config: Finetune, init: str | Path) -> Finetune:
-    """The configuration with the sizes of the encoder that `init` names, and with its stride where a run.json tells it.
+    """The configuration with the sizes of the encoder that `init` names, and with its stride where a run.json has it.
 
     Args:
         config: a recipe's; its drop path stays.

@@ -48,7 +48,7 @@ class Pretrain:
 
     Attributes:
         init: what the encoder starts from: a run, a file, or a published one (`mam2 import --help`); by default random
-            weights. Regressor and decoders start anew.
+            weights. Regressor and decoders start from random weights.
     """
 
     init: str = ""

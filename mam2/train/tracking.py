@@ -25,7 +25,7 @@ class Tracking:
 
 
 def begin_tracking(name: TrackerName, folder: Path) -> Tracking:
-    """Begins, or goes on with, the run of this folder in the tracker's project "mam2".
+    """Begins or resumes the run of this folder in the tracker's project "mam2".
 
     Args:
         name: "trackio" and "wandb" have one interface; "mlflow".

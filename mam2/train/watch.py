@@ -65,7 +65,7 @@ class Watcher:
         encoder: the one that is trained.
         data: how clips are made.
         seed: of the run.
-        start_step: where the run goes on: what its log says of earlier steps counts.
+        start_step: where the run resumes: what its log says of earlier steps counts.
 
     Raises:
         UserError: no labelled videos, a class with one video, too many unusable ones.

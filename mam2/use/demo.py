@@ -124,17 +124,17 @@ def _about(predictor: Predictor, classifier: tuple[Classifier, tuple[str, ...]] 
 
 
 def all_parts(demo: Demo, video: str, *, seed: int) -> Iterator[tuple[str, str, str]]:
-    """Classes, predictions and neighbours of a video as HTML, each time with one more; what went wrong is told once."""
-    first = told(lambda: classified(demo, video), video)
+    """Classes, predictions and neighbours of a video as HTML, each time with one more; an error is shown once."""
+    first = or_problem(lambda: classified(demo, video), video)
     yield first, "", ""
-    second = told(lambda: predicted(demo, video, seed=seed), video)
+    second = or_problem(lambda: predicted(demo, video, seed=seed), video)
     second = "" if second == first else second
     yield first, second, ""
-    third = told(lambda: alike(demo, video), video)
+    third = or_problem(lambda: alike(demo, video), video)
     yield first, second, "" if third in (first, second) else third
 
 
-def told(make: Callable[[], str], video: str) -> str:
+def or_problem(make: Callable[[], str], video: str) -> str:
     """What `make` returns; what goes wrong becomes a message for the page, which names no folder of this machine."""
     try:
         made = make()

@@ -12,7 +12,7 @@ from typing import Any
 
 from mam2.config import UserError
 from mam2.pictures import demo_parts
-from mam2.use.demo import Demo, all_parts, load_demo, predicted, told
+from mam2.use.demo import Demo, all_parts, load_demo, or_problem, predicted
 
 
 def demo(
@@ -107,7 +107,7 @@ def make_page(shown: Demo) -> Any:
         yield from all_parts(shown, video, seed=seed) if video else iter([("", hint, "")])
 
     def another(video: str, seed: int) -> tuple[int, str]:
-        return seed + 1, told(lambda: predicted(shown, video, seed=seed + 1), video)
+        return seed + 1, or_problem(lambda: predicted(shown, video, seed=seed + 1), video)
 
     with gr.Blocks(title=shown.title, analytics_enabled=False) as page:
         gr.HTML(demo_parts.header(shown.title, shown.about))

@@ -14,7 +14,7 @@ from mam2.use.features_file import PLACE, Place, open_features, rows_of
 
 TABLE = "windows"
 STAMP = b"mam2 file"
-"""The key of a table's metadata that tells which version of the features file it was written from."""
+"""The key of a table's metadata that says which version of the features file it was written from."""
 INDEXED_FROM = 100_000  # rows; fewer are read through, which misses none
 PROBES = 50  # parts of the index that are searched
 

@@ -35,7 +35,7 @@ class Prediction:
 
     Attributes:
         path: the video.
-        start, end: seconds from the first frame of what `path` names; `end` is None where nothing tells it.
+        start, end: seconds from the first frame of what `path` names; `end` is None where it is not known.
         label: the class's name; where labels are numbers, the name of their column.
         score: its probability; of a whole video, averaged over its views. Where labels are numbers, the number.
     """

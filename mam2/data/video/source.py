@@ -48,14 +48,14 @@ class VideoSource(Protocol):
         """The number of the first frame that is shown at this time, counted from the first frame, or later.
 
         Raises:
-            VideoError: nothing tells when frames are shown.
+            VideoError: the times of frames are not known.
         """
 
     def time_of(self, index: int) -> float:
         """Seconds from the first frame to the moment when a frame is shown; for `num_frames`, to the end of the last.
 
         Raises:
-            VideoError: nothing tells when frames are shown.
+            VideoError: the times of frames are not known.
         """
 
     def each(self) -> Iterator[Tensor]:

@@ -33,7 +33,7 @@ def import_encoder(
             function of one's own package, `package.module:name`, that takes `file` and returns a VideoEncoder.
         file: for `timm:NAME`, a file of its weights, instead of a download.
         inflation: clips, tubelets and attention; by default 16 frames, the source's size, factorised.
-        num_heads: of attention, where the source does not tell and its width is not a usual one.
+        num_heads: of attention, where the source does not state it and its width is not a usual one.
         mean, std: of the pixels in [0, 1] that it was trained on, where the source does not tell.
         licence: where the source does not tell.
 

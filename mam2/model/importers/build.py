@@ -115,7 +115,7 @@ def describe(config: EncoderConfig, facts: Facts, inflation: Inflation, *, of_vi
     if not of_video and config.tubelet > 1:
         notes.append(f"inflated: the patch kernel over {config.tubelet} frames ({inflation.kernel})")
     if of_video and config.positions in ("sequence", "rotary"):
-        notes.append(f"made anew, as they are fixed: positions ({config.positions})")
+        notes.append(f"computed, as they are fixed: positions ({config.positions})")
     if (facts.mean, facts.std) != (IMAGENET_MEAN, IMAGENET_STD):
         notes.append(f"folded into the patch kernel: pixels of mean {facts.mean} and deviation {facts.std}")
     return notes

@@ -23,10 +23,10 @@ HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1280: 16}
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What tensors do not tell of their encoder.
+    """What tensors do not show of their encoder.
 
     Attributes:
-        width: numbers per token, where the source tells them too; 0 where it does not.
+        width: numbers per token, where the source states them too; 0 where it does not.
         num_heads: attention heads; 0 is what ViTs of its width have.
         norm_eps: of every LayerNorm.
         activation: of the MLPs.
@@ -87,7 +87,7 @@ def config_of_tensors(
         )
     num_heads = facts.num_heads or HEADS.get(width, 0)
     if not num_heads:
-        raise UserError(f"{source} does not tell its number of attention heads. Give --num-heads.")
+        raise UserError(f"{source} does not state its number of attention heads. Give --num-heads.")
     depth = 1 + max((int(name.split(".")[1]) for name in found if name.startswith("blocks.")), default=-1)
     size = facts.size
     num_prefix = sum(found[name].numel() // width for name in ("cls_token", "reg_token") if name in found)

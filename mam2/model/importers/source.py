@@ -75,13 +75,13 @@ def find(source: str, *, file: str = "") -> tuple[dict[str, Tensor], Facts]:
 
 
 def from_timm(name: str, file: str) -> tuple[dict[str, Tensor], Facts]:
-    """An encoder of timm by its name: timm tells its sizes and licence, and downloads it unless a file is given."""
+    """An encoder of timm by its name: timm knows its sizes and licence, and downloads it unless a file is given."""
     try:
         import timm
         from timm.models import Eva, VisionTransformer
     except ImportError as error:
         raise UserError(
-            f"timm:{name} needs timm, which tells the model's sizes: pip install 'mam2[timm]'. A file of its weights "
+            f"timm:{name} needs timm, which knows the model's sizes: pip install 'mam2[timm]'. A file of its weights "
             "alone needs nothing: give its path."
         ) from error
     known = timm.list_models(pretrained=True) + timm.list_models()
@@ -256,7 +256,7 @@ def whole_number(config: Mapping[str, Any], name: str, default: int, folder: Pat
 
 
 def from_file(file: Path) -> tuple[dict[str, Tensor], Facts]:
-    """A file of weights alone, whose names of tensors tell what it is; what they don't tell is assumed, and said."""
+    """A file of weights alone, whose names of tensors show what it is; what they don't show is assumed, with a note."""
     tensors = tensors_of(file)
     facts = Facts(origin=Origin(source=str(file), licence=UNKNOWN_LICENCE))
     divided = any(".temporal_" in name for name in tensors)

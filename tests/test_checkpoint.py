@@ -245,7 +245,7 @@ def test_a_state_that_is_not_the_folders_is_refused(tmp_path: Path, state: str) 
     model, optimizer = trained(0)
     checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
     (tmp_path / "checkpoints/step_00000005/state.json").write_text(state)
-    with pytest.raises(UserError, match=r"state\.json is damaged.*begin again, as there is no other"):
+    with pytest.raises(UserError, match=r"state\.json is damaged.*start again, as there is no other"):
         checkpoint.load(tmp_path, model, optimizer)
 
 

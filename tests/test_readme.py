@@ -32,4 +32,9 @@ def test_the_python_example_runs(videos, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", README))
 def test_links_lead_somewhere(target):
-    assert (ROOT / target).exists()
+    name, _, anchor = target.partition("#")
+    assert (ROOT / name).exists()
+    if anchor:
+        headings = re.findall(r"^#+ (.+)$", (ROOT / name).read_text("utf-8"), re.MULTILINE)
+        anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert anchor in anchors, f"{name} has no heading #{anchor}"

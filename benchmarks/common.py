@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import torch
 
+from mam2.device import cpu_name
+
 
 def machine(device: torch.device, *, packages: Sequence[str] = ()) -> dict[str, Any]:
     """The machine and the versions that a measurement belongs to; of `packages`, those that are there."""
@@ -23,11 +25,8 @@ def machine(device: torch.device, *, packages: Sequence[str] = ()) -> dict[str, 
     for package in packages:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cpu_has_bf16": torch.cpu._is_avx512_bf16_supported(),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 import sys
+from pathlib import Path
 
 import psutil
 import torch
@@ -31,6 +33,14 @@ def _mallopt(values: dict[int, int]) -> None:
         with contextlib.suppress(AttributeError, OSError):  # another C library
             for parameter, value in values.items():
                 ctypes.CDLL(None).mallopt(parameter, value)
+
+
+def cpu_name() -> str:
+    """The processor's name, as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def local_device() -> torch.device:

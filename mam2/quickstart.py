@@ -11,7 +11,6 @@ import json
 import logging
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from mam2.config import Duration, Epochs, Steps, UserError
 from mam2.data.catalog import Catalog
 from mam2.data.clips import Data, catalog_of
 from mam2.data.synthetic import MOTIONS, write_dataset
+from mam2.device import cpu_name
 from mam2.distributed import end_with_parent
 from mam2.files import write_text
 from mam2.masks import MaskConfig
@@ -266,7 +266,7 @@ def _write_report(
         "pre-training": f"{settings.pretrain_duration} of 8 clips",
         "fine-tuning": f"{settings.finetune_duration} of {labels} clips",
         **{f"seconds, {name}": f"{value:.0f}" for name, value in seconds.items()},
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}",
     }
     scores = [ScoreRow(name=name, values=tuple(found[kind]), note=note) for kind, (name, note) in KINDS.items()]
     write_report(

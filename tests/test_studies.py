@@ -92,6 +92,8 @@ def test_a_study_runs_resumes_and_grows(small: None, videos: Path, tmp_path: Pat
         encoder = json.loads((out / "runs" / "MAM" / "1" / "seed_0" / "finetune" / "run.json").read_text())
         assert encoder["config"]["data"]["root"] == str(out / "frames" / "train.csv")
         assert encoder["config"]["pooling"] == "space"  # the scale's
+    assert report["machine"].keys() == {"cpu", "cores", "gpu", "torch"}
+    assert report["machine"]["cpu"]
     files = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
     assert json.loads((out / "study.json").read_text()) == json.loads(json.dumps(report))
 
@@ -107,6 +109,12 @@ def test_a_study_runs_resumes_and_grows(small: None, videos: Path, tmp_path: Pat
     more = run_study("small", SMALL, replace(settings, seeds=(0, 1)), out)
     assert [job for job in more["jobs"] if job["seed"] == 0] == report["jobs"]
     assert len(more["jobs"]) == 10
+    known = json.loads((out / "settings.json").read_text())
+    del known["pooling"]  # when it was no setting, heads averaged over all
+    (out / "settings.json").write_text(json.dumps(known))
+    with pytest.raises(UserError, match=r"other settings: pooling 'all' \(now 'recipe'\)"):
+        run_study("small", SMALL, replace(settings, seeds=(0, 1)), out)
+    (out / "settings.json").write_text(json.dumps(known | {"pooling": "recipe"}))
     with pytest.raises(UserError, match=r"other settings: budget '4 steps' \(now '5 steps'\)"):
         run_study("small", SMALL, replace(settings, seeds=(0, 1), budget="5 steps"), out)
     with pytest.raises(UserError, match="is no study's folder"):

@@ -26,6 +26,7 @@ from mam2.config import Duration, UserError
 from mam2.data.catalog import Catalog
 from mam2.data.clips import Data, catalog_of
 from mam2.data.loader import steps_per_epoch
+from mam2.device import cpu_name
 from mam2.distributed import end_with_parent
 from mam2.files import parse_json, write_text
 from mam2.model.weights import read_encoder_config, save_encoder
@@ -139,7 +140,8 @@ def check_folder(out: Path, identity: dict[str, Any]) -> None:
     """Raises UserError unless a folder is new, or this study's: other seeds may follow, nothing else may differ."""
     file = out / SETTINGS
     if file.exists():
-        theirs = _plain(Settings()) | parse_json(file.read_text())  # a setting newer than the folder has its default
+        # A setting newer than the folder has its default, but pooling: heads averaged over all before it was one.
+        theirs = _plain(Settings()) | {"pooling": "all"} | parse_json(file.read_text())
         different = [key for key in identity if theirs.get(key) != identity[key]]
         seeds = theirs.get("seeds", [])
         if different == ["seeds"] and identity["seeds"][: len(seeds)] == seeds:
@@ -364,4 +366,4 @@ def collect(name: str, study: Study, settings: Settings, videos: Videos, out: Pa
 def machine() -> dict[str, Any]:
     """What the results were measured on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return {"cores": os.cpu_count(), "gpu": gpu, "torch": torch.__version__}
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "gpu": gpu, "torch": torch.__version__}

@@ -140,7 +140,7 @@ def products(clips: list[Tensor], mask: Mask, config: Pretrain, unit: str) -> tu
 def solved(gram_FF: Tensor, right_FD: Tensor, strength: float) -> Tensor:
     """The regression's weights. Motion is 0 on average, so there is no bias."""
     penalty = strength * gram_FF.diagonal().sum() / len(gram_FF) * torch.eye(len(gram_FF), dtype=torch.double)
-    return (torch.linalg.inv(gram_FF + penalty)).float() @ right_FD
+    return torch.linalg.solve(gram_FF + penalty, right_FD.double()).float()
 
 
 def error(weight_FD: Tensor, clips: list[Tensor], mask: Mask, config: Pretrain, unit: str) -> float:

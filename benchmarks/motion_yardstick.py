@@ -199,13 +199,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for run, (_, _, other) in loaded.items():
         if (other.encoder, other.mask, other.targets) != (config.encoder, config.mask, config.targets):
             parser.error(f"{run} has another encoder, mask or targets than {args.runs[0]}. Give runs of one recipe.")
+    if not config.objective.needs_motion:
+        parser.error(f"{args.runs[0]} predicts no motion. Give runs of a recipe of MAM²'s that does.")
     if config.targets.motion != "rgb_difference" or config.targets.motion_scale == "patch":
         parser.error(
             f"The runs predict {config.targets.motion} with motion_scale {config.targets.motion_scale}; the RGB "
             "difference is needed, with motion_scale raw or clip."
         )
-    if args.train_clips < 2 * CHUNK or args.test_clips < CHUNK:
-        parser.error(f"Give at least {2 * CHUNK} --train-clips and {CHUNK} --test-clips.")
+    if config.mask.is_guided:
+        parser.error(
+            "The runs' masks are guided by motion, so that no two clips share one. Give runs with other masks."
+        )
+    if args.train_clips < 2 * CHUNK or args.test_clips < CHUNK or args.masks < 1:
+        parser.error(f"Give at least {2 * CHUNK} --train-clips, {CHUNK} --test-clips and one of --masks.")
     train = clips_of(args.train, config.data, config, count=args.train_clips)
     test = clips_of(args.test, config.data, config, count=args.test_clips)
 

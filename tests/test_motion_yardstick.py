@@ -93,5 +93,6 @@ def test_the_program_compares_runs(videos: Path, tmp_path: Path) -> None:
         for shares in masks:
             assert 0 < shares["ridge"] < 2
             assert len(set(shares["models"])) == 2
-    with pytest.raises(SystemExit):
-        yardstick.main([str(tmp_path / "0"), *words, "--test-clips", "10"])
+    for nonsense in (["--test-clips", "10"], ["--masks", "0"]):
+        with pytest.raises(SystemExit):
+            yardstick.main([str(tmp_path / "0"), *words, *nonsense])

@@ -18,6 +18,7 @@ from mam2.data.synthetic import MOTIONS, render, write_video
 from mam2.data.video.open import open_video
 from mam2.masks import MaskConfig
 from mam2.model.encoder import EncoderConfig
+from mam2.pictures.report import read_log
 from mam2.recipes import RECIPES, get_recipe
 from mam2.recipes.scales import SCALES, Scale, scaled, scaled_finetune
 from mam2.studies import run as running
@@ -28,7 +29,7 @@ from mam2.studies.frames import shared_frames
 from mam2.studies.report import write_study_report
 from mam2.studies.run import run_study
 from mam2.studies.study import Cell, Settings, Study, jobs_of
-from mam2.studies.summary import as_csv, as_markdown, interval, summarised, table_of
+from mam2.studies.summary import as_csv, as_markdown, interval, not_fitted, summarised, table_of
 from mam2.train.finetune import Finetune
 from mam2.train.pretrain import Pretrain, build
 
@@ -89,7 +90,7 @@ def test_a_study_runs_resumes_and_grows(small: None, videos: Path, tmp_path: Pat
     for job in report["jobs"]:
         assert 0 <= job["finetune"] <= 1
         assert 0 <= job["knn"] <= 1  # of an untrained encoder, from scratch
-        encoder = json.loads((out / "runs" / "MAM" / "1" / "seed_0" / "finetune" / "run.json").read_text())
+        encoder = json.loads((out / "runs" / "MAM" / "1" / "seed_0" / "finetune_1" / "run.json").read_text())
         assert encoder["config"]["data"]["root"] == str(out / "frames" / "train.csv")
         assert encoder["config"]["pooling"] == "space"  # the scale's
     assert report["machine"].keys() == {"cpu", "cores", "gpu", "torch"}
@@ -138,8 +139,47 @@ def test_jobs_and_shards_share_the_work(small: None, videos: Path, tmp_path: Pat
     both = run_study("small", one, settings, tmp_path / "parts", shard=(1, 2))
     keep = ("cell", "seed", "steps", "finetune")
     assert [[job[k] for k in keep] for job in both["jobs"]] == [[job[k] for k in keep] for job in whole["jobs"]]
-    tuned = json.loads((tmp_path / "whole" / "runs" / "MAM" / "1" / "seed_0" / "finetune" / "run.json").read_text())
+    tuned = json.loads((tmp_path / "whole" / "runs" / "MAM" / "1" / "seed_0" / "finetune_1" / "run.json").read_text())
     assert tuned["config"]["pooling"] == "all"  # as asked for, not the scale's
+
+
+def test_longer_fine_tuning_keeps_the_encoders(small: None, videos: Path, tmp_path: Path) -> None:
+    study, out = replace(SMALL, shares=(1.0,)), tmp_path / "study"
+    settings = settings_for(videos, tmp_path, tests=("finetune", "knn"))
+    short = run_study("small", study, settings, out)
+    kept = {file: file.read_bytes() for file in out.rglob("pretrain/log.jsonl")}  # with the speed of every step
+    long = replace(settings, finetune_epochs=3.0)
+    first = run_study("small", study, long, out, shard=(0, 3))
+    assert [job["cell"] for job in first["jobs"]] == ["MAM²"]  # those of another length are no part of the study now
+    report = run_study("small", study, long, out)
+    assert len(kept) == 2
+    assert {file: file.read_bytes() for file in out.rglob("pretrain/log.jsonl")} == kept
+    assert [job["finetune_epochs"] for job in short["jobs"] + report["jobs"]] == [1] * 3 + [3] * 3
+    assert [job["knn"] for job in report["jobs"]] == [job["knn"] for job in short["jobs"]]
+    for job in report["jobs"]:
+        cell = job["cell"].replace("²", "")
+        rows = read_log(out / "runs" / cell / "1" / "seed_0" / "finetune_3" / "log.jsonl")
+        assert rows[-1]["epoch"] == 3
+        assert job["training_accuracy"] == rows[-1]["accuracy"]  # the last tenth of six steps
+    assert run_study("small", study, settings, out)["jobs"] == short["jobs"]  # and back
+
+
+def test_fine_tuning_that_fits_too_little_is_named() -> None:
+    settings = Settings(seeds=(0, 1), tests=("finetune",))
+    job = {"share": 1.0, "steps": 10, "epochs": 1.0, "tflop": 2000.0, "seconds": 60.0, "finetune": 0.5}
+    found = {"MAM²": (0.75, 0.95), "VideoMAE": (0.0, 0.0), "scratch": (None, None)}
+    jobs = [
+        job | {"cell": cell, "seed": seed} | ({} if value is None else {"training_accuracy": value})
+        for cell, values in found.items()
+        for seed, value in enumerate(values)
+    ]
+    lines = summarised(replace(SMALL, shares=(1.0,)), settings, jobs)
+    report = {"cells": lines, "settings": {"tests": ("finetune",)}}
+    assert [line[-2:] for line in table_of(report)] == [
+        ["training accuracy", "paper"], ["85.0", "82.3"], ["0.0", "-"], ["-", "-"],
+    ]  # fmt: skip
+    assert "less than 80% of the training clips are right for VideoMAE. More" in not_fitted(report)
+    assert not_fitted(report | {"cells": lines[:1]}) == ""
 
 
 def test_a_run_of_another_process_is_left_to_it(small: None, videos: Path, tmp_path: Path) -> None:
@@ -260,7 +300,7 @@ def test_compare_makes_a_line_of_runs_that_differ_in_their_seeds(small: None, vi
     study = replace(SMALL, shares=(1.0,))
     report = run_study("small", study, settings_for(videos, tmp_path, seeds=(0, 1)), tmp_path / "study")
     runs = [
-        tmp_path / "study" / "runs" / cell / "1" / f"seed_{seed}" / "finetune"
+        tmp_path / "study" / "runs" / cell / "1" / f"seed_{seed}" / "finetune_1"
         for cell in ("VideoMAE", "scratch") for seed in (0, 1)
     ]  # fmt: skip
     lines = compared(runs)
@@ -269,13 +309,13 @@ def test_compare_makes_a_line_of_runs_that_differ_in_their_seeds(small: None, vi
     assert [line[2] for line in lines] == ["seeds", "0, 1", "0, 1"]
     assert [line[3] for line in lines[1:]] == [f"{100 * mean[cell]:.1f}" for cell in ("VideoMAE", "scratch")]
     assert lines[2][5].startswith(f"{100 * (mean['scratch'] - mean['VideoMAE']):+.1f}")
-    assert [line[0] for line in lines[1:]] == ["VideoMAE/1/seed_0/finetune", "scratch/1/seed_0/finetune"]
+    assert [line[0] for line in lines[1:]] == ["VideoMAE/1/seed_0/finetune_1", "scratch/1/seed_0/finetune_1"]
     pretrained = [tmp_path / "study" / "runs" / "VideoMAE" / "1" / f"seed_{seed}" / "pretrain" for seed in (0, 1)]
     head, line = compared(pretrained)
     found = dict(zip(head, line, strict=True))
     assert (found["seeds"], found["steps"], found["epochs"]) == ("0, 1", "4", "1")
     assert float(found["TFLOP"]) == pytest.approx(report["cells"][1]["tflop"], rel=5e-3)
-    with pytest.raises(UserError, match=r"finetune \(a fine-tuning on classes\); .*pretrain \(a pre-training\)"):
+    with pytest.raises(UserError, match=r"finetune_1 \(a fine-tuning on classes\); .*pretrain \(a pre-training\)"):
         compared([runs[0], pretrained[0]])
 
 

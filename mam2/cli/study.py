@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from mam2.studies.compare import compared
 from mam2.studies.report import html_table, write_study_report
 from mam2.studies.run import run_study
 from mam2.studies.study import Settings, get_study
-from mam2.studies.summary import as_markdown, as_text, table_of
+from mam2.studies.summary import as_markdown, as_text, not_fitted, table_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,8 @@ def study(name: str, command: StudyCommand) -> None:
     report = run_study(name, chosen, command.config, command.out, jobs=command.jobs, shard=(i, n))
     lines = table_of(report)
     show(lines, report["title"])
+    if warning := not_fitted(report):
+        logging.getLogger("mam2").warning(warning)
     write_text(command.out / "table.md", as_markdown(lines))
     page = write_study_report(report, command.out, chance=1 / report["num_classes"])
     finished(f"{command.out}/study.json, table.md, {page.name}", start)

@@ -15,7 +15,7 @@ from mam2.pictures.page import command_line
 from mam2.pictures.report import ScoreRow, write_report
 from mam2.pictures.timeline import COLORS
 from mam2.studies.study import Settings
-from mam2.studies.summary import table_of
+from mam2.studies.summary import not_fitted, table_of
 
 
 def write_study_report(report: dict[str, Any], out: Path, *, chance: float) -> Path:
@@ -45,7 +45,7 @@ def write_study_report(report: dict[str, Any], out: Path, *, chance: float) -> P
     write_report(
         path,
         title=report["title"],
-        summary_html=html_table(table_of(report)) + _failures(report),
+        summary_html=html_table(table_of(report)) + _warnings(report),
         scores=scores,
         charts=[("Top-1 against what pre-training costs", note, study_charts(report, colors))],
         sheets=[],
@@ -69,9 +69,9 @@ def html_table(lines: list[list[str]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _failures(report: dict[str, Any]) -> str:
-    errors = {f"{line['cell']}: {error}" for line in report["cells"] for error in line["errors"]}
-    return "".join(f"<p>Failed: {escape(error)}</p>" for error in sorted(errors))
+def _warnings(report: dict[str, Any]) -> str:
+    errors = {f"Failed: {line['cell']}: {error}" for line in report["cells"] for error in line["errors"]}
+    return "".join(f"<p>{escape(words)}</p>" for words in [*sorted(errors), not_fitted(report)] if words)
 
 
 def study_charts(report: dict[str, Any], colors: dict[str, str]) -> list[go.Figure]:

@@ -137,16 +137,15 @@ def check_cells(study: Study, settings: Settings) -> None:
 
 
 def check_folder(out: Path, identity: dict[str, Any]) -> None:
-    """Raises UserError unless a folder is new, or this study's: other seeds may follow, nothing else may differ."""
+    """Raises UserError unless a folder is new, or this study's: more seeds and other finetune_epochs may follow."""
     file = out / SETTINGS
     if file.exists():
         # A setting newer than the folder has its default, but pooling: heads averaged over all before it was one.
         theirs = _plain(Settings()) | {"pooling": "all"} | parse_json(file.read_text())
         different = [key for key in identity if theirs.get(key) != identity[key]]
         seeds = theirs.get("seeds", [])
-        if different == ["seeds"] and identity["seeds"][: len(seeds)] == seeds:
-            return
-        if different:
+        grown = identity["seeds"][: len(seeds)] == seeds
+        if not grown or set(different) - {"seeds", "finetune_epochs"}:
             found = "; ".join(f"{key} {theirs.get(key)!r} (now {identity[key]!r})" for key in different)
             raise UserError(f"{out} holds a study with other settings: {found}. Give another --out.")
     elif out.exists() and {path.name for path in out.iterdir()} - {"frames", "speed"}:  # left by one that was refused
@@ -255,7 +254,8 @@ def run_job(
     """Runs a job, unless it is done, and writes its result.json. A failure is written down; the others continue."""
     folder = out / "runs" / job.folder
     file = folder / "result.json"
-    if file.exists() and "error" not in (found := parse_json(file.read_text())):
+    found = _result_in(file, study, settings)
+    if found and "error" not in found:
         return found
     folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"cell": job.cell.name, "share": job.share, "seed": job.seed}
@@ -270,6 +270,15 @@ def run_job(
     except InUse as error:
         log.warning(f"Left to another process: {error}")
     return result
+
+
+def _result_in(file: Path, study: Study, settings: Settings) -> dict[str, Any] | None:
+    """A job's result.json; None if there is none, or if its encoder was fine-tuned for another length."""
+    if not file.exists():
+        return None
+    found: dict[str, Any] = parse_json(file.read_text())
+    asked = _length(study, settings) if "finetune" in settings.tests else None
+    return found if "error" in found or found.get("finetune_epochs") == asked else None
 
 
 @contextlib.contextmanager
@@ -303,12 +312,16 @@ def _measured(
         probed = str(folder / "untrained.safetensors")
         save_encoder(Path(probed), build(replace(config, loop=replace(config.loop, seed=job.seed))).encoder)
     if "finetune" in settings.tests:
-        tuned = folder / "finetune"
-        _finish(finetune(_tuning(study, settings, config, init, videos, job.seed), tuned))
+        result["finetune_epochs"] = _length(study, settings)
+        tuned = folder / f"finetune_{result['finetune_epochs']:g}"
+        tuning = _tuning(study, settings, config, init, videos, job.seed)
+        _finish(finetune(tuning, tuned))
         found, _ = evaluate_run(tuned, videos.test)
         if found.target_BK is not None:
             raise UserError("A study compares top-1. Give videos of one class each to train and test on.")
         result["finetune"] = found.top(1)
+        if not tuning.mixup and not tuning.cutmix:
+            result["training_accuracy"] = _training_accuracy(tuned)
     for kind in PROBES:
         if kind in settings.tests:
             probe = Probe(
@@ -319,6 +332,12 @@ def _measured(
     return result
 
 
+def _training_accuracy(run: Path) -> float:
+    """The mean accuracy of a fine-tuning's own batches over the last tenth of its log."""
+    rows = read_log(run / "log.jsonl")
+    return statistics.fmean(row["accuracy"] for row in rows[-max(1, len(rows) // 10) :])
+
+
 def _finish(is_done: bool) -> None:
     if not is_done:
         raise SystemExit(143)  # SIGTERM: all is saved, and the same command resumes
@@ -326,9 +345,7 @@ def _finish(is_done: bool) -> None:
 
 def _tuning(study: Study, settings: Settings, pretraining: Pretrain, init: str, videos: Videos, seed: int) -> Finetune:
     """The fine-tuning of a cell, the same for all but for the encoder."""
-    recipe = get_recipe(study.finetune, Finetune)
-    assert isinstance(recipe, Finetune)
-    config = scaled_finetune(recipe, settings.scale)
+    config = _tuning_recipe(study, settings)
     encoder = replace(pretraining.encoder, drop_path=config.encoder.drop_path)
     config = replace(config, encoder=encoder) if init == "scratch" else as_pretrained(config, init)
     data = replace(_data(config.data, settings), root=videos.train)
@@ -336,22 +353,31 @@ def _tuning(study: Study, settings: Settings, pretraining: Pretrain, init: str, 
         data = replace(data, stride_frames=_data(pretraining.data, settings).stride_frames)
     else:
         data = replace(data, stride_frames=config.data.stride_frames)
-    optim, loop = config.optim, replace(config.loop, seed=seed)
-    if settings.finetune_epochs:
-        share = settings.finetune_epochs / loop.duration.value
-        loop = replace(loop, duration=Duration(settings.finetune_epochs, "epochs"))
-        optim = replace(optim, warmup=Duration(optim.warmup.value * share, "epochs"))
+    epochs = _length(study, settings)
+    warmup = Duration(config.optim.warmup.value * epochs / config.loop.duration.value, "epochs")
+    loop = replace(config.loop, seed=seed, duration=Duration(epochs, "epochs"))
+    optim = replace(config.optim, warmup=warmup)
     pooling = config.pooling if settings.pooling == "recipe" else settings.pooling
     return replace(config, init=init, data=data, optim=optim, loop=loop, shots=settings.shots, pooling=pooling)
+
+
+def _tuning_recipe(study: Study, settings: Settings) -> Finetune:
+    recipe = get_recipe(study.finetune, Finetune)
+    assert isinstance(recipe, Finetune)
+    return scaled_finetune(recipe, settings.scale)
+
+
+def _length(study: Study, settings: Settings) -> float:
+    """Epochs of fine-tuning."""
+    return settings.finetune_epochs or _tuning_recipe(study, settings).loop.duration.value
 
 
 def collect(name: str, study: Study, settings: Settings, videos: Videos, out: Path) -> dict[str, Any]:
     """The results that there are, as in study.json: all jobs, and for each cell and share their summary."""
     found = []
     for job in jobs_of(study, settings):
-        file = out / "runs" / job.folder / "result.json"
-        if file.exists():
-            found.append(parse_json(file.read_text()))
+        if result := _result_in(out / "runs" / job.folder / "result.json", study, settings):
+            found.append(result)
     return {
         "study": name,
         "title": study.title,

@@ -393,3 +393,15 @@ def test_built_in_studies_name_recipes_that_are_there() -> None:
         assert len(set(folders)) == len(folders)
         assert isinstance(get_recipe(study.finetune), Finetune)
         parse_budget(study.budget)
+
+
+@pytest.mark.parametrize("scale", ["tiny", "base"])
+def test_the_study_of_rates_changes_nothing_else(scale: str) -> None:
+    cells = STUDIES["rates"].cells
+    for own, low, high in zip(cells[::3], cells[1::3], cells[2::3], strict=True):
+        plain = own.config(scale)
+        assert plain.optim.base_lr == scaled(get_recipe(own.recipe), scale).optim.base_lr
+        assert (low.name, high.name) == (f"{own.name}, rate × 0.3", f"{own.name}, rate × 3")
+        for cell, factor in ((low, 0.3), (high, 3.0)):
+            optim = replace(plain.optim, base_lr=factor * plain.optim.base_lr)
+            assert cell.config(scale) == replace(plain, optim=optim)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mam2.config import Steps
 from mam2.recipes.tables import TABLES
 from mam2.studies.study import Cell, Study
@@ -21,6 +23,15 @@ def _table(number: str, first: str) -> Study:
 def _eq3(reduction: str, scale: str) -> tuple[tuple[str, object], ...]:
     """Changes to a reading of Eq. 3, whatever a scale of recipes takes by itself."""
     return (("objective.motion_reduction", reduction), ("targets.motion_scale", scale))
+
+
+def _at_rates(cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
+    """Each cell at its learning rate, and at 0.3 and 3 times that."""
+    return tuple(
+        replace(cell, name=cell.name if rate == 1.0 else f"{cell.name}, rate × {rate:g}", rate=rate)
+        for cell in cells
+        for rate in (1.0, 0.3, 3.0)
+    )
 
 
 _QUARTER = (("mask.ratio", 0.75),)
@@ -80,6 +91,21 @@ STUDIES: dict[str, Study] = {
         ),
         finetune="finetune_b_k400",
         shares=(0.5, 1.0),
+        budget="10 TFLOP",
+    ),
+    "rates": Study(
+        title="Learning rates: the same search for every method, at equal operations",
+        cells=_at_rates(
+            (
+                Cell("VideoMAE", "videomae_b_k400"),
+                Cell("ST-MAE", "stmae_b_k400"),
+                Cell("V-JEPA", "vjepa_b_k400"),
+                Cell("MaskFeat", "maskfeat_b_k400"),
+                Cell("MAM² flash", "mam2_flash_b_k400", changes=_QUARTER),
+                Cell("MAM²", "mam2_b_k400"),
+            )
+        ),
+        finetune="finetune_b_k400",
         budget="10 TFLOP",
     ),
     "flash": Study(

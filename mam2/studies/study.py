@@ -25,6 +25,7 @@ class Cell:
         recipe: of pre-training.
         paper: the paper's top-1 in per cent; empty where it has none.
         changes: fields of the scaled recipe by dotted name, such as "objective.alignment_weight", and other values.
+        rate: of learning, times that of the scaled recipe.
         scratch: nothing is pre-trained: the recipe's encoder starts from random weights.
         starts: from the encoder that the study is given; with `scratch`, that encoder as it is.
     """
@@ -33,18 +34,19 @@ class Cell:
     recipe: str
     paper: str = ""
     changes: tuple[tuple[str, object], ...] = ()
+    rate: float = 1.0
     scratch: bool = False
     starts: bool = False
 
     def config(self, scale: ScaleName) -> Pretrain:
-        """The pre-training at a scale, with the changes."""
+        """The pre-training at a scale, with the changes and the rate."""
         recipe = get_recipe(self.recipe, Pretrain)
         assert isinstance(recipe, Pretrain)
         config = scaled(recipe, scale)
         for name, value in self.changes:
             part, _, field = name.partition(".")
             config = replace(config, **{part: replace(getattr(config, part), **{field: value})})
-        return config
+        return replace(config, optim=replace(config.optim, base_lr=config.optim.base_lr * self.rate))
 
 
 @dataclass(frozen=True)

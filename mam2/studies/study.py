@@ -25,7 +25,7 @@ class Cell:
         recipe: of pre-training.
         paper: the paper's top-1 in per cent; empty where it has none.
         changes: fields of the scaled recipe by dotted name, such as "objective.alignment_weight", and other values.
-        rate: of learning, times that of the scaled recipe.
+        rate: the learning rate, as a multiple of the scaled recipe's.
         scratch: nothing is pre-trained: the recipe's encoder starts from random weights.
         starts: from the encoder that the study is given; with `scratch`, that encoder as it is.
     """

@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mam2.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from mam2.config import Epochs as Epochs
     from mam2.config import Steps as Steps
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from mam2.model.encoder import vit_l as vit_l
     from mam2.model.importers import import_encoder as import_encoder
     from mam2.model.importers.facts import Inflation as Inflation
+    from mam2.model.load import load_encoder as load_encoder
     from mam2.model.weights import load_classifier as load_classifier
-    from mam2.model.weights import load_encoder as load_encoder
     from mam2.objectives.mam2 import MAM2 as MAM2
     from mam2.objectives.mam2 import MAM2Config as MAM2Config
     from mam2.probe.probe import Probe as Probe
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from mam2.train.pretrain import build as build
     from mam2.train.pretrain import pretrain as pretrain
     from mam2.train.tuned import evaluate_run as evaluate_run
-    from mam2.use.demo_page import demo as demo
+    from mam2.use.demo.page import demo as demo
     from mam2.use.embed import embed as embed
     from mam2.use.embed import read_clip as read_clip
     from mam2.use.embedder import Embed as Embed
@@ -53,7 +55,6 @@ if TYPE_CHECKING:
     from mam2.use.search import near_duplicates as near_duplicates
     from mam2.use.search import search as search
 
-__version__ = "0.1.0"
 MODULE_OF = {
     **dict.fromkeys(("Epochs", "Steps", "UserError"), "config"),
     "Data": "data.clips",
@@ -63,7 +64,8 @@ MODULE_OF = {
     **dict.fromkeys(("EncoderConfig", "VideoEncoder", "vit_b", "vit_l"), "model.encoder"),
     "import_encoder": "model.importers",
     "Inflation": "model.importers.facts",
-    **dict.fromkeys(("load_classifier", "load_encoder"), "model.weights"),
+    "load_encoder": "model.load",
+    "load_classifier": "model.weights",
     **dict.fromkeys(("MAM2", "MAM2Config"), "objectives.mam2"),
     **dict.fromkeys(("Probe", "probe_encoder"), "probe.probe"),
     "get_recipe": "recipes",
@@ -74,7 +76,7 @@ MODULE_OF = {
     "Optim": "train.optim",
     **dict.fromkeys(("Pretrain", "build", "pretrain"), "train.pretrain"),
     "evaluate_run": "train.tuned",
-    "demo": "use.demo_page",
+    "demo": "use.demo.page",
     **dict.fromkeys(("embed", "read_clip"), "use.embed"),
     "Embed": "use.embedder",
     "predict": "use.predict",

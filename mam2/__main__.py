@@ -9,9 +9,9 @@ import importlib
 import os
 import sys
 
-import mam2
 from mam2.cli.verbs import VERBS, usage
 from mam2.config import UserError, did_you_mean, printable
+from mam2.version import __version__
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
         print(usage())
         return
     if arguments[0] == "--version":
-        print(f"mam2 {mam2.__version__}")
+        print(f"mam2 {__version__}")
         return
     try:
         run(*split(arguments))
@@ -51,7 +51,7 @@ def split(arguments: list[str]) -> tuple[str, list[str]]:
 def run(verb: str, arguments: list[str]) -> None:
     """Imports a command's file, which takes seconds, and runs it."""
     if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
-        print(f"mam2 {mam2.__version__} {verb}: loading PyTorch ...", file=sys.stderr, flush=True)
+        print(f"mam2 {__version__} {verb}: loading PyTorch ...", file=sys.stderr, flush=True)
     try:
         command = importlib.import_module(f"mam2.cli.{VERBS[verb].module}")
     except ModuleNotFoundError as error:

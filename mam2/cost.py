@@ -24,7 +24,7 @@ from mam2.device import autocast_dtype
 from mam2.files import parse_json, write_text
 from mam2.model.blocks import recompute_blocks
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.weights import read_encoder_config
+from mam2.model.load import read_encoder_config
 from mam2.targets.cache import row_bytes
 from mam2.targets.maker import Targets
 from mam2.targets.table import appearance_row, motion_row

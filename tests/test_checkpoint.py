@@ -23,13 +23,12 @@ from mam2.config import UserError, to_json
 from mam2.files import read_tensors, write_tensors, write_text
 from mam2.model.classifier import Classifier, Pooling
 from mam2.model.encoder import EncoderConfig, VideoEncoder
+from mam2.model.load import load_encoder, read_encoder_config
 from mam2.model.weights import (
     FORMAT_CLASSIFIER,
     FORMAT_ENCODER,
     copy_encoder,
     load_classifier,
-    load_encoder,
-    read_encoder_config,
     save_classifier,
     save_encoder,
 )

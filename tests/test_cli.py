@@ -23,7 +23,8 @@ from mam2.cli.verbs import VERBS
 from mam2.config import to_json
 from mam2.data.synthetic import render, write_video
 from mam2.model.encoder import Origin
-from mam2.model.weights import load_classifier, load_encoder, read_origin
+from mam2.model.load import load_encoder
+from mam2.model.weights import load_classifier, read_origin
 from mam2.recipes import get_recipe
 from mam2.studies.builtin import STUDIES
 from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, save_vqgan

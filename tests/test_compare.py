@@ -17,9 +17,9 @@ from mam2.studies.compare import compared, number
 from mam2.targets.table import TargetsConfig
 from mam2.train.engine import Loop
 from mam2.train.finetune import Finetune
+from mam2.train.online_probe import Watch
 from mam2.train.optim import Optim
 from mam2.train.pretrain import Pretrain
-from mam2.train.watch import Watch
 
 A = (0.5, 0.6, 0.7)
 B = (0.4, 0.55, 0.55)

@@ -20,15 +20,16 @@ import torch
 from helpers import TINY, TINY_ENCODER, opened, write_video
 from PIL import Image
 
-import mam2.use.demo
+import mam2.use.demo.shown
 from mam2.__main__ import main
 from mam2.config import UserError
 from mam2.data.clips import Data
 from mam2.data.windows import Window, evenly
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.weights import load_classifier, load_encoder, save_encoder
-from mam2.pictures import demo_parts
-from mam2.use.demo import alike, all_parts, classified, load_demo, or_problem, predicted
+from mam2.model.load import load_encoder
+from mam2.model.weights import load_classifier, save_encoder
+from mam2.use.demo import parts as demo_parts
+from mam2.use.demo.shown import alike, all_parts, classified, load_demo, or_problem, predicted
 from mam2.use.embed import embed_file, read_clip
 from mam2.use.embedder import Embed
 from mam2.use.search import embed_query, search
@@ -249,7 +250,7 @@ def test_what_the_page_says_it_shows(place: Path) -> None:
 def test_of_many_videos_the_first_can_be_chosen(
     place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(mam2.use.demo, "MAX_VIDEOS", 2)
+    monkeypatch.setattr(mam2.use.demo.shown, "MAX_VIDEOS", 2)
     assert list(load_demo(place / "mine", videos=place / "library").videos) == ["0.mp4", "1.mp4"]
     assert "has 3 videos; the page lets choose from the first 2" in caplog.text
 

@@ -18,14 +18,15 @@ import torch
 from helpers import mam2, write_video
 from torch import Tensor
 
-import mam2.use.along as along
+import mam2.use.sliding_windows as along
 from mam2.config import UserError
 from mam2.data.clips import Data
 from mam2.data.video.open import open_video
 from mam2.data.views import ViewLoader
 from mam2.data.windows import Length, frames_of, windows_of
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.weights import encoder_digest, load_encoder, save_encoder
+from mam2.model.load import load_encoder
+from mam2.model.weights import encoder_digest, save_encoder
 from mam2.probe.heads import load_pooling
 from mam2.probe.probe import Probe, probe_encoder
 from mam2.use.embed import catalog_of, embed, embed_file, read_clip
@@ -48,7 +49,7 @@ with locked(Path(sys.argv[1])):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import mam2.use.along as along
+import mam2.use.sliding_windows as along
 from mam2.model.encoder import VideoEncoder
 from mam2.use.embed import embed_file
 from mam2.use.embedder import Embed

@@ -14,9 +14,10 @@ from mam2.config import UserError
 from mam2.data.synthetic import render, write_video
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.weights import load_classifier, load_encoder, save_classifier, save_encoder
-from mam2.use import export as exports
-from mam2.use.export import ABOUT, export
+from mam2.model.load import load_encoder
+from mam2.model.weights import load_classifier, save_classifier, save_encoder
+from mam2.share import export as exports
+from mam2.share.export import ABOUT, export
 
 CONFIGS = {
     "factorised": EncoderConfig(width=16, depth=2, num_heads=2, frames=3, size=16, patch_size=8),

@@ -13,12 +13,12 @@ from mam2.model.blocks import can_compile, compile_blocks, recompute_blocks
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import save_encoder
 from mam2.objectives.mam2 import MAM2Config
+from mam2.share.export import export
 from mam2.targets.maker import TargetMaker
 from mam2.targets.table import TargetsConfig
 from mam2.train.logs import StepMetrics
 from mam2.train.optim import make_optimizer
 from mam2.train.pretrain import Pretrain, build
-from mam2.use.export import export
 
 pytestmark = [
     pytest.mark.gpu,

@@ -18,11 +18,11 @@ from mam2.files import read_tensors, write_tensors
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import load_classifier, save_classifier
+from mam2.share.export import export
+from mam2.share.hub import push
 from mam2.studies.compare import compared
 from mam2.train.finetune import Finetune, Task, build, in_units, loss_function, task_of
 from mam2.train.optim import make_optimizer
-from mam2.use.export import export
-from mam2.use.hub import push
 
 TINY = EncoderConfig(width=16, depth=2, num_heads=2, frames=2, size=8, patch_size=4)
 PLAIN = Finetune(encoder=TINY, mixup=0, cutmix=0, label_smoothing=0, init="scratch")

@@ -21,10 +21,11 @@ from mam2.data.clips import Data, views_of
 from mam2.data.video.open import open_video
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
-from mam2.model.weights import load_classifier, load_encoder, read_origin, save_classifier, save_encoder
+from mam2.model.load import load_encoder
+from mam2.model.weights import load_classifier, read_origin, save_classifier, save_encoder
 from mam2.recipes import get_recipe
-from mam2.use.hub import push
-from mam2.use.mteb_encoder import MtebEncoder
+from mam2.share.hub import push
+from mam2.share.mteb_encoder import MtebEncoder
 
 CONFIG = EncoderConfig(width=16, depth=1, num_heads=2, frames=4, size=16, patch_size=8, tubelet=2, attention="joint")
 CLIP = torch.randint(256, (2, 4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -24,15 +24,8 @@ from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
 from mam2.model.importers import import_encoder
 from mam2.model.importers.facts import Inflation
 from mam2.model.importers.names import renamed
-from mam2.model.weights import (
-    copy_encoder,
-    load_classifier,
-    load_encoder,
-    read_encoder_config,
-    read_origin,
-    save_classifier,
-    save_encoder,
-)
+from mam2.model.load import load_encoder, read_encoder_config
+from mam2.model.weights import copy_encoder, load_classifier, read_origin, save_classifier, save_encoder
 from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
 from mam2.recipes import get_recipe
 from mam2.recipes.scales import scaled
@@ -83,7 +76,7 @@ def timm_model(name: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     create = timm.create_model
     model = scramble(create(name, pretrained=False, **TIMM_SMALL))
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: copy.deepcopy(model))
-    monkeypatch.setattr("mam2.model.importers.source.download", lambda *_: Path())
+    monkeypatch.setattr("mam2.model.importers.checkpoint.download", lambda *_: Path())
     return model
 
 
@@ -495,7 +488,7 @@ def test_timm_downloads_only_without_a_file(tmp_path: Path, monkeypatch: pytest.
         asked.append(name)
         raise OSError("no network")
 
-    monkeypatch.setattr("mam2.model.importers.source.download", download)
+    monkeypatch.setattr("mam2.model.importers.checkpoint.download", download)
     encoder = import_encoder(f"timm:{WITHOUT_CLASS}", file=str(tmp_path / "w.safetensors")).encoder
     torch.testing.assert_close(encoder.norm.weight.data, model.norm.weight.data + 1)
     assert asked == []

@@ -11,51 +11,100 @@ import mam2
 from mam2 import distributed
 
 ROOT = Path(mam2.__file__).parent
-# From the bottom up. A file imports from its own level and those below.
-LEVELS = (
-    {"config", "device"},
-    {"files", "inert", "patches", "masks", "cross_entropy", "losses", "ridge", "distributed"},
-    {"data", "model", "targets"},
-    {"objectives", "evaluate"},
-    {"train"},
-    {"probe", "pictures", "use", "cost"},
-    {"recipes"},
-    {"studies"},
-    {"quickstart"},
-    {"cli"},
-    {"__main__", "__init__"},
+# Floors from the bottom up, and the rooms on each. A file imports from its own room and from the floors below.
+FLOORS = (
+    "ground",
+    "data model targets",
+    "objectives evaluate pictures",
+    "train",
+    "probe share cost recipes",
+    "use",
+    "studies",
+    "cli",
+    "top",
 )
-DATA_LEVELS = (
-    {
-        "video/source",
-        "video/orientation",
-        "video/index",
-        "sampling",
-        "transforms",
-        "mixing",
-        "csv_list",
-        "labels",
-        "catalog",
-        "video/segment",
-        "video/still",
-        "workers",
-        "bad_videos",
-        "synthetic",
-    },
-    {"video/pyav", "video/torchcodec", "video/jpeg_folder", "video/frame_file"},
-    {"video/open"},
-    {"clips"},
-    {"loader", "views", "windows"},
-    {"prepare/official_lists", "prepare/label_tools", "prepare/inspect"},
-    {"prepare/manifest", "prepare/extract"},
-)
-LEVEL_OF = {part: number for number, parts in enumerate(LEVELS) for part in parts}
+# The files of each room, in the order of their imports: a file imports from the lines above its own.
+ROOMS = {
+    "ground": (
+        "config cross_entropy device ridge version",
+        "distributed files inert losses masks patches",
+    ),
+    "data": (
+        "bad_videos csv_list mixing sampling synthetic transforms video/orientation video/source workers",
+        "labels video/index",
+        "catalog video/frame_file video/jpeg_folder video/pyav video/segment video/still video/torchcodec",
+        "video/open prepare/label_tools prepare/official_lists",
+        "clips prepare/inspect",
+        "loader views windows prepare/extract prepare/manifest",
+    ),
+    "model": (
+        "attention positions weight_file importers/names",
+        "blocks",
+        "encoder regressor",
+        "classifier decoders importers/facts",
+        "weights importers/checkpoint importers/tensors",
+        "importers/build importers/own",
+        "importers/__init__",
+        "load",
+    ),
+    "targets": (
+        "cache motion raft teacher values tokenizers/codes",
+        "tokenizers/dalle tokenizers/random_projection tokenizers/vq tokenizers/vqgan",
+        "table tokenizers/convert",
+        "maker",
+    ),
+    "objectives": ("contract", "mae mam2 masked_input vjepa", "__init__"),
+    "evaluate": ("evaluate",),
+    "pictures": ("canvas page", "charts hits masks prediction", "report timeline"),
+    "train": (
+        "checkpoint online_probe optim tokenizer tracking",
+        "logs run",
+        "engine",
+        "batches",
+        "finetune pretrain",
+        "tuned",
+    ),
+    "cost": ("cost",),
+    "probe": ("heads", "features", "probe"),
+    "recipes": ("pretrain tables", "ablations finetune rivals", "__init__", "scales"),
+    "share": ("auto_model export mteb_encoder", "hub transformers_model"),
+    "use": (
+        "features_file hidden_patches transformers_model",
+        "embedder lance predictions_file run_page show",
+        "search sliding_windows",
+        "embed predict",
+        "timeline",
+        "demo/parts",
+        "demo/shown",
+        "demo/page",
+    ),
+    "studies": ("budget frames study", "builtin quickstart summary", "report run", "results", "compare"),
+    "cli": (
+        "tables verbs",
+        "parse",
+        "train demo evaluate export prepare public push quickstart show study use",
+        "lists",
+    ),
+    "top": ("__init__", "__main__"),
+}
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
+LINE_OF = {
+    (room, file): number
+    for room, lines in ROOMS.items()
+    for number, files in enumerate(lines)
+    for file in files.split()
+}
+ROOM_OF_FILE = {file: room for room in ("ground", "evaluate", "cost", "top") for file in " ".join(ROOMS[room]).split()}
 FILES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in sorted(ROOT.rglob("*.py"))}
 
 
-def part_of(file: str) -> str:
-    """`train/engine.py` is of train, `masks.py` of masks."""
-    return file.split("/")[0].removesuffix(".py")
+def place_of(file: str) -> tuple[str, str]:
+    """Room and name in it: `train/engine.py` is engine of train, `masks.py` is masks of the ground floor."""
+    name = file.removesuffix(".py")
+    if "/" not in name:
+        return ROOM_OF_FILE.get(name, "none"), name
+    room, rest = name.split("/", 1)
+    return room, rest
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -71,68 +120,81 @@ def imports(tree: ast.AST) -> set[str]:
 
 
 def own_imports(tree: ast.AST) -> set[str]:
-    """The modules of this package a file imports: `data.loader`, `config`."""
-    own = {name.removeprefix("mam2.") for name in imports(tree) if name.startswith("mam2.")}
-    return {
-        name for name in own if (ROOT / name.replace(".", "/")).with_suffix(".py").is_file() or (ROOT / name).is_dir()
-    }
+    """The files of this package that a file imports: `data/loader.py`, `config.py`, `objectives/__init__.py`."""
+    found = set()
+    for name in imports(tree):
+        if name.startswith("mam2."):
+            path = name.removeprefix("mam2.").replace(".", "/")
+            found |= {file for file in (f"{path}.py", f"{path}/__init__.py") if file in FILES}
+    return found
 
 
-def test_every_file_has_a_level() -> None:
-    assert {part_of(file) for file in FILES} <= set(LEVEL_OF), (
-        "give the new file a level in LEVELS, and a line in the map"
-    )
+def is_only_a_title(file: str) -> bool:
+    """A package's __init__ that holds a docstring alone: importing something of the package imports nothing more."""
+    return file.endswith("/__init__.py") and len(FILES[file].body) <= 1
+
+
+def test_every_file_has_a_place() -> None:
+    places = {place_of(file) for file in FILES if not is_only_a_title(file)}
+    assert places - set(LINE_OF) == set(), "give the new file a line in ROOMS"
+    assert set(LINE_OF) - places == set(), "no such file"
+    assert set(FLOOR_OF) == set(ROOMS)
+
+
+def test_there_are_at_most_nine_floors() -> None:
+    assert len(FLOORS) <= 9
 
 
 def test_the_imports_are_found() -> None:
-    assert {"distributed", "config", "losses", "train.optim"} <= own_imports(FILES["train/engine.py"])
+    assert {"distributed.py", "config.py", "losses.py", "train/optim.py"} <= own_imports(FILES["train/engine.py"])
     assert own_imports(ast.parse("def f():\n    from mam2.train import engine\n    import mam2.masks")) == {
-        "train",
-        "train.engine",
-        "masks",
+        "train/__init__.py",
+        "train/engine.py",
+        "masks.py",
     }
 
 
 def test_imports_point_one_way() -> None:
-    wrong = [
-        f"{file} imports {name}"
-        for file, tree in FILES.items()
-        for name in own_imports(tree)
-        if LEVEL_OF[name.split(".")[0]] > LEVEL_OF[part_of(file)]
-    ]
-    assert wrong == []
-
-
-def test_imports_inside_data_point_one_way() -> None:
-    level_of = {part: number for number, parts in enumerate(DATA_LEVELS) for part in parts}
-    wrong = [
-        f"{file} imports {name}"
-        for file, tree in FILES.items()
-        if (part := file.removeprefix("data/").removesuffix(".py")) in level_of and file.startswith("data/")
-        for name in own_imports(tree)
-        if level_of.get(name.removeprefix("data.").replace(".", "/"), -1) > level_of[part]
-    ]
-    assert wrong == []
-    parts = {file.removeprefix("data/").removesuffix(".py") for file in FILES if file.startswith("data/")}
-    assert {part for part in parts if not part.endswith("__init__")} <= set(level_of)
-
-
-def test_models_targets_losses_and_masks_know_no_data() -> None:
+    wrong = []
     for file, tree in FILES.items():
-        if part_of(file) in ("model", "targets", "losses", "masks"):
-            assert not {name for name in own_imports(tree) if name.split(".")[0] == "data"}, file
+        room, name = place_of(file)
+        for imported in own_imports(tree) - {file}:
+            if is_only_a_title(imported):
+                continue
+            other_room, other = place_of(imported)
+            below = FLOOR_OF[other_room] < FLOOR_OF[room]
+            above_in_the_list = room == other_room and LINE_OF[room, other] < LINE_OF[room, name]
+            if not (below or above_in_the_list):
+                wrong.append(f"{file} imports {imported}")
+    assert wrong == []
+
+
+def test_nobody_imports_the_front_door() -> None:
+    for file, tree in FILES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                assert "mam2" not in {alias.name for alias in node.names}, file
+            if isinstance(node, ast.ImportFrom) and node.module == "mam2":
+                for alias in node.names:
+                    assert {f"{alias.name}.py", f"{alias.name}/__init__.py"} & set(FILES), f"{file}: {alias.name}"
+
+
+def test_the_model_and_the_targets_know_no_data() -> None:
+    for file, tree in FILES.items():
+        if place_of(file)[0] in ("model", "targets", "ground"):
+            assert not {name for name in own_imports(tree) if name.startswith("data/")}, file
 
 
 def test_the_model_knows_no_targets_and_the_targets_no_model() -> None:
     for file, tree in FILES.items():
-        other = {"model": "targets", "targets": "model"}.get(part_of(file))
-        assert not {name for name in own_imports(tree) if name.split(".")[0] == other}, file
+        other = {"model": "targets", "targets": "model"}.get(place_of(file)[0])
+        assert not {name for name in own_imports(tree) if place_of(name)[0] == other}, file
 
 
 def test_the_loop_knows_no_method_and_no_data() -> None:
     for file in ("train/engine.py", "train/logs.py", "train/optim.py", "train/checkpoint.py"):
-        known = {name.split(".")[0] for name in own_imports(FILES[file])}
-        assert not known & {"objectives", "targets", "data", "masks"}, file
+        known = {name.split("/")[0] for name in own_imports(FILES[file])}
+        assert not known & {"objectives", "targets", "data", "masks.py"}, file
 
 
 def test_configurations_know_no_torch() -> None:

@@ -10,13 +10,13 @@ import pytest
 from helpers import TINY, TINY_ENCODER, opened
 
 from mam2.__main__ import main
-from mam2.pictures.predict import load_predictor
-from mam2.quickstart import KINDS, Quickstart, _write_report
 from mam2.studies.builtin import STUDIES
+from mam2.studies.quickstart import KINDS, Quickstart, _write_report
 from mam2.studies.report import write_study_report
 from mam2.studies.run import machine
 from mam2.studies.study import Settings, jobs_of
 from mam2.studies.summary import summarised
+from mam2.use.hidden_patches import load_predictor
 
 SMALL_TEXT = """() => {
   const found = [];

@@ -19,7 +19,7 @@ from helpers import mam2, write_video
 from PIL import Image
 from torch import Tensor
 
-import mam2.use.along as along
+import mam2.use.sliding_windows as along
 from mam2 import predict, read_clip
 from mam2.config import LabelKind, UserError
 from mam2.data.clips import Data
@@ -39,7 +39,7 @@ Run = Callable[..., tuple[int, str, str]]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import mam2.use.along as along
+import mam2.use.sliding_windows as along
 from mam2.model.classifier import Classifier
 from mam2.use.predict import Predict, predict_file
 

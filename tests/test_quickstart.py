@@ -6,7 +6,7 @@ import pytest
 
 from mam2.config import Epochs, Steps, UserError
 from mam2.model.encoder import EncoderConfig
-from mam2.quickstart import Quickstart, quickstart
+from mam2.studies.quickstart import Quickstart, quickstart
 
 SMALL = Quickstart(
     unlabelled_per_class=2,

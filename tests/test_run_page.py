@@ -13,11 +13,11 @@ from mam2.config import Steps, UserError
 from mam2.data.clips import Data
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2Config
-from mam2.pictures.run_page import health, hours, write_run_page
 from mam2.targets.table import TargetsConfig
 from mam2.train.engine import Loop
+from mam2.train.online_probe import Watch
 from mam2.train.pretrain import Pretrain, pretrain
-from mam2.train.watch import Watch
+from mam2.use.run_page import health, hours, write_run_page
 
 
 def row(step: int, **more: Any) -> dict[str, Any]:

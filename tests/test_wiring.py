@@ -27,7 +27,8 @@ from mam2.evaluate import Evaluation, evaluate
 from mam2.losses import Losses
 from mam2.masks import Mask, MaskConfig
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.weights import load_classifier, load_encoder, save_encoder
+from mam2.model.load import load_encoder
+from mam2.model.weights import load_classifier, save_encoder
 from mam2.objectives.mam2 import MAM2, MAM2Config
 from mam2.targets.maker import Targets
 from mam2.targets.motion import clip_order

@@ -12,7 +12,7 @@ from tyro.conf import Positional
 
 from mam2.cli.parse import parse
 from mam2.config import check
-from mam2.use.demo_page import demo
+from mam2.use.demo.page import demo
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from mam2.cli.parse import finished, parse, say
-from mam2.use.export import Device, Format, Head, Pool, export
+from mam2.share.export import Device, Format, Head, Pool, export
 
 
 @dataclass(frozen=True, kw_only=True)

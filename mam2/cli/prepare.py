@@ -16,10 +16,10 @@ from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data
 from mam2.data.prepare.extract import write_all_frames
 from mam2.data.prepare.manifest import prepare
-from mam2.pictures.reconstruction import show_reconstruction
 from mam2.targets.tokenizers.convert import convert_checkpoint
 from mam2.targets.tokenizers.vq import VQConfig
 from mam2.train.tokenizer import train_tokenizer
+from mam2.use.show import show_reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from mam2.cli.parse import finished, parse
-from mam2.use.hub import push
+from mam2.share.hub import push
 
 
 @dataclass(frozen=True, kw_only=True)

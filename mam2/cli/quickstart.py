@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mam2.cli.parse import finished, parse
-from mam2.quickstart import quickstart
+from mam2.studies.quickstart import quickstart
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,9 @@ from tyro.conf import Positional
 
 from mam2.cli.parse import parse, say
 from mam2.config import UserError
-from mam2.pictures.augment import show_augmented
 from mam2.pictures.masks import show_masks
-from mam2.pictures.predict import show
-from mam2.pictures.run_page import write_run_page
+from mam2.use.run_page import write_run_page
+from mam2.use.show import show, show_augmented
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from tyro.conf import arg
 
 from mam2.cli.parse import OUT_HELP, Flat, finished, first_word, parse
 from mam2.config import UserError
-from mam2.model.weights import PUBLIC, read_encoder_config
+from mam2.model.load import read_encoder_config
+from mam2.model.weights import PUBLIC
 from mam2.recipes import RECIPES, get_recipe
 from mam2.recipes.scales import ScaleName, scaled, scaled_finetune
 from mam2.train.finetune import Finetune, as_pretrained, finetune

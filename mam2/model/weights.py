@@ -30,7 +30,7 @@ from mam2.files import (
 from mam2.model.classifier import Classifier, Pooling
 from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
 from mam2.model.positions import FullPositions, Positions, SpaceRotaryPositions, is_interpolated
-from mam2.model.source import CLASSIFIER_FILE, HUB, weight_file
+from mam2.model.weight_file import CLASSIFIER_FILE, HUB, weight_file
 
 log = logging.getLogger("mam2")
 FORMAT_ENCODER = "mam2.encoder"
@@ -75,30 +75,12 @@ def save_encoder(file: Path, encoder: VideoEncoder) -> None:
     write_tensors(file, encoder.state_dict(), metadata)
 
 
-def load_encoder(source: str | Path) -> VideoEncoder:
-    """A pre-trained encoder, in eval mode on the CPU: `load_encoder("RUN")(clip) -> features`.
-
-    Args:
-        source: a run's folder, or an encoder.safetensors or classifier.safetensors file; or a published encoder, as
-            `import_encoder` takes it: `timm:NAME`, `hf:NAME`, a folder or file of its weights; or `hf://USER/NAME`,
-            what `mam2 push` wrote.
-
-    Returns:
-        A VideoEncoder: clips (B, T, 3, H, W), uint8 in [0, 255] or floats in [0, 1], to features (B, T, N, D).
-        Another number of frames or another size than the trained one interpolates the positions, and a warning in
-        the log says so.
+def load_own_encoder(file: Path) -> VideoEncoder:
+    """The encoder of a file that this project wrote, a classifier's too, in eval mode on the CPU.
 
     Raises:
-        UserError: nothing there, a file of another kind or a damaged one, weights that are not finite, or a published
-            encoder that is not known.
+        UserError: a file of another kind or a damaged one, or weights that are not finite.
     """
-    file = own_file(source)
-    if file is None:
-        from mam2.model.importers import import_encoder
-
-        imported = import_encoder(str(source))
-        log.info(f"Imported {source}. `mam2 import {source} --out FILE` says what became of each tensor.")
-        return imported.encoder
     tensors, metadata = read_tensors(file)
     config = _encoder_config(metadata, file)
     if metadata["format"] == FORMAT_CLASSIFIER:
@@ -106,10 +88,13 @@ def load_encoder(source: str | Path) -> VideoEncoder:
     return _loaded(lambda: VideoEncoder(config, origin=_origin_of(metadata)), tensors, file)
 
 
-def read_encoder_config(source: str | Path) -> EncoderConfig:
-    """The configuration of the encoder that `load_encoder` would load; of our own, without reading its weights."""
-    file = own_file(source)
-    return load_encoder(source).config if file is None else _encoder_config(read_metadata(file), file)
+def read_own_config(file: Path) -> EncoderConfig:
+    """The configuration of the encoder in a file that this project wrote; its weights are not read.
+
+    Raises:
+        UserError: a file of another kind or a damaged one.
+    """
+    return _encoder_config(read_metadata(file), file)
 
 
 def own_file(source: str | Path) -> Path | None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import jinja2
 
-from mam2 import __version__
 from mam2.config import printable
 from mam2.files import write_text
+from mam2.version import __version__
 
 
 def write_html(

@@ -32,7 +32,8 @@ from mam2.evaluate import Evaluation
 from mam2.files import write_text
 from mam2.model.classifier import Pooling
 from mam2.model.encoder import VideoEncoder
-from mam2.model.weights import encoder_digest, load_encoder
+from mam2.model.load import load_encoder
+from mam2.model.weights import encoder_digest
 from mam2.probe.features import Features, extract
 from mam2.probe.heads import AttentiveHead, PoolingConfig, Standardise, linear, neighbours, save_pooling
 from mam2.ridge import ridge

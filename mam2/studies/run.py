@@ -29,7 +29,8 @@ from mam2.data.loader import steps_per_epoch
 from mam2.device import cpu_name
 from mam2.distributed import end_with_parent
 from mam2.files import parse_json, write_text
-from mam2.model.weights import read_encoder_config, save_encoder
+from mam2.model.load import read_encoder_config
+from mam2.model.weights import save_encoder
 from mam2.pictures.report import read_log
 from mam2.probe.probe import Probe, probe_encoder
 from mam2.recipes import get_recipe

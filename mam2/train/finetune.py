@@ -25,13 +25,8 @@ from mam2.device import autocast_dtype, local_device
 from mam2.losses import Losses
 from mam2.model.classifier import Classifier, Pooling, layer_id
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.weights import (
-    copy_encoder,
-    load_encoder,
-    read_encoder_config,
-    read_origin,
-    save_classifier,
-)
+from mam2.model.load import load_encoder, read_encoder_config
+from mam2.model.weights import copy_encoder, read_origin, save_classifier
 from mam2.train import checkpoint
 from mam2.train.batches import train_loader
 from mam2.train.engine import Loop, fit

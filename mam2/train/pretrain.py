@@ -22,7 +22,8 @@ from mam2.losses import Losses
 from mam2.masks import MaskConfig
 from mam2.model.classifier import layer_id
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.weights import load_encoder, read_encoder_config, read_origin, save_encoder
+from mam2.model.load import load_encoder, read_encoder_config
+from mam2.model.weights import read_origin, save_encoder
 from mam2.objectives import ObjectiveChoice
 from mam2.objectives.contract import Objective, ObjectiveConfig
 from mam2.objectives.mam2 import MAM2Config
@@ -34,10 +35,10 @@ from mam2.targets.tokenizers.vq import VQConfig
 from mam2.train import checkpoint
 from mam2.train.batches import train_loader
 from mam2.train.engine import Loop, fit
+from mam2.train.online_probe import Watch, Watcher
 from mam2.train.optim import Optim, make_optimizer
 from mam2.train.run import only_writer, open_run, read_run
 from mam2.train.tokenizer import train_tokenizer
-from mam2.train.watch import Watch, Watcher
 
 log = logging.getLogger("mam2")
 

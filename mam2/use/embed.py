@@ -20,9 +20,9 @@ from mam2.data.catalog import Catalog, only_video, read_catalog
 from mam2.data.clips import Data, middle_clip, opened
 from mam2.data.windows import clips_of
 from mam2.model.encoder import EncoderConfig
-from mam2.use.along import complete, none_usable, only_writer_of
 from mam2.use.embedder import Embed, Embedder, load_embedder
 from mam2.use.features_file import check_identity, files_of, merge, open_features, parts_of
+from mam2.use.sliding_windows import complete, none_usable, only_writer_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ from mam2.data.windows import Length, Planned, WindowBatch, plan
 from mam2.device import autocast_dtype, local_device, send
 from mam2.files import digest
 from mam2.model.encoder import VideoEncoder
-from mam2.model.weights import encoder_digest, load_encoder
+from mam2.model.load import load_encoder
+from mam2.model.weights import encoder_digest
 from mam2.probe.heads import AttentivePooling, load_pooling
 from mam2.train.run import data_of
 from mam2.use.features_file import Identity, Maker, Pool, Precision, check_identity

@@ -26,10 +26,18 @@ from mam2.files import digest
 from mam2.model.classifier import Classifier, scores_of
 from mam2.model.weights import encoder_digest
 from mam2.train.tuned import Tuned, load_tuned
-from mam2.use.along import Found, complete, found_along, none_usable, not_writable, only_writer_of, vectors_along
 from mam2.use.embedder import Embedder, check_window
 from mam2.use.features_file import Identity, Maker, check_identity, parts_folder, parts_of
 from mam2.use.predictions_file import Prediction, check_format, write_predictions
+from mam2.use.sliding_windows import (
+    Found,
+    complete,
+    found_along,
+    none_usable,
+    not_writable,
+    only_writer_of,
+    vectors_along,
+)
 
 log = logging.getLogger("mam2")
 

@@ -8,10 +8,10 @@ from types import FunctionType
 from mam2.config import is_own_part, own_part
 from mam2.model.encoder import Origin
 from mam2.model.importers.build import Imported, build, resized
+from mam2.model.importers.checkpoint import find
 from mam2.model.importers.facts import Inflation, Triple
 from mam2.model.importers.own import as_timm, is_of_images
-from mam2.model.importers.source import find
-from mam2.model.weights import PUBLIC, load_encoder, own_file
+from mam2.model.weights import PUBLIC, load_own_encoder, own_file
 
 
 def import_encoder(
@@ -46,7 +46,7 @@ def import_encoder(
         return resized(encoder, inflation or Inflation(), source=source)
     own = None if file else own_file(source)
     if own is not None:
-        encoder = load_encoder(own)
+        encoder = load_own_encoder(own)
         if not is_of_images(encoder.config):
             return resized(encoder, inflation or Inflation(), source=source)
         tensors, facts = as_timm(encoder, source)

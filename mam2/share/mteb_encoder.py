@@ -17,7 +17,7 @@ from mam2.data import sampling
 from mam2.data.clips import Data
 from mam2.data.transforms import test_crops
 from mam2.device import local_device
-from mam2.model.weights import load_encoder
+from mam2.model.load import load_encoder
 from mam2.train.run import data_of
 
 

@@ -14,7 +14,6 @@ from mam2.data.clips import catalog_of
 from mam2.data.loader import steps_per_epoch
 from mam2.pictures.charts import OF_NONE, SMOOTHED, curves_of
 from mam2.pictures.page import command_line, video_title
-from mam2.pictures.predict import load_predictor
 from mam2.pictures.prediction import Prediction
 from mam2.pictures.report import read_log, write_report
 from mam2.train import checkpoint
@@ -22,6 +21,7 @@ from mam2.train.finetune import Finetune
 from mam2.train.logs import COLLAPSED_STD, LEARNED_NOTHING
 from mam2.train.pretrain import Pretrain
 from mam2.train.run import read_run
+from mam2.use.hidden_patches import load_predictor
 
 log = logging.getLogger("mam2")
 KINDS: dict[str, type[Pretrain] | type[Finetune]] = {"pretrain": Pretrain, "finetune": Finetune}

@@ -13,12 +13,12 @@ from mam2.device import local_device
 from mam2.files import read_metadata
 from mam2.model.classifier import Classifier
 from mam2.model.weights import FORMAT_CLASSIFIER, load_classifier, own_file
-from mam2.pictures import demo_parts
 from mam2.pictures.hits import Card, clock
-from mam2.pictures.predict import Predictor, load_predictor
+from mam2.use.demo import parts as demo_parts
 from mam2.use.embed import catalog_of
 from mam2.use.embedder import Embed, Embedder, load_embedder_of
 from mam2.use.features_file import Place, read_maker
+from mam2.use.hidden_patches import Predictor, load_predictor
 from mam2.use.search import embed_query, search_file
 from mam2.use.timeline import scores_along
 

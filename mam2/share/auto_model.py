@@ -3,7 +3,7 @@
 CODE_FILE = "modeling_mam2.py"
 CODE = '''"""The models of this folder for transformers' AutoModel; they are in a package: pip install mam2."""
 
-from mam2.use.transformers_model import Mam2Config, Mam2ForVideoClassification, Mam2Model
+from mam2.share.transformers_model import Mam2Config, Mam2ForVideoClassification, Mam2Model
 
 __all__ = ["Mam2Config", "Mam2ForVideoClassification", "Mam2Model"]
 '''

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mam2.config import UserError
-from mam2.pictures import demo_parts
-from mam2.use.demo import Demo, all_parts, load_demo, or_problem, predicted
+from mam2.use.demo import parts as demo_parts
+from mam2.use.demo.shown import Demo, all_parts, load_demo, or_problem, predicted
 
 
 def demo(

@@ -1,4 +1,4 @@
-"""Predictions of a pre-trained run for a video: the model's own, nothing added back."""
+"""Predictions for the hidden patches of a clip, the model's own; or the attention of an encoder alone."""
 
 from __future__ import annotations
 
@@ -13,43 +13,17 @@ from mam2.data.clips import Data, middle_clip
 from mam2.device import local_device
 from mam2.masks import MaskConfig, put
 from mam2.model.encoder import VideoEncoder
-from mam2.model.weights import PUBLIC, load_encoder
+from mam2.model.load import load_encoder
+from mam2.model.weights import PUBLIC
 from mam2.objectives.contract import Objective
 from mam2.patches import to_float, unpatchify
 from mam2.pictures.masks import masked_patches
-from mam2.pictures.page import video_title
-from mam2.pictures.prediction import Prediction, animation, contact_sheet
+from mam2.pictures.prediction import Prediction
 from mam2.targets.maker import TargetMaker
 from mam2.targets.motion import clip_scale
 from mam2.targets.table import motion_row
 from mam2.train.pretrain import load_run
 from mam2.train.run import data_of
-
-
-def show(
-    run: str | Path,
-    video: str | Path,
-    out: str | Path,
-    *,
-    animations: tuple[str | Path, ...] = (),
-    seed: int = 0,
-) -> None:
-    """Writes a contact sheet (PNG) of a run's predictions for the middle of a video; of an encoder, its attention.
-
-    Args:
-        run: the folder of a pre-training run; or any encoder that `load_encoder` takes.
-        video: a video file.
-        out: the PNG to write.
-        animations: more files to write, .gif or .mp4: the same rows, in motion.
-        seed: of the mask.
-
-    Raises:
-        UserError: no run, no encoder, no video, or an animation of another kind of file.
-    """
-    prediction = load_predictor(run)(video, seed=seed)
-    contact_sheet(prediction, Path(out), title=video_title(video))
-    for path in animations:
-        animation(prediction, Path(path), title=video_title(video))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +50,7 @@ class Predictor:
         clip_TCHW = middle_clip(video, self.data, num_frames=sizes.frames, size=sizes.size)
         if self.pretrained is None:
             return attend(self.encoder, clip_TCHW)
-        return predict(*self.pretrained, clip_TCHW, seed=seed)
+        return predict_hidden(*self.pretrained, clip_TCHW, seed=seed)
 
 
 def load_predictor(source: str | Path) -> Predictor:
@@ -120,7 +94,9 @@ def attend(encoder: VideoEncoder, clip_TCHW: Tensor) -> Prediction:
 
 
 @torch.no_grad()
-def predict(model: Objective, targets: TargetMaker, masking: MaskConfig, clip_TCHW: Tensor, *, seed: int) -> Prediction:
+def predict_hidden(
+    model: Objective, targets: TargetMaker, masking: MaskConfig, clip_TCHW: Tensor, *, seed: int
+) -> Prediction:
     """Masks one clip, has the model reconstruct the masked patches, and turns them into pictures.
 
     Args:

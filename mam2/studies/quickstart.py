@@ -31,12 +31,11 @@ from mam2.distributed import end_with_parent
 from mam2.files import write_text
 from mam2.masks import MaskConfig
 from mam2.model.encoder import EncoderConfig
-from mam2.model.weights import load_encoder
+from mam2.model.load import load_encoder
 from mam2.objectives.mae import MAEConfig
 from mam2.objectives.mam2 import MAM2Config
 from mam2.pictures.charts import SMOOTHED, curves_of
 from mam2.pictures.page import command_line, video_title
-from mam2.pictures.predict import load_predictor
 from mam2.pictures.prediction import Prediction
 from mam2.pictures.report import ScoreRow, read_log, write_report
 from mam2.studies.frames import shared_frames
@@ -46,6 +45,7 @@ from mam2.train.finetune import Finetune, finetune
 from mam2.train.optim import Optim
 from mam2.train.pretrain import Pretrain, pretrain
 from mam2.train.tuned import evaluate_run
+from mam2.use.hidden_patches import load_predictor
 
 log = logging.getLogger("mam2")
 VIDEO_FRAMES, VIDEO_SIZE = 20, 28

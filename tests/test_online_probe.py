@@ -14,14 +14,14 @@ from torch import Tensor
 from mam2.config import Steps, UserError
 from mam2.data.clips import Data
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.weights import load_encoder
+from mam2.model.load import load_encoder
 from mam2.objectives.mae import MAEConfig
 from mam2.pictures.report import read_log
 from mam2.ridge import ridge
 from mam2.targets.table import TargetsConfig
 from mam2.train.engine import Loop
+from mam2.train.online_probe import BEST, Watch, Watcher, cross_validated_ridge, features, leave_one_out, rank_me
 from mam2.train.pretrain import Pretrain, pretrain
-from mam2.train.watch import BEST, Watch, Watcher, cross_validated_ridge, features, leave_one_out, rank_me
 
 ENCODER = EncoderConfig(width=8, depth=1, num_heads=2, frames=4, size=16, patch_size=8)
 
@@ -109,7 +109,7 @@ def test_the_best_encoder_is_kept_over_a_resume(
         seen.append(features_ND)
         return next(scores)
 
-    monkeypatch.setattr("mam2.train.watch.cross_validated_ridge", score)
+    monkeypatch.setattr("mam2.train.online_probe.cross_validated_ridge", score)
     run = tmp_path / "run"
     config = run_of(videos, labelled=str(videos), steps=6, every=2)
     assert pretrain(config, run)

@@ -1,4 +1,7 @@
-"""Augmented clips of a run's training, drawn (Tables 7 and 8)."""
+"""Sheets of pictures: predictions for a video, clips as a run's training sees them, frames that a tokenizer keeps.
+
+F frames, T frames of a clip, C channels, H W pixels, N patches per frame.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,49 @@ import random
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from mam2.config import UserError, from_json, seed_of
-from mam2.data.clips import Data, catalog_of, train_clips
+from mam2.data.clips import Data, catalog_of, middle_clip, train_clips
 from mam2.data.mixing import mix
 from mam2.patches import to_float
 from mam2.pictures.canvas import FrameRow, enlarge, frames_shown, page_of_rows, zoom_to
+from mam2.pictures.page import video_title
+from mam2.pictures.prediction import animation, contact_sheet
+from mam2.targets.tokenizers.vq import load_vq
 from mam2.train.finetune import Finetune
 from mam2.train.pretrain import Pretrain
 from mam2.train.run import read_run
+from mam2.use.hidden_patches import load_predictor
 
 log = logging.getLogger("mam2")
 KINDS = {"pretrain": Pretrain, "finetune": Finetune}
+
+
+def show(
+    run: str | Path,
+    video: str | Path,
+    out: str | Path,
+    *,
+    animations: tuple[str | Path, ...] = (),
+    seed: int = 0,
+) -> None:
+    """Writes a contact sheet (PNG) of a run's predictions for the middle of a video; of an encoder, its attention.
+
+    Args:
+        run: the folder of a pre-training run; or any encoder that `load_encoder` takes.
+        video: a video file.
+        out: the PNG to write.
+        animations: more files to write, .gif or .mp4: the same rows, in motion.
+        seed: of the mask.
+
+    Raises:
+        UserError: no run, no encoder, no video, or an animation of another kind of file.
+    """
+    prediction = load_predictor(run)(video, seed=seed)
+    contact_sheet(prediction, Path(out), title=video_title(video))
+    for path in animations:
+        animation(prediction, Path(path), title=video_title(video))
 
 
 def show_augmented(run: str | Path, video: str | Path, out: str | Path, *, seed: int) -> None:
@@ -65,3 +99,37 @@ def _other_video(data: Data, video: str, *, seed: int) -> str:
         return ""
     others = [item.path for item in items if Path(item.path).absolute() != Path(video).absolute()]
     return random.Random(seed).choice(others) if others else ""
+
+
+def show_reconstruction(file: str | Path, videos: list[str], out: str | Path, *, size: int) -> None:
+    """Draws the middle frames of at most 6 videos and a small VQ tokenizer's reconstructions of them, as a PNG.
+
+    Raises:
+        UserError: no tokenizer, or none of the videos can be read.
+    """
+    tokenizer = load_vq(file)
+    frames = []
+    for video in videos[:: max(1, len(videos) // 6)]:  # evenly spaced: neighbours are of one class
+        try:
+            frames.append(middle_clip(video, Data(), num_frames=1, size=size)[0])
+        except UserError:  # damaged: training has reported it
+            continue
+        if len(frames) == 6:
+            break
+    if not frames:
+        raise UserError("None of the videos can be read, so there is nothing to draw.")
+    frames_FCHW = to_float(torch.stack(frames))
+    codes_FN = tokenizer(frames_FCHW)
+    grid = (size // tokenizer.patch_size,) * 2
+    drawn_FCHW = tokenizer.decode(codes_FN, grid=grid)
+    zoom = zoom_to(frames_FCHW, 128)
+    error = F.mse_loss(drawn_FCHW, frames_FCHW).item()
+    rows = [
+        FrameRow(name="Frames", description="one of each video", frames_TCHW=enlarge(frames_FCHW, zoom)),
+        FrameRow(
+            name="From their codes",
+            description=f"{tokenizer.num_codes} codes, {grid[0]} × {grid[1]} per frame; squared error {error:.4f}",
+            frames_TCHW=enlarge(drawn_FCHW, zoom),
+        ),
+    ]
+    page_of_rows(rows, list(range(len(frames))), title=Path(file).name, footer=[]).save(out)

@@ -11,22 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mam2
 from mam2.config import UserError, to_json
 from mam2.files import parse_json, read_metadata, read_object, write_text
 from mam2.model.encoder import EncoderConfig, Origin
-from mam2.model.source import CLASSIFIER_FILE, ENCODER_FILE, HUB, check_name, weight_file
-from mam2.model.weights import (
-    FORMAT_CLASSIFIER,
-    FORMAT_ENCODER,
-    load_encoder,
-    read_encoder_config,
-    read_origin,
-    save_encoder,
-)
+from mam2.model.load import load_encoder, read_encoder_config
+from mam2.model.weight_file import CLASSIFIER_FILE, ENCODER_FILE, HUB, check_name, weight_file
+from mam2.model.weights import FORMAT_CLASSIFIER, FORMAT_ENCODER, read_origin, save_encoder
 from mam2.pictures.report import read_log
+from mam2.share.auto_model import CODE, CODE_FILE
 from mam2.train.run import read_run
-from mam2.use.auto_model import CODE, CODE_FILE
+from mam2.version import __version__
 
 CARD = "README.md"
 _SHARES = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
@@ -284,7 +278,7 @@ def _config(about: _About) -> dict[str, Any]:
         "model_type": "mam2",
         "architectures": ["Mam2ForVideoClassification" if about.classes else "Mam2Model"],
         "auto_map": {"AutoConfig": f"{module}.Mam2Config", "AutoModel": f"{module}.Mam2Model"},
-        "mam2_version": mam2.__version__,
+        "mam2_version": __version__,
         "encoder": to_json(about.encoder),
     }
     if about.classes:
@@ -322,7 +316,7 @@ def _upload(folder: Path, name: str, *, private: bool) -> str:
         url = api.create_repo(name, private=private or None, exist_ok=True)
         if private and not api.repo_info(name).private:
             raise UserError(f"{name} is there already and public. Make it private on the hub, or choose another name.")
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Push by mam2 {mam2.__version__}")
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Push by mam2 {__version__}")
     except (HTTPError, OSError) as error:
         raise UserError(
             f"{name} can't be uploaded: {str(error)[:300] or repr(error)} Log in with `hf auth login`, with a token "

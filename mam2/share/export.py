@@ -22,16 +22,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-import mam2
 from mam2.config import UserError
 from mam2.data.clips import Data, views_of
 from mam2.data.synthetic import MOTIONS, render
 from mam2.files import read_metadata
 from mam2.model.classifier import Classifier, scores_of
 from mam2.model.encoder import VideoEncoder
-from mam2.model.source import weight_file
-from mam2.model.weights import FORMAT_CLASSIFIER, load_classifier, load_encoder
+from mam2.model.load import load_encoder
+from mam2.model.weight_file import weight_file
+from mam2.model.weights import FORMAT_CLASSIFIER, load_classifier
 from mam2.train.run import data_of
+from mam2.version import __version__
 
 Format = Literal["onnx", "pt2", "aoti"]
 """ONNX; a program of torch.export; or one that AOTInductor compiled for this machine's processor or GPU."""
@@ -190,7 +191,7 @@ def _about(
     frames, _, height, width = clips_BTCHW.shape[1:]
     data = data_of(source)
     about = {
-        "mam2": mam2.__version__,
+        "mam2": __version__,
         "source": str(source),
         "input": f"clip: uint8 (batch, {frames}, 3, {height}, {width}), RGB from 0 to 255; "
         f"any batch, exactly {frames} frames of {height} × {width} pixels",

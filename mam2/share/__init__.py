@@ -1,0 +1,1 @@
+"""Models handed to others: ONNX and torch.export files, the Hugging Face hub, AutoModel, MTEB."""

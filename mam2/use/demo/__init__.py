@@ -1,0 +1,1 @@
+"""The demo: a local page on which a model can be tried."""

@@ -39,6 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mam2.data.catalog import read_catalog
+from mam2.data.shape import Listing
 from mam2.device import local_device
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import save_encoder
@@ -188,7 +189,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Runs the benchmark; writes what it needs into `folder`."""
     sizes = SIZES[options.model]
     if options.videos:
-        paths = [item.path for item in read_catalog(options.videos, labelled=False).items[: options.num_videos]]
+        paths = [
+            item.path for item in read_catalog(Listing(root=options.videos), labelled=False).items[: options.num_videos]
+        ]
     else:
         span = sizes.frames * STRIDE
         count = max(1, round(options.seconds * FPS / span)) * span  # whole windows

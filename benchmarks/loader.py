@@ -50,6 +50,7 @@ from mam2.data.catalog import Catalog, Item, read_catalog
 from mam2.data.clips import Data, train_clips, views_of
 from mam2.data.loader import TrainLoader
 from mam2.data.prepare.extract import write_frames
+from mam2.data.shape import ClipShape, Listing
 from mam2.data.video.index import read_index
 from mam2.data.video.open import open_video
 from mam2.data.video.pyav import PyAVVideo
@@ -181,20 +182,20 @@ def dense(num_frames: int, data: Data, rng: random.Random) -> list[int]:
 def sources_of(videos: Sequence[str], folders: Sequence[str]) -> tuple[list[Source], dict[str, str]]:
     """All that is measured; and what is left out, with the reason."""
     pretrain, tuning = mam2_b_k400().data, finetune_b_ucf101()
-    sizes: dict[str, int] = {"num_frames": NUM_FRAMES, "size": SIZE}
+    shape = ClipShape(NUM_FRAMES, SIZE)
 
     def training(paths: Sequence[str], data: Data, *, is_first: bool = False) -> Callable[[int, random.Random], Any]:
         def make(number: int, rng: random.Random) -> list[Tensor]:
             if is_first:
                 read_index.cache_clear()
-            return train_clips(paths[number], data, rng=rng, **sizes)
+            return train_clips(paths[number], data, shape, rng=rng).clips
 
         return make
 
     def testing(paths: Sequence[str]) -> Callable[[int, random.Random], Any]:
         def make(number: int, rng: random.Random) -> Tensor:
             read_index.cache_clear()
-            return views_of(paths[number], tuning.data, clips=tuning.clips, crops=tuning.crops, **sizes)
+            return views_of(paths[number], tuning.data, shape, clips=tuning.clips, crops=tuning.crops).views_VTCHW
 
         return make
 
@@ -285,8 +286,7 @@ def worker_memory(videos: Sequence[str], data: Data, *, num_clips: int, batch_si
     loader = TrainLoader(
         catalog,
         replace(data, num_workers=1),
-        num_frames=NUM_FRAMES,
-        size=SIZE,
+        ClipShape(NUM_FRAMES, SIZE),
         batch_size=batch_size,
         seed=0,
         num_steps=steps,
@@ -323,7 +323,7 @@ def about(path: str) -> dict[str, Any]:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Runs the benchmark; writes what it needs into `folder`."""
     if options.videos:
-        catalog = read_catalog(options.videos, labelled=False)
+        catalog = read_catalog(Listing(root=options.videos), labelled=False)
         videos = [item.path for item in catalog.items[: options.num_videos]]
     else:
         videos = [str(folder / f"{number}.mp4") for number in range(options.num_videos)]

@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mam2.config import Steps
-from mam2.data.clips import catalog_of
+from mam2.data.catalog import read_catalog
 from mam2.losses import Reduction
 from mam2.masks import Mask
 from mam2.objectives.mam2 import MAM2, MAM2Config
@@ -58,7 +58,7 @@ def parts_at(model: MAM2, clip_BTCHW: Tensor, mask: Mask, target: Targets, step:
 
 def measured(config: Pretrain, steps: int, every: int) -> list[dict[str, float]]:
     """The parts of the loss, weighted as in Eq. 4, and the lengths of their gradients, every so many steps."""
-    catalog = catalog_of(config.data, labelled=False)
+    catalog = read_catalog(config.data.listing, labelled=False)
     config = with_duration(config, Steps(steps))
     encoder = config.encoder
     targets = TargetMaker(config.targets, patch_size=encoder.patch_size, device=torch.device("cpu"))

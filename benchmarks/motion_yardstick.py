@@ -30,8 +30,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mam2.data.clips import Data, catalog_of
+from mam2.data.catalog import read_catalog
+from mam2.data.clips import Data
 from mam2.data.loader import TrainLoader
+from mam2.data.shape import ClipShape
 from mam2.device import local_device
 from mam2.masks import Mask, take
 from mam2.objectives.contract import Objective
@@ -86,10 +88,9 @@ def clips_of(root: str, data: Data, config: Pretrain, *, count: int) -> list[Ten
     data = replace(data, root=root, split="", num_workers=0)
     sizes = config.encoder
     loader = TrainLoader(
-        catalog_of(data, labelled=False),
+        read_catalog(data.listing, labelled=False),
         data,
-        num_frames=sizes.frames,
-        size=sizes.size,
+        ClipShape.of(sizes),
         batch_size=CHUNK,
         seed=config.loop.seed + 10_000,
         num_steps=count // CHUNK,

@@ -1,6 +1,7 @@
 """MAM²: self-supervised pre-training of video transformers by masked appearance-motion modelling.
 
-`load_encoder("RUN")(clip)` gives features; `pretrain(config, "RUN")` and `finetune(config, "RUN")` are whole runs of a
+`open_model("RUN")` is a trained model from any source, ready to see videos; `load_encoder("RUN")` its encoder alone;
+`pretrain(config, "RUN")` and `finetune(config, "RUN")` are whole runs of a
 `Pretrain` or a `Finetune`, such as `get_recipe` returns. Dataclasses: `dataclasses.replace` sets their `data`.
 
 Importing this package loads nothing heavy: each public name is imported when it is first used.
@@ -46,11 +47,13 @@ if TYPE_CHECKING:
     from mam2.train.pretrain import Pretrain as Pretrain
     from mam2.train.pretrain import build as build
     from mam2.train.pretrain import pretrain as pretrain
-    from mam2.train.tuned import evaluate_run as evaluate_run
+    from mam2.trained import Trained as Trained
+    from mam2.trained import open_model as open_model
     from mam2.use.demo.page import demo as demo
     from mam2.use.embed import embed as embed
     from mam2.use.embed import read_clip as read_clip
     from mam2.use.embedder import Embed as Embed
+    from mam2.use.evaluate_run import evaluate_run as evaluate_run
     from mam2.use.predict import predict as predict
     from mam2.use.search import near_duplicates as near_duplicates
     from mam2.use.search import search as search
@@ -75,10 +78,11 @@ MODULE_OF = {
     **dict.fromkeys(("Finetune", "finetune"), "train.finetune"),
     "Optim": "train.optim",
     **dict.fromkeys(("Pretrain", "build", "pretrain"), "train.pretrain"),
-    "evaluate_run": "train.tuned",
+    **dict.fromkeys(("Trained", "open_model"), "trained"),
     "demo": "use.demo.page",
     **dict.fromkeys(("embed", "read_clip"), "use.embed"),
     "Embed": "use.embedder",
+    "evaluate_run": "use.evaluate_run",
     "predict": "use.predict",
     **dict.fromkeys(("near_duplicates", "search"), "use.search"),
 }

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mam2.data.clips import train_clips
+from mam2.data.shape import ClipShape
 from mam2.recipes.pretrain import mam2_b_k400
 
 
@@ -63,7 +64,7 @@ def test_rivals_make_the_same_clips(bench: types.ModuleType, folder: Path, name:
         pytest.skip(f"{name} can't be loaded")
     for make in makers:
         for seed in range(2):
-            ours = train_clips(video, data, num_frames=16, size=bench.SIZE, rng=random.Random(seed))[0]
+            ours = train_clips(video, data, ClipShape(16, bench.SIZE), rng=random.Random(seed)).clips[0]
             theirs = make(0, random.Random(seed))
             assert theirs.dtype == torch.uint8
             assert theirs.shape == ours.shape

@@ -13,6 +13,7 @@ from helpers import TINY, mam2
 from mam2.config import UserError, to_json
 from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data
+from mam2.data.shape import Listing
 from mam2.files import fingerprint
 from mam2.model.encoder import EncoderConfig
 from mam2.targets.cache import TokenCache
@@ -100,7 +101,7 @@ def test_the_tokenizer_sees_each_clip_once(tmp_path: Path) -> None:
 
 
 def test_a_cache_belongs_to_tokenizer_videos_and_clips(videos: Path, tmp_path: Path) -> None:
-    catalog = read_catalog(videos, labelled=False)
+    catalog = read_catalog(Listing(root=videos), labelled=False)
     config = Pretrain(
         data=Data(root=str(videos), fixed_clips=2),
         encoder=EncoderConfig(width=16, depth=1, num_heads=2, frames=4, size=16, patch_size=4),

@@ -6,6 +6,7 @@ import pytest
 
 from mam2.config import UserError
 from mam2.data.catalog import Catalog, Item, few_shot, read_catalog
+from mam2.data.shape import Listing
 
 
 @pytest.fixture
@@ -34,15 +35,15 @@ def write_csv(folder):
 
 
 def test_a_folder_without_labels(folder):
-    catalog = read_catalog(folder, labelled=False)
+    catalog = read_catalog(Listing(root=folder), labelled=False)
     names = ("a (run)/deep/é.mkv", "a (run)/x & y!.webm", "b jump/1.avi", "b jump/2.MP4")
     assert catalog.items == tuple(Item(path=str(folder / name), label=None) for name in names)
     assert catalog.classes == ()
-    assert read_catalog(str(folder), labelled=False) == catalog
+    assert read_catalog(Listing(root=str(folder)), labelled=False) == catalog
 
 
 def test_a_folder_of_classes(folder):
-    catalog = read_catalog(folder, labelled=True)
+    catalog = read_catalog(Listing(root=folder), labelled=True)
     assert catalog.classes == ("a (run)", "b jump")
     assert [item.label for item in catalog.items] == [0, 0, 1, 1]
 
@@ -50,7 +51,7 @@ def test_a_folder_of_classes(folder):
 def test_links_to_folders_are_followed(folder, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "jump").symlink_to(folder / "b jump")
-    assert len(read_catalog(tmp_path / "data", labelled=True).items) == 2
+    assert len(read_catalog(Listing(root=tmp_path / "data"), labelled=True).items) == 2
 
 
 def test_links_that_lead_back_multiply_no_videos(folder, tmp_path, caplog):
@@ -66,22 +67,22 @@ def test_links_that_lead_back_multiply_no_videos(folder, tmp_path, caplog):
         (folder / name).symlink_to(target)
     (tmp_path / "elsewhere" / "around").symlink_to("../videos")
     (tmp_path / "elsewhere" / "self").symlink_to(".")
-    catalog = read_catalog(folder, labelled=False)
+    catalog = read_catalog(Listing(root=folder), labelled=False)
     assert [Path(item.path).name for item in catalog.items] == ["é.mkv", "x & y!.webm", "1.avi", "2.MP4", "3.mp4"]
     assert f"{folder}/b jump/up is a link to {folder}, which is read already" in caplog.text
 
 
 def test_the_classes_of_a_checkpoint_keep_their_numbers(folder):
-    catalog = read_catalog(folder, labelled=True, classes=("b jump", "walk", "a (run)"))
+    catalog = read_catalog(Listing(root=folder), labelled=True, classes=("b jump", "walk", "a (run)"))
     assert catalog.classes == ("b jump", "walk", "a (run)")
     assert [item.label for item in catalog.items] == [2, 2, 0, 0]
     with pytest.raises(UserError, match=r"x & y!\.webm|é\.mkv.*'a \(run\)' is not a known class. Did you mean a \(ran"):
-        read_catalog(folder, labelled=True, classes=("b jump", "a (ran)"))
+        read_catalog(Listing(root=folder), labelled=True, classes=("b jump", "a (ran)"))
 
 
 def test_csv_with_names_keeps_its_order(folder, write_csv):
     path = write_csv(f"label,path,fps\njump,b jump/2.MP4,30\nrun,{folder}/a (run)/deep/é.mkv,25\n")
-    catalog = read_catalog(path, labelled=True)
+    catalog = read_catalog(Listing(root=path), labelled=True)
     assert catalog.classes == ("jump", "run")
     assert catalog.items == (
         Item(path=str(folder / "b jump/2.MP4"), label=0),
@@ -104,7 +105,7 @@ def listed(folder):
 
 
 def read(path: Path, classes: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], list[int | None]]:
-    catalog = read_catalog(path, labelled=True, classes=classes)
+    catalog = read_catalog(Listing(root=path), labelled=True, classes=classes)
     return catalog.classes, [item.label for item in catalog.items]
 
 
@@ -192,21 +193,21 @@ def test_names_of_folders_are_names_whatever_they_are(tmp_path):
 
 def test_a_video_with_two_labels_is_refused(write_csv):
     twice = "path,label\nb jump/1.avi,a\nb jump/2.MP4,b\n./b jump/1.avi,{}\n"
-    assert len(read_catalog(write_csv(twice.format("a")), labelled=True).items) == 3, "drawn more often"
+    assert len(read_catalog(Listing(root=write_csv(twice.format("a"))), labelled=True).items) == 3, "drawn more often"
     with pytest.raises(UserError, match=r"1\.avi has two labels: 'a' in .*line 2, and 'b' in .*line 4.*start and end"):
-        read_catalog(write_csv(twice.format("b")), labelled=True)
-    assert len(read_catalog(write_csv(twice.format("b")), labelled=False).items) == 3
+        read_catalog(Listing(root=write_csv(twice.format("b"))), labelled=True)
+    assert len(read_catalog(Listing(root=write_csv(twice.format("b"))), labelled=False).items) == 3
 
 
 def test_columns_can_have_other_names_and_unused_ones_are_named_once(write_csv, caplog):
     caplog.set_level("INFO", logger="mam2")
     path = write_csv("clip, path,action,label,fps,camera\nb jump/1.avi,x,jump,7,30,left\n")
     for _ in range(2):
-        catalog = read_catalog(path, labelled=True, path_column="clip", label_column="action")
+        catalog = read_catalog(Listing(root=path, path_column="clip", label_column="action"), labelled=True)
     assert (Path(catalog.items[0].path).name, catalog.classes) == ("1.avi", ("jump",))
     assert caplog.text.count("columns that are ignored: path, label, camera.") == 1
     with pytest.raises(UserError, match=r"no column 'file'.*or name the column: --data\.path-column NAME"):
-        read_catalog(path, labelled=False, path_column="file")
+        read_catalog(Listing(root=path, path_column="file"), labelled=False)
 
 
 def test_segments_of_a_video_are_videos(folder, write_csv):
@@ -214,7 +215,7 @@ def test_segments_of_a_video_are_videos(folder, write_csv):
         "path,label,start,end\nb jump/1.avi,a,0,2.5\nb jump/1.avi,b,2.5,\n"
         "b jump/1.avi,c,,\nb jump/2.MP4,a, 3,100\n,,,\n"
     )
-    catalog = read_catalog(path, labelled=True)
+    catalog = read_catalog(Listing(root=path), labelled=True)
     first = str(folder / "b jump/1.avi")
     assert [item.path for item in catalog.items] == [
         *(f"{first}#t=0,2.5", f"{first}#t=2.5", first),
@@ -222,22 +223,25 @@ def test_segments_of_a_video_are_videos(folder, write_csv):
     ]
     with pytest.raises(UserError, match=r"2\.MP4#t=0,1 has two labels"):
         read_catalog(
-            write_csv("path,label,start,end\n" + "".join(f"b jump/2.MP4,{x},0,1\n" for x in "ab")), labelled=True
+            Listing(root=write_csv("path,label,start,end\n" + "".join(f"b jump/2.MP4,{x},0,1\n" for x in "ab"))),
+            labelled=True,
         )
     for start, end in (("3", "2"), ("-1", "2"), ("nan", "3"), ("0:10", "0:20"), ("2", "2")):
         with pytest.raises(UserError, match=rf"line 2 has start '{start}' and end '{end}'; accepted are seconds"):
-            read_catalog(write_csv(f"path,start,end\nb jump/1.avi,{start},{end}\n"), labelled=False)
+            read_catalog(Listing(root=write_csv(f"path,start,end\nb jump/1.avi,{start},{end}\n")), labelled=False)
 
 
 def test_csv_from_a_spreadsheet(write_csv):
-    catalog = read_catalog(write_csv('path, label\r\n"b jump/2.MP4",jump\r\n\r\n', "utf-8-sig"), labelled=True)
+    catalog = read_catalog(
+        Listing(root=write_csv('path, label\r\n"b jump/2.MP4",jump\r\n\r\n', "utf-8-sig")), labelled=True
+    )
     assert [item.label for item in catalog.items] == [0]
     assert catalog.classes == ("jump",)
 
 
 def test_csv_without_labels_needs_only_paths(write_csv):
-    assert read_catalog(write_csv("path\nb jump/1.avi\n"), labelled=False).items[0].label is None
-    assert read_catalog(write_csv("path,label\nb jump/1.avi,\n"), labelled=False).classes == ()
+    assert read_catalog(Listing(root=write_csv("path\nb jump/1.avi\n")), labelled=False).items[0].label is None
+    assert read_catalog(Listing(root=write_csv("path,label\nb jump/1.avi,\n")), labelled=False).classes == ()
 
 
 @pytest.mark.parametrize(
@@ -260,90 +264,96 @@ def test_csv_without_labels_needs_only_paths(write_csv):
 )
 def test_csv_mistakes_are_named(write_csv, text, message):
     with pytest.raises(UserError, match=message):
-        read_catalog(write_csv(text), labelled=True)
+        read_catalog(Listing(root=write_csv(text)), labelled=True)
 
 
 def test_the_splits_of_a_csv(write_csv):
     path = write_csv("path,label,split\nb jump/1.avi,jump,train\nb jump/2.MP4,run,val\nnot here.avi,,test\n")
-    (train,), (val,) = (read_catalog(path, labelled=True, split=split).items for split in ("train", "val"))
+    (train,), (val,) = (
+        read_catalog(Listing(root=path, split=split), labelled=True).items for split in ("train", "val")
+    )
     assert (Path(train.path).name, train.label) == ("1.avi", 0)
     assert (Path(val.path).name, val.label) == ("2.MP4", 1), "a class has the same number in each split"
-    assert read_catalog(path, labelled=True, split="val").classes == ("jump", "run")
+    assert read_catalog(Listing(root=path, split="val"), labelled=True).classes == ("jump", "run")
     with pytest.raises(UserError, match=r"line 4 has no label"):
-        read_catalog(path, labelled=True, split="test")
+        read_catalog(Listing(root=path, split="test"), labelled=True)
     with pytest.raises(UserError, match=r"line 4: .*not here\.avi does not exist \(1 of 1"):
-        read_catalog(path, labelled=False, split="test")
+        read_catalog(Listing(root=path, split="test"), labelled=False)
     with pytest.raises(
         UserError, match=r"list\.csv holds the splits test, train, val\. Name one of them, such as test"
     ):
-        read_catalog(path, labelled=False)
+        read_catalog(Listing(root=path), labelled=False)
     with pytest.raises(UserError, match=r"list\.csv has no split 'trian'\. Did you mean train"):
-        read_catalog(path, labelled=True, split="trian")
+        read_catalog(Listing(root=path, split="trian"), labelled=True)
 
 
 def test_where_a_split_need_not_be_named(folder, write_csv):
     path = write_csv("path,split\nb jump/1.avi,fold1\n")
-    assert read_catalog(path, labelled=False) == read_catalog(path, labelled=False, split="fold1")
+    assert read_catalog(Listing(root=path), labelled=False) == read_catalog(
+        Listing(root=path, split="fold1"), labelled=False
+    )
     path = write_csv("path,split\nb jump/1.avi,\n")
-    assert len(read_catalog(path, labelled=False).items) == 1
+    assert len(read_catalog(Listing(root=path), labelled=False).items) == 1
     with pytest.raises(UserError, match=r"list\.csv has no splits, but 'val' was named"):
-        read_catalog(path, labelled=False, split="val")
+        read_catalog(Listing(root=path, split="val"), labelled=False)
     with pytest.raises(UserError, match=r"line 2 has no split; others have val\. Write one"):
-        read_catalog(write_csv("path,split\nb jump/1.avi,\nb jump/2.MP4,val\n"), labelled=False, split="val")
+        read_catalog(
+            Listing(root=write_csv("path,split\nb jump/1.avi,\nb jump/2.MP4,val\n"), split="val"), labelled=False
+        )
     with pytest.raises(UserError, match=r"is a folder and has no split 'train'\. Give .*videos/train, or a \.csv"):
-        read_catalog(folder, labelled=False, split="train")
+        read_catalog(Listing(root=folder, split="train"), labelled=False)
 
 
 def test_csv_in_another_encoding_is_refused(write_csv):
     with pytest.raises(UserError, match=r"can't be read: .*UTF-8"):
-        read_catalog(write_csv("path,label\né.avi,x\n", "latin-1"), labelled=True)
+        read_catalog(Listing(root=write_csv("path,label\né.avi,x\n", "latin-1")), labelled=True)
 
 
 def test_csv_with_an_unknown_class(write_csv):
     path = write_csv("path,label\nb jump/1.avi,jmup\n")
     with pytest.raises(UserError, match=r"line 2: 'jmup' is not a known class\. Did you mean jump\?"):
-        read_catalog(path, labelled=True, classes=("jump", "run"))
+        read_catalog(Listing(root=path), labelled=True, classes=("jump", "run"))
     path = write_csv("path,label\nb jump/1.avi,2\n")
     with pytest.raises(UserError, match=r"'2' is not a known class\. Accepted: jump, run\."):
-        read_catalog(path, labelled=True, classes=("jump", "run"))
+        read_catalog(Listing(root=path), labelled=True, classes=("jump", "run"))
 
 
 def test_what_is_no_data_set_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match=r"nowhere does not exist\. Accepted: a folder of videos, or a \.csv"):
-        read_catalog(tmp_path / "nowhere", labelled=False)
+        read_catalog(Listing(root=tmp_path / "nowhere"), labelled=False)
     with pytest.raises(UserError, match=r"data\.root is empty"):
-        read_catalog("", labelled=False)
+        read_catalog(Listing(root=""), labelled=False)
     with pytest.raises(UserError, match=r"README\.md is neither a folder nor a \.csv"):
-        read_catalog(folder / "README.md", labelled=False)
+        read_catalog(Listing(root=folder / "README.md"), labelled=False)
     with pytest.raises(UserError, match=r"empty class holds no videos\. Accepted: files ending in .*\.mp4"):
-        read_catalog(folder / "empty class", labelled=False)
+        read_catalog(Listing(root=folder / "empty class"), labelled=False)
 
 
 def test_a_flat_folder_has_no_labels(folder):
     with pytest.raises(UserError, match=r"1\.avi has no label \(2 such videos\).*one folder for each class"):
-        read_catalog(folder / "b jump", labelled=True)
+        read_catalog(Listing(root=folder / "b jump"), labelled=True)
 
 
 def test_splits_are_no_classes(folder):
     (folder / "a (run)").rename(folder / "train")
     (folder / "b jump").rename(folder / "val")
     with pytest.raises(UserError, match=r"train, val: these look like splits, not classes\. Give one of them"):
-        read_catalog(folder, labelled=True)
-    assert len(read_catalog(folder, labelled=False).items) == 4
+        read_catalog(Listing(root=folder), labelled=True)
+    assert len(read_catalog(Listing(root=folder), labelled=False).items) == 4
 
 
 def test_real_folders(real_data):
-    train = read_catalog(real_data / "arid6" / "train", labelled=True)
+    train = read_catalog(Listing(root=real_data / "arid6" / "train"), labelled=True)
     assert train.classes == ("Jump", "Run", "Sit", "Stand", "Turn", "Walk")
     assert len(train.items) == 150
-    listed = read_catalog(real_data / "arid6" / "labels.csv", labelled=True, split="train")
+    listed = read_catalog(Listing(root=real_data / "arid6" / "labels.csv", split="train"), labelled=True)
     assert len(listed.items) == 150
     assert listed.classes == tuple("012345")
     by_path = {item.path: item.label for item in listed.items}
     assert all(by_path[item.path] == item.label for item in train.items)
-    assert len(read_catalog(real_data / "arid6" / "labels.csv", labelled=False, split="val").items) == 96
+    assert len(read_catalog(Listing(root=real_data / "arid6" / "labels.csv", split="val"), labelled=False).items) == 96
     with pytest.raises(UserError, match=r"labels\.csv holds the splits train, val\. Name one of them"):
-        read_catalog(real_data / "arid6" / "labels.csv", labelled=True)
+        read_catalog(Listing(root=real_data / "arid6" / "labels.csv"), labelled=True)
 
 
 def test_shots_are_so_many_of_each_class():

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torchvision.models.optical_flow import raft_small
 
 import mam2
-import mam2.train.tuned as testing
+import mam2.use.evaluate_run as testing
 from mam2.__main__ import main
 from mam2.cli.verbs import VERBS
 from mam2.config import to_json

@@ -13,6 +13,7 @@ from mam2.data import sampling, transforms
 from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data, augmented, stride_of, train_clips, views_of
 from mam2.data.loader import TrainLoader
+from mam2.data.shape import ClipShape, Listing
 from mam2.data.video.open import open_video
 
 PLAIN = Data(stride_frames=2, flip=False)
@@ -28,7 +29,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_repeats_are_other_augmentations_of_the_same_frames(video: str) -> None:
-    twice = train_clips(video, TABLE_8, num_frames=4, size=16, rng=random.Random(3))
+    twice = train_clips(video, TABLE_8, ClipShape(4, 16), rng=random.Random(3)).clips
     assert [tuple(clip.shape) for clip in twice] == [(4, 3, 16, 16)] * 2
     assert not torch.equal(*twice)
     # By hand: one draw of frames, then an augmentation after the other from the same random numbers.
@@ -60,7 +61,7 @@ def test_without_settings_a_clip_is_cropped_and_flipped_only() -> None:
 
 def test_uniform_clips_span_the_video(video: str) -> None:
     data = replace(PLAIN, sampling="uniform")
-    (clip,) = train_clips(video, data, num_frames=8, size=16, rng=random.Random(0))
+    (clip,) = train_clips(video, data, ClipShape(8, 16), rng=random.Random(0)).clips
     rng = random.Random(0)
     indices = sampling.uniform(40, clip_frames=8, rng=rng)
     assert all(5 * i <= index < 5 * (i + 1) for i, index in enumerate(indices))
@@ -68,7 +69,7 @@ def test_uniform_clips_span_the_video(video: str) -> None:
         expected = transforms.multi_scale_crop(opened.frames(indices), size=16, rng=rng)
     assert torch.equal(clip, expected)
 
-    views = views_of(video, data, num_frames=8, size=16, clips=2, crops=3)
+    views = views_of(video, data, ClipShape(8, 16), clips=2, crops=3).views_VTCHW
     assert views.shape == (6, 8, 3, 16, 16)
     with open_video(video) as opened:
         for clip_number, indices in enumerate(sampling.uniform_views(40, clip_frames=8, clips=2)):
@@ -84,19 +85,19 @@ def test_the_stride_follows_the_frame_rate_when_asked() -> None:
 
 
 def test_a_batch_holds_the_repeats_side_by_side(video: str) -> None:
-    catalog = read_catalog(Path(video).parent, labelled=False)
+    catalog = read_catalog(Listing(root=Path(video).parent), labelled=False)
     data = replace(TABLE_8, num_workers=0)
-    (batch,) = TrainLoader(catalog, data, num_frames=4, size=16, batch_size=3, seed=0, num_steps=3, start_step=2)
+    (batch,) = TrainLoader(catalog, data, ClipShape(4, 16), batch_size=3, seed=0, num_steps=3, start_step=2)
     assert batch.clip_BTCHW.shape == (6, 4, 3, 16, 16)
     assert batch.sample_B.tolist() == list(range(12, 18))  # (step 2 · batch 3 + position) · 2 + repeat
     second = batch.part(1, of=3)
     assert second.sample_B.tolist() == [14, 15]
     assert torch.equal(second.clip_BTCHW, batch.clip_BTCHW[2:4])
     halves = [
-        TrainLoader(catalog, data, num_frames=4, size=16, batch_size=4, seed=0, num_steps=1, rank=rank, world_size=2)
+        TrainLoader(catalog, data, ClipShape(4, 16), batch_size=4, seed=0, num_steps=1, rank=rank, world_size=2)
         for rank in (0, 1)
     ]
-    (whole,) = TrainLoader(catalog, data, num_frames=4, size=16, batch_size=4, seed=0, num_steps=1)
+    (whole,) = TrainLoader(catalog, data, ClipShape(4, 16), batch_size=4, seed=0, num_steps=1)
     assert torch.equal(torch.cat([next(iter(half)).clip_BTCHW for half in halves]), whole.clip_BTCHW)
 
 

@@ -27,13 +27,15 @@ from mam2.data.clips import Data
 from mam2.data.windows import Window, evenly
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.load import load_encoder
-from mam2.model.weights import load_classifier, save_encoder
+from mam2.model.weights import save_encoder
+from mam2.trained import Trained, open_model
 from mam2.use.demo import parts as demo_parts
 from mam2.use.demo.shown import alike, all_parts, classified, load_demo, or_problem, predicted
 from mam2.use.embed import embed_file, read_clip
-from mam2.use.embedder import Embed
+from mam2.use.embedder import Embed, span_of
+from mam2.use.predict import Predict, scorer_of
 from mam2.use.search import embed_query, search
-from mam2.use.timeline import Timeline, scores_along
+from mam2.use.sliding_windows import VideoVectors, vectors_of_video
 
 ROOT = Path(__file__).parents[1]
 SIZES = EncoderConfig(width=16, depth=1, num_heads=2, frames=3, size=16, patch_size=4)
@@ -84,20 +86,26 @@ def numbers_of(page: str) -> list[list[str]]:
 # --- class probabilities along a video ----------------------------------------------------------------------
 
 
+def scores_along(model: Trained, video: Path, *, stride_frames: int = 4, max_windows: int = 64) -> VideoVectors:
+    model = replace(model, data=Data(stride_frames=stride_frames, num_workers=0))
+    scorer = scorer_of(model, Predict(window=str(span_of(model.data, model.shape.frames))))
+    return vectors_of_video(scorer, video, max_windows=max_windows)
+
+
 def test_scores_are_those_of_each_window_by_itself(place: Path) -> None:
-    model, classes = load_classifier(place / "tuned")
+    trained = open_model(place / "tuned")
+    model = trained.need_classifier()
     torch.nn.init.normal_(model.head.weight, std=0.2, generator=torch.Generator().manual_seed(0))
-    data = Data(stride_frames=4, num_workers=0)
     path = place / "query <b>.mp4"
-    line = scores_along(model, classes, data, path, max_windows=64)
+    line = scores_along(trained, path)
     assert [(window.first, window.last) for window in line.windows] == [(0, 12), (12, 24), (24, 36), (28, 40)]
     assert (line.num_windows, line.is_short, line.problem) == (4, False, "")
     clips = [read_clip(path, SIZES, start=window.start, end=window.end) for window in line.windows]
     with torch.no_grad():
         expected_WK = model(torch.stack(clips)).softmax(dim=1)
-    torch.testing.assert_close(line.scores_WK, expected_WK, atol=1e-6, rtol=0)
-    torch.testing.assert_close(line.scores_WK.sum(dim=1), torch.ones(4))
-    assert line.scores_WK.std(dim=0).min() > 1e-3  # the windows differ
+    torch.testing.assert_close(line.vector_BF, expected_WK, atol=1e-6, rtol=0)
+    torch.testing.assert_close(line.vector_BF.sum(dim=1), torch.ones(4))
+    assert line.vector_BF.std(dim=0).min() > 1e-3  # the windows differ
 
 
 def test_a_long_video_is_looked_at_here_and_there(place: Path) -> None:
@@ -105,36 +113,43 @@ def test_a_long_video_is_looked_at_here_and_there(place: Path) -> None:
     assert [window.first for window in evenly(windows, 4)] == [0, 3, 6, 9]
     assert evenly(windows, 10) == windows
     assert evenly(windows, 1) == windows[:1]
-    model, classes = load_classifier(place / "tuned")
-    data = Data(stride_frames=1, num_workers=0)
-    line = scores_along(model, classes, data, place / "query <b>.mp4", max_windows=3)
+    model = open_model(place / "tuned")
+    line = scores_along(model, place / "query <b>.mp4", stride_frames=1, max_windows=3)
     assert [window.first for window in line.windows] == [0, 18, 37]
     assert line.num_windows == 14
-    assert "3 of its 14 windows were looked at, spread evenly." in words_of(demo_parts.timeline(line))
+    assert "3 of its 14 windows were looked at, spread evenly." in words_of(
+        demo_parts.timeline(line, model.classes, model.kind)
+    )
 
 
 def test_a_short_video_is_one_window(place: Path) -> None:
-    model, classes = load_classifier(place / "tuned")
-    line = scores_along(model, classes, Data(num_workers=0), place / "short.mp4", max_windows=64)
+    model = open_model(place / "tuned")
+    line = scores_along(model, place / "short.mp4")
     assert [(window.first, window.last) for window in line.windows] == [(0, 7)]
-    assert "The video is shorter than a clip of the training" in words_of(demo_parts.timeline(line))
+    assert "The video is shorter than a clip of the training" in words_of(
+        demo_parts.timeline(line, model.classes, model.kind)
+    )
 
 
-def timeline_of(kind: str, scores: list[list[float]], classes: tuple[str, ...]) -> Timeline:
+def timeline_of(
+    kind: str, scores: list[list[float]], classes: tuple[str, ...]
+) -> tuple[VideoVectors, tuple[str, ...], str]:
     windows = tuple(Window(8 * i, 8 * i + 8, 0.5 * i, 0.5 * i + 0.5) for i in range(len(scores)))
-    return Timeline(
-        classes=classes,
-        kind=kind,
+    vectors = VideoVectors(
+        path="/video.mp4",
         windows=windows,
-        scores_WK=torch.tensor(scores),
+        vector_BF=torch.tensor(scores),
         num_windows=len(scores),
         is_short=False,
         problem="",
     )
+    return vectors, classes, kind
 
 
 def test_the_bars_and_the_table_hold_the_probabilities() -> None:
-    page = demo_parts.timeline(timeline_of("classes", [[0.1, 0.25, 0.65], [0.7, 0.05, 0.25]], ("run", "<jump>", "sit")))
+    page = demo_parts.timeline(
+        *timeline_of("classes", [[0.1, 0.25, 0.65], [0.7, 0.05, 0.25]], ("run", "<jump>", "sit"))
+    )
     assert "<jump>" not in page
     assert re.findall(r"<span>(.*?)</span><span class=\"mean\">(.*?)</span>", page) == [
         ("sit", "45.0%"),
@@ -152,7 +167,7 @@ def test_the_bars_and_the_table_hold_the_probabilities() -> None:
 
 def test_of_many_classes_those_with_a_moment_of_their_own_have_bars() -> None:
     rare = [[0.2, 0.2, 0.2, 0.2, 0.1, 0.1, 0.0, 0.0], [0.05, 0.05, 0.05, 0.05, 0.0, 0.0, 0.0, 0.8]]
-    page = demo_parts.timeline(timeline_of("classes", rare, tuple("abcdefgh")))
+    page = demo_parts.timeline(*timeline_of("classes", rare, tuple("abcdefgh")))
     names = re.findall(r"<span>(.)</span><span class=\"mean\">", page)
     assert names == ["h", "a", "b", "c", "d", "e"]
     assert "Of 8 classes, the 6 that are most probable in any window." in words_of(page)
@@ -160,9 +175,9 @@ def test_of_many_classes_those_with_a_moment_of_their_own_have_bars() -> None:
 
 
 def test_several_classes_and_numbers() -> None:
-    page = demo_parts.timeline(timeline_of("several", [[0.9, 0.8]], ("run", "jump")))
+    page = demo_parts.timeline(*timeline_of("several", [[0.9, 0.8]], ("run", "jump")))
     assert "do not sum to 100%" in words_of(page)
-    page = demo_parts.timeline(timeline_of("numbers", [[1.5], [-4.0]], ("number",)))
+    page = demo_parts.timeline(*timeline_of("numbers", [[1.5], [-4.0]], ("number",)))
     assert numbers_of(page) == [["0:00.0", "0:00.5", "1.5"], ["0:00.5", "0:01.0", "-4"]]
     assert "Predicted for the whole video: -1.25, the mean of its windows." in words_of(page)
     assert "%" not in words_of(page)
@@ -276,8 +291,9 @@ def test_a_fault_of_the_program_is_told_in_words(caplog: pytest.LogCaptureFixtur
         "Something is wrong in the program, so a part of some.mp4 can't be shown. Its terminal says more."
     )
     assert "ZeroDivisionError" in caplog.text
-    line = timeline_of("classes", [[0.5, 0.5]], ("run", "jump"))
-    page = or_problem(lambda: demo_parts.timeline(replace(line, problem="/a & b/x.mp4 is cut.")), "/a & b/x.mp4")
+    line, classes, kind = timeline_of("classes", [[0.5, 0.5]], ("run", "jump"))
+    line = replace(line, problem="/a & b/x.mp4 is cut.")
+    page = or_problem(lambda: demo_parts.timeline(line, classes, kind), "/a & b/x.mp4")
     assert "Left out: x.mp4 is cut." in words_of(page)
 
 

@@ -21,15 +21,16 @@ from torch import Tensor
 import mam2.use.sliding_windows as along
 from mam2.config import UserError
 from mam2.data.clips import Data
+from mam2.data.shape import ClipShape
 from mam2.data.video.open import open_video
 from mam2.data.views import ViewLoader
 from mam2.data.windows import Length, frames_of, windows_of
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.load import load_encoder
+from mam2.model.pooling import load_pooling
 from mam2.model.weights import encoder_digest, save_encoder
-from mam2.probe.heads import load_pooling
 from mam2.probe.probe import Probe, probe_encoder
-from mam2.use.embed import catalog_of, embed, embed_file, read_clip
+from mam2.use.embed import embed, embed_file, read_clip, videos_to_embed
 from mam2.use.embedder import Embed, load_embedder
 from mam2.use.features_file import parts_folder
 
@@ -51,7 +52,7 @@ import os, signal, sys
 from pathlib import Path
 import mam2.use.sliding_windows as along
 from mam2.model.encoder import VideoEncoder
-from mam2.use.embed import embed_file
+from mam2.use.embed import embed, embed_file, read_clip, videos_to_embed
 from mam2.use.embedder import Embed
 
 along.WINDOWS_AT_ONCE, along.PART_SECONDS = 1, 0.0
@@ -200,7 +201,7 @@ def test_rows_are_what_the_encoder_makes_of_the_clips(encoder: Path, folder: Pat
 def test_a_clip_is_that_of_evaluation(folder: Path) -> None:
     video = str(folder / "long.mp4")
     loaders = (
-        ViewLoader(catalog_of(video, HERE), Data(num_workers=0), num_frames=4, size=16, clips=clips, crops=1)
+        ViewLoader(videos_to_embed(video, HERE), Data(num_workers=0), ClipShape(4, 16), clips=clips, crops=1)
         for clips in (1, 3)
     )
     [middle], [views] = loaders

@@ -21,6 +21,7 @@ from mam2.data.catalog import read_catalog
 from mam2.data.prepare import extract
 from mam2.data.prepare.extract import estimate_bytes, write_all_frames, write_frames
 from mam2.data.prepare.manifest import prepare
+from mam2.data.shape import Listing
 from mam2.data.synthetic import render, write_video
 from mam2.data.video.index import VideoError
 from mam2.data.video.jpeg_folder import JpegFolder
@@ -321,7 +322,7 @@ def test_all_videos_of_a_manifest_become_folders_that_train_as_the_videos_do(vid
     assert done.bad.keys() == {str(tmp_path / "bad.mp4")}
     assert done.estimated_bytes > 8 * 10 * 100
     assert "9 of 9 videos to extract" in caplog.text
-    catalog = read_catalog(done.manifest, labelled=True, split="val")
+    catalog = read_catalog(Listing(root=done.manifest, split="val"), labelled=True)
     assert catalog.classes == ("approach", "left")
     assert len(catalog.items) == 4
     with open_video(catalog.items[0].path) as frames, PyAVVideo(paths[1]) as video:

@@ -13,6 +13,7 @@ from torch import nn
 from mam2.config import UserError, from_json, to_json
 from mam2.data.catalog import Catalog, Item, few_shot, read_catalog
 from mam2.data.loader import Batch
+from mam2.data.shape import Listing
 from mam2.evaluate import average_precision, errors_of
 from mam2.files import read_tensors, write_tensors
 from mam2.model.classifier import Classifier
@@ -51,44 +52,46 @@ def targets(catalog):
 
 def test_a_list_with_several_classes(listed, caplog):
     caplog.set_level("INFO", logger="mam2")
-    catalog = read_catalog(listed(SEVERAL), labelled=True, kind="auto")
+    catalog = read_catalog(Listing(root=listed(SEVERAL)), labelled=True, kind="auto")
     assert (catalog.kind, catalog.classes) == ("several", ("fall", "jump", "run"))
     assert targets(catalog)[:4] == [(0, 1, 1), (0, 0, 1), (0, 0, 0), (1, 1, 0)]
     assert {item.label for item in catalog.items} == {None}
     assert "videos have several classes each, such as 'run;jump'" in caplog.text
     assert "1 of 8 videos have no label: they count as none of the classes" in caplog.text
-    known = read_catalog(listed(["run", "jump"]), labelled=True, kind="several", classes=catalog.classes)
+    known = read_catalog(Listing(root=listed(["run", "jump"])), labelled=True, kind="several", classes=catalog.classes)
     assert targets(known) == [(0, 0, 1), (0, 1, 0)], "one class each is a case of several"
     with pytest.raises(UserError, match=r"line 2: 'jmup' is not a known class\. Did you mean jump"):
-        read_catalog(listed(["jmup"]), labelled=True, kind="several", classes=catalog.classes)
+        read_catalog(Listing(root=listed(["jmup"])), labelled=True, kind="several", classes=catalog.classes)
     with pytest.raises(UserError, match=r"names no class at all"):
-        read_catalog(listed([";", "|"]), labelled=True, kind="auto")
+        read_catalog(Listing(root=listed([";", "|"])), labelled=True, kind="auto")
 
 
 def test_a_list_with_numbers(listed, caplog):
     caplog.set_level("INFO", logger="mam2")
-    catalog = read_catalog(listed(NUMBERS, column="grade"), labelled=True, kind="auto", label_column="grade")
+    catalog = read_catalog(
+        Listing(root=listed(NUMBERS, column="grade"), label_column="grade"), labelled=True, kind="auto"
+    )
     assert (catalog.kind, catalog.classes) == ("numbers", ("grade",))
     assert targets(catalog) == [(float(label),) for label in NUMBERS]
     assert "the labels are numbers, such as 1.5" in caplog.text
     with pytest.raises(UserError, match=r"line 3: the label 'x' is no number, as the others are\. Correct it"):
-        read_catalog(listed(["1.5", "x"]), labelled=True, kind="numbers")
+        read_catalog(Listing(root=listed(["1.5", "x"])), labelled=True, kind="numbers")
     with pytest.raises(UserError, match=r"line 2 has no label"):
-        read_catalog(listed(["", "1.5"]), labelled=True, kind="numbers")
+        read_catalog(Listing(root=listed(["", "1.5"])), labelled=True, kind="numbers")
 
 
 @pytest.mark.parametrize("labels", [["0", "1", "1"], ["1.0", "2.0"], ["a", "1.5"], ["inf", "1.5"], ["a-b", "c"]])
 def test_lists_of_one_class_each_stay_what_they_were(listed, labels):
-    assert read_catalog(listed(labels), labelled=True, kind="auto").kind == "classes"
+    assert read_catalog(Listing(root=listed(labels)), labelled=True, kind="auto").kind == "classes"
 
 
 def test_what_a_list_must_be_can_be_said(listed, videos):
-    assert read_catalog(listed(SEVERAL[:2]), labelled=True, kind="classes").classes == ("run", "run;jump")
-    assert targets(read_catalog(listed(["3", "5"]), labelled=True, kind="numbers")) == [(3,), (5,)]
-    assert read_catalog(videos, labelled=True, kind="auto").kind == "classes"
+    assert read_catalog(Listing(root=listed(SEVERAL[:2])), labelled=True, kind="classes").classes == ("run", "run;jump")
+    assert targets(read_catalog(Listing(root=listed(["3", "5"])), labelled=True, kind="numbers")) == [(3,), (5,)]
+    assert read_catalog(Listing(root=videos), labelled=True, kind="auto").kind == "classes"
     with pytest.raises(UserError, match=r"is a folder: its labels are classes, not numbers\. Give a \.csv"):
-        read_catalog(videos, labelled=True, kind="numbers")
-    several = read_catalog(listed(SEVERAL), labelled=True, kind="several")
+        read_catalog(Listing(root=videos), labelled=True, kind="numbers")
+    several = read_catalog(Listing(root=listed(SEVERAL)), labelled=True, kind="several")
     assert few_shot(several, shots=0, seed=0) is several
     with pytest.raises(UserError, match=r"2 shots are videos per class, but the labels are several\. Leave shots out"):
         few_shot(several, shots=2, seed=0)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from mam2.config import UserError, to_json
 from mam2.data.clips import Data, views_of
+from mam2.data.shape import ClipShape
 from mam2.data.video.open import open_video
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
@@ -341,7 +342,8 @@ def test_the_encoder_for_mteb(runs, videos, monkeypatch):
     rows = [{"video": Decoder(path), "label": 0} for path in paths]
     loader = DataLoader(rows, batch_size=2)
     vectors = encoder.encode(loader, task_metadata=None, hf_split="test", hf_subset="default", show_progress_bar=False)
-    views = [views_of(str(path), Data(stride_frames=2), num_frames=4, size=16, clips=2, crops=1) for path in paths]
+    data, shape = Data(stride_frames=2), ClipShape(4, 16)
+    views = [views_of(str(path), data, shape, clips=2, crops=1).views_VTCHW for path in paths]
     with torch.no_grad():
         features = load_encoder(runs / "mine")(torch.cat(views)).mean(dim=(1, 2))
     expected = features.unflatten(0, (3, 2)).mean(dim=1)

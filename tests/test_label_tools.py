@@ -14,6 +14,7 @@ from mam2.config import UserError
 from mam2.data.catalog import read_catalog
 from mam2.data.prepare.label_tools import read_exports, seconds_of
 from mam2.data.prepare.manifest import prepare
+from mam2.data.shape import Listing
 from mam2.data.video.open import open_video
 
 
@@ -79,7 +80,7 @@ def test_label_studio(folder, export, tmp_path):
     assert [(row["label"], row["frames"], row["split"]) for row in rows] == [
         *(("jump", "10", "train"), ("fall", "25", "train"), ("jump", "1", "train"))
     ]
-    items = read_catalog(out, labelled=True).items
+    items = read_catalog(Listing(root=out), labelled=True).items
     frames = [grey_levels(item.path) for item in items]
     assert frames == [list(range(10)), list(range(15, 40)), [4]]
     assert items[2].path.startswith(str(folder / "night" / "match one.mp4#t=0.11"))
@@ -104,7 +105,7 @@ def test_several_labels_of_the_same_frames_are_one_line(folder, export, tmp_path
     assert [row["label"] for row in rows_of(report)] == ["jump;fall", "run;fall"]
     assert (report.num_classes, report.splits[0].listed) == (3, 2)
     assert report.notes == ("2 lines have several labels, such as 'jump;fall'.",)
-    catalog = read_catalog(report.manifest, labelled=True, kind="auto")
+    catalog = read_catalog(Listing(root=report.manifest), labelled=True, kind="auto")
     assert (catalog.kind, catalog.classes) == ("several", ("fall", "jump", "run"))
 
 
@@ -112,7 +113,7 @@ def test_frames_counted_at_another_rate(folder, export, tmp_path):
     """Label Studio counts by the frameRate of its configuration: its frame 13 of 24 a second is shown after 0.5 s."""
     file = export(task("ring.mp4", timeline(13, 24, "jump")))
     report = prepare("label_studio", folder, annotations=file, label_fps=24, out=tmp_path / "m.csv", num_workers=0)
-    (item,) = read_catalog(report.manifest, labelled=True).items
+    (item,) = read_catalog(Listing(root=report.manifest), labelled=True).items
     assert grey_levels(item.path) == list(range(15, 30))
 
 
@@ -200,7 +201,7 @@ def test_tracks_of_cvat(folder, xml, tmp_path):
         ("ring.mp4", "a & b", (39, 40)),
     ]
     report = prepare("cvat", folder, annotations=file, out=tmp_path / "m.csv", num_workers=0)
-    paths = [item.path for item in read_catalog(report.manifest, labelled=True).items]
+    paths = [item.path for item in read_catalog(Listing(root=report.manifest), labelled=True).items]
     assert [grey_levels(path) for path in paths] == [[3, 4], list(range(20, 36)), [39]]
     assert read_exports("cvat", file)[1].place == f"{file}, line 5"
 
@@ -284,7 +285,7 @@ def test_a_list_of_segments(folder, tmp_path):
     listed.write_text(f"path,start,end,label\n{folder}/ring.mp4,0.5,1,jump\n{folder}/ring.mp4,,0.1,fall\n")
     report = prepare("folder", listed, num_workers=0)
     assert report.manifest == tmp_path / "list_manifest.csv"
-    catalog = read_catalog(report.manifest, labelled=True)
+    catalog = read_catalog(Listing(root=report.manifest), labelled=True)
     assert [(catalog.classes[i.label], grey_levels(i.path)) for i in catalog.items if i.label is not None] == [
         ("jump", list(range(15, 30))),
         ("fall", [0, 1, 2]),
@@ -359,5 +360,5 @@ def test_the_snippets_for_fiftyone(folder, tmp_path, monkeypatch):
         *(("jump", [1, 10]), ("fall", [16, 40]))
     ]
     exec(out_of_it, {})
-    catalog = read_catalog(tmp_path / "events.csv", labelled=True)
+    catalog = read_catalog(Listing(root=tmp_path / "events.csv"), labelled=True)
     assert [grey_levels(item.path) for item in catalog.items] == [list(range(10)), list(range(15, 40))]

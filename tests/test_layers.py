@@ -17,8 +17,8 @@ FLOORS = (
     "data model targets",
     "objectives evaluate pictures",
     "train",
-    "probe share cost recipes",
-    "use",
+    "trained cost recipes",
+    "probe share use",
     "studies",
     "cli",
     "top",
@@ -30,8 +30,9 @@ ROOMS = {
         "distributed files inert losses masks patches",
     ),
     "data": (
-        "bad_videos csv_list mixing sampling synthetic transforms video/orientation video/source workers",
-        "labels video/index",
+        "bad_videos mixing sampling shape synthetic transforms video/orientation video/source workers",
+        "csv_list video/index",
+        "labels",
         "catalog video/frame_file video/jpeg_folder video/pyav video/segment video/still video/torchcodec",
         "video/open prepare/label_tools prepare/official_lists",
         "clips prepare/inspect",
@@ -41,7 +42,7 @@ ROOMS = {
         "attention positions weight_file importers/names",
         "blocks",
         "encoder regressor",
-        "classifier decoders importers/facts",
+        "classifier decoders pooling importers/facts",
         "weights importers/checkpoint importers/tensors",
         "importers/build importers/own",
         "importers/__init__",
@@ -62,18 +63,17 @@ ROOMS = {
         "engine",
         "batches",
         "finetune pretrain",
-        "tuned",
     ),
     "cost": ("cost",),
+    "trained": ("trained",),
     "probe": ("heads", "features", "probe"),
     "recipes": ("pretrain tables", "ablations finetune rivals", "__init__", "scales"),
     "share": ("auto_model export mteb_encoder", "hub transformers_model"),
     "use": (
-        "features_file hidden_patches transformers_model",
+        "evaluate_run features_file hidden_patches transformers_model",
         "embedder lance predictions_file run_page show",
-        "search sliding_windows",
-        "embed predict",
-        "timeline",
+        "sliding_windows",
+        "embed predict search",
         "demo/parts",
         "demo/shown",
         "demo/page",
@@ -94,7 +94,9 @@ LINE_OF = {
     for number, files in enumerate(lines)
     for file in files.split()
 }
-ROOM_OF_FILE = {file: room for room in ("ground", "evaluate", "cost", "top") for file in " ".join(ROOMS[room]).split()}
+ROOM_OF_FILE = {
+    file: room for room in ("ground", "evaluate", "trained", "cost", "top") for file in " ".join(ROOMS[room]).split()
+}
 FILES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in sorted(ROOT.rglob("*.py"))}
 
 

@@ -21,12 +21,13 @@ from mam2.data import clips, sampling, transforms
 from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data
 from mam2.data.loader import TrainLoader, steps_per_epoch, video_of
+from mam2.data.shape import ClipShape, Listing
 from mam2.data.video.pyav import PyAVVideo
 from mam2.data.views import ViewLoader
 
 SMALL = Data(stride_frames=2, num_workers=0)
-train_loader = partial(TrainLoader, num_frames=4, size=16)
-view_loader = partial(ViewLoader, num_frames=4, size=16)
+train_loader = partial(TrainLoader, shape=ClipShape(4, 16))
+view_loader = partial(ViewLoader, shape=ClipShape(4, 16))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def catalog(folder):
-    return read_catalog(folder, labelled=True)
+    return read_catalog(Listing(root=folder), labelled=True)
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def damaged(folder, tmp_path):
         link.symlink_to(path)
     (tmp_path / "b" / "4.mp4").unlink()
     (tmp_path / "b" / "4.mp4").write_bytes(b"no video")
-    return read_catalog(tmp_path, labelled=True)
+    return read_catalog(Listing(root=tmp_path), labelled=True)
 
 
 def assert_equal(batches, others):
@@ -123,7 +124,9 @@ def test_fine_tuning_takes_the_other_crop(catalog):
 
 
 def test_unlabelled_videos_have_label_minus_one(folder):
-    (batch,) = train_loader(read_catalog(folder, labelled=False), SMALL, batch_size=2, seed=0, num_steps=1)
+    (batch,) = train_loader(
+        read_catalog(Listing(root=folder), labelled=False), SMALL, batch_size=2, seed=0, num_steps=1
+    )
     assert batch.label_B.tolist() == [-1, -1]
     assert batch.label_B.dtype == batch.sample_B.dtype == torch.int64
 
@@ -200,7 +203,7 @@ def test_too_many_bad_videos_end_the_run_with_their_reasons(damaged, num_workers
 def test_nothing_but_bad_videos(tmp_path, num_bad):
     for number in range(num_bad):
         (tmp_path / f"{number}.mp4").write_bytes(b"no video")
-    catalog = read_catalog(tmp_path, labelled=False)
+    catalog = read_catalog(Listing(root=tmp_path), labelled=False)
     data = Data(stride_frames=2, num_workers=0, max_bad_share=1)
     with pytest.raises(UserError, match=f"^{num_bad} of {num_bad} videos can't be used") as error:
         list(train_loader(catalog, data, batch_size=2, seed=1, num_steps=1))
@@ -213,7 +216,7 @@ def test_a_bad_video_that_a_list_holds_many_times_is_one_bad_video(folder, tmp_p
     bad.write_bytes(b"no video")
     rows = [*sorted(folder.rglob("*.mp4"))[:2], *[bad] * 6]
     (tmp_path / "list.csv").write_text("path\n" + "".join(f"{path}\n" for path in rows))
-    catalog = read_catalog(tmp_path / "list.csv", labelled=False)
+    catalog = read_catalog(Listing(root=tmp_path / "list.csv"), labelled=False)
     loader = train_loader(catalog, replace(SMALL, num_workers=num_workers), batch_size=8, seed=1, num_steps=3)
     assert [len(batch) for batch in loader] == [8] * 3
     assert loader.bad.num_videos == 3
@@ -221,7 +224,7 @@ def test_a_bad_video_that_a_list_holds_many_times_is_one_bad_video(folder, tmp_p
     views = view_loader(catalog, SMALL, clips=1, crops=1)
     assert [found.index for found in views] == [0, 1]
     (tmp_path / "list.csv").write_text("path\n" + f"{bad}\n" * 8)
-    catalog = read_catalog(tmp_path / "list.csv", labelled=False)
+    catalog = read_catalog(Listing(root=tmp_path / "list.csv"), labelled=False)
     with pytest.raises(UserError, match=r"^1 of 1 videos can't be used"):
         list(train_loader(catalog, SMALL, batch_size=8, seed=1, num_steps=3))
 
@@ -344,9 +347,9 @@ def test_loaders_refuse_what_makes_no_sense(catalog):
 
 
 def test_real_clips_in_two_workers(real_data):
-    catalog = read_catalog(real_data / "arid6" / "val", labelled=True)
+    catalog = read_catalog(Listing(root=real_data / "arid6" / "val"), labelled=True)
     data = Data(stride_frames=2, num_workers=2)
-    loader = TrainLoader(catalog, data, num_frames=16, size=32, batch_size=8, seed=0, num_steps=2)
+    loader = TrainLoader(catalog, data, ClipShape(16, 32), batch_size=8, seed=0, num_steps=2)
     for batch in loader:
         assert batch.clip_BTCHW.shape == (8, 16, 3, 32, 32)
         assert batch.clip_BTCHW.float().std(dim=1).mean() > 0.5  # frames differ

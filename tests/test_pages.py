@@ -16,7 +16,8 @@ from mam2.studies.report import write_study_report
 from mam2.studies.run import machine
 from mam2.studies.study import Settings, jobs_of
 from mam2.studies.summary import summarised
-from mam2.use.hidden_patches import load_predictor
+from mam2.trained import open_model
+from mam2.use.hidden_patches import predict_middle
 
 SMALL_TEXT = """() => {
   const found = [];
@@ -75,7 +76,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
     quick = place / "quickstart"
     for kind in ("mam2", "videomae"):
         shutil.copytree(mine, quick / f"pretrain_{kind}")
-    sheets = [("left/0.mp4, a held-out video: left", load_predictor(mine)(query, seed=0))]
+    sheets = [("left/0.mp4, a held-out video: left", predict_middle(open_model(mine, whole=True), query, seed=0))]
     scores = {kind: [0.25, 0.5, 0.375] for kind in KINDS}
     _write_report(quick, Quickstart(), scores, sheets, {"rendering": 2.0})
 

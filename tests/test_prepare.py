@@ -18,6 +18,7 @@ from mam2.data.catalog import read_catalog
 from mam2.data.prepare import inspect as journals
 from mam2.data.prepare.manifest import COLUMNS, Report, prepare
 from mam2.data.prepare.official_lists import BENCHMARKS, read_lists
+from mam2.data.shape import Listing
 from mam2.data.synthetic import render, write_video
 
 
@@ -134,7 +135,7 @@ def test_ucf101(tree, opened):
     second = prepare("ucf101", root, split=2, num_workers=0)
     assert (second.num_read, len(opened)) == (0, 3), "another split opens no video again"
     assert Counter(row["split"] for row in rows_of(second).values()) == {"train": 1, "val": 2}
-    catalog = read_catalog(second.manifest, labelled=True, split="train")
+    catalog = read_catalog(Listing(root=second.manifest, split="train"), labelled=True)
     assert catalog.classes == ("ApplyEyeMakeup", "HandstandPushups")
     assert [item.path for item in catalog.items] == [str(root / "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.mp4")]
 
@@ -144,10 +145,10 @@ def test_the_manifest_moves_with_its_folder_or_lies_elsewhere(tree, tmp_path):
     report = prepare("ucf101", root, out=tmp_path / "new" / "list.csv", num_workers=0)
     assert all(Path(path).is_absolute() for path in rows_of(report))
     assert (tmp_path / "new" / "ucf101.journal.jsonl").is_file()
-    assert len(read_catalog(report.manifest, labelled=True, split="train").items) == 2
+    assert len(read_catalog(Listing(root=report.manifest, split="train"), labelled=True).items) == 2
     report = prepare("ucf101", root, num_workers=0)
     moved = root.rename(tmp_path / "moved")
-    assert len(read_catalog(moved / report.manifest.name, labelled=True, split="train").items) == 2
+    assert len(read_catalog(Listing(root=moved / report.manifest.name, split="train"), labelled=True).items) == 2
     assert prepare("ucf101", moved, num_workers=0).num_read == 0
 
 
@@ -275,7 +276,7 @@ def test_a_whole_benchmark(real_data, tmp_path, video, monkeypatch, name, counts
     assert report.num_read == sum(counts)
     second = prepare(name, tmp_path, annotations=real_data / "annotations", num_workers=0, split=2)
     assert second.num_read == (0 if name == "ucf101" else len(rows_of(second).keys() - rows_of(report).keys()))
-    val = read_catalog(second.manifest, labelled=True, split="val")
+    val = read_catalog(Listing(root=second.manifest, split="val"), labelled=True)
     assert len(val.classes) == report.num_classes == BENCHMARKS[name].num_classes
     assert {item.label for item in val.items} == set(range(report.num_classes))
 
@@ -340,7 +341,10 @@ def test_own_folder_with_splits_in_two_processes(tree, short_video, capfd):
     ]
     assert (report.num_classes, report.notes, report.num_read) == (2, (), 4)
     assert "Reading videos" in capfd.readouterr().err
-    assert [item.label for item in read_catalog(report.manifest, labelled=True, split="train").items] == [1, 1]
+    assert [item.label for item in read_catalog(Listing(root=report.manifest, split="train"), labelled=True).items] == [
+        1,
+        1,
+    ]
     (root / "Train/run/a.mp4").unlink()
     shutil.copyfile(short_video, root / "Train/run/a.mp4")
     again = prepare("folder", root, max_missing_share=0.25)
@@ -473,7 +477,7 @@ def test_a_video_that_ends_or_stalls_its_reader_is_unreadable(tree, monkeypatch,
     said = {"dies": "ends the process that decodes it", "hangs": "could not be decoded within 2 seconds"}[fault]
     assert report.unreadable.count == 1
     assert said in report.unreadable.first[0]
-    assert [item.path for item in read_catalog(report.manifest, labelled=False).items] == [
+    assert [item.path for item in read_catalog(Listing(root=report.manifest), labelled=False).items] == [
         str(root / name) for name in ("0.mp4", "2.mp4")
     ]
 

@@ -17,12 +17,14 @@ import mam2.probe.probe
 from mam2.config import UserError, from_json
 from mam2.data import clips
 from mam2.data.catalog import Catalog, read_catalog
+from mam2.data.shape import ClipShape, Listing
 from mam2.data.views import ViewLoader
 from mam2.model.attention import CrossAttention
 from mam2.model.encoder import EncoderConfig, VideoEncoder
+from mam2.model.pooling import AttentiveHead, Standardise
 from mam2.model.weights import save_encoder
 from mam2.probe.features import Features
-from mam2.probe.heads import AttentiveHead, Standardise, neighbours
+from mam2.probe.heads import neighbours
 from mam2.probe.probe import Probe, fit, hold_out, judge, probabilities, probe_encoder, samples, squares_of
 from mam2.ridge import ridge
 
@@ -194,8 +196,8 @@ def test_one_query_attends_as_cross_attention_does() -> None:
 
 
 def test_features_are_the_encoders(videos, encoder, tmp_path) -> None:
-    catalog = read_catalog(videos, labelled=True)
-    loader = ViewLoader(catalog, QUICK.data(), num_frames=3, size=16, clips=2, crops=1)
+    catalog = read_catalog(Listing(root=videos), labelled=True)
+    loader = ViewLoader(catalog, QUICK.data(), ClipShape(3, 16), clips=2, crops=1)
     with torch.no_grad():
         wanted = torch.stack([encoder(video.views_VTCHW) for video in loader])  # N, V, T, 16 patches, D
     one = extract(encoder, catalog, QUICK, tmp_path, clips=2, crops=1)
@@ -216,7 +218,7 @@ def test_features_are_the_encoders(videos, encoder, tmp_path) -> None:
 
 
 def test_features_do_not_depend_on_the_batch(videos, encoder, tmp_path, monkeypatch) -> None:
-    catalog = read_catalog(videos, labelled=True)
+    catalog = read_catalog(Listing(root=videos), labelled=True)
     found = []
     for n in (1, 2, 7, 100):
         monkeypatch.setattr(mam2.probe.features, "CLIPS_AT_ONCE", n)
@@ -230,7 +232,7 @@ def test_features_are_computed_once_for_an_encoder_its_videos_and_views(videos, 
     views = {"clips": 1, "crops": 1}
 
     def call(encoder: VideoEncoder, config: Probe, **views: int) -> Features:
-        return extract(encoder, read_catalog(root, labelled=True), config, tmp_path, **views)
+        return extract(encoder, read_catalog(Listing(root=root), labelled=True), config, tmp_path, **views)
 
     first = call(encoder, QUICK, **views)
     assert sum(forwards) == 8
@@ -255,7 +257,7 @@ def test_features_are_computed_once_for_an_encoder_its_videos_and_views(videos, 
 
 def test_an_interrupted_extraction_resumes(videos, encoder, forwards, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(mam2.probe.features, "VIDEOS_PER_FILE", 3)
-    catalog = read_catalog(videos, labelled=True)
+    catalog = read_catalog(Listing(root=videos), labelled=True)
     whole = extract(encoder, catalog, QUICK, tmp_path, clips=1, crops=1)
     files = sorted(tmp_path.glob("*/*.safetensors"))
     assert len(files) == 3
@@ -270,19 +272,19 @@ def test_an_interrupted_extraction_resumes(videos, encoder, forwards, tmp_path, 
 def test_damaged_videos_are_left_out_up_to_a_share(videos, encoder, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(mam2.probe.features, "VIDEOS_PER_FILE", 4)
     root = shutil.copytree(videos, tmp_path / "videos")
-    sound = extract(encoder, read_catalog(root, labelled=True), QUICK, tmp_path, clips=1, crops=1)
+    sound = extract(encoder, read_catalog(Listing(root=root), labelled=True), QUICK, tmp_path, clips=1, crops=1)
     (root / "approach" / "2.mp4").write_bytes(b"no video")
-    found = extract(encoder, read_catalog(root, labelled=True), QUICK, tmp_path, clips=1, crops=1)
+    found = extract(encoder, read_catalog(Listing(root=root), labelled=True), QUICK, tmp_path, clips=1, crops=1)
     assert found.index_N.tolist() == [0, 1, 3, 4, 5, 6, 7]
     assert torch.equal(found.x_NVTSD, sound.x_NVTSD[found.index_N])
     assert list(found.bad) == [str(root / "approach" / "2.mp4")]
     (root / "approach" / "3.mp4").write_bytes(b"no video")  # one in each file of features: found at the end
     with pytest.raises(UserError, match="2 of 8 videos can't be used"):
-        extract(encoder, read_catalog(root, labelled=True), QUICK, tmp_path, clips=1, crops=1)
+        extract(encoder, read_catalog(Listing(root=root), labelled=True), QUICK, tmp_path, clips=1, crops=1)
 
 
 def test_a_portion_in_which_a_process_died_is_made_again(videos, encoder, tmp_path, monkeypatch) -> None:
-    catalog = read_catalog(videos, labelled=True)
+    catalog = read_catalog(Listing(root=videos), labelled=True)
     guilty, honest = catalog.items[2].path, clips.open_video
 
     def dies(path, **settings):
@@ -357,7 +359,7 @@ def test_wrong_settings_are_refused(videos, encoder, tmp_path) -> None:
 
 def test_real_clips_go_through(real_data: Path, encoder, tmp_path) -> None:
     root = real_data / "arid6" / "val"
-    catalog = read_catalog(root, labelled=True)
+    catalog = read_catalog(Listing(root=root), labelled=True)
     some = replace(catalog, items=catalog.items[::12])
     found = extract(encoder, some, QUICK, tmp_path, clips=2, crops=3)
     assert found.x_NVTSD.shape == (len(some.items), 6, 3, 1, 16)

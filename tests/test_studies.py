@@ -14,6 +14,7 @@ import torch
 from mam2 import cost
 from mam2.config import Epochs, Steps, UserError
 from mam2.data.catalog import read_catalog
+from mam2.data.shape import Listing
 from mam2.data.synthetic import MOTIONS, render, write_video
 from mam2.data.video.open import open_video
 from mam2.masks import MaskConfig
@@ -325,9 +326,9 @@ def test_shared_frames_are_the_videos_own(videos: Path, tmp_path: Path) -> None:
     for name in ("x", "y"):
         (tmp_path / "set" / "a" / f"{name}.mp4").symlink_to(videos / MOTIONS[0] / "0.mp4")
     listed = shared_frames(
-        read_catalog(tmp_path / "set", labelled=True), tmp_path / "frames", size=14, name="train"
+        read_catalog(Listing(root=tmp_path / "set"), labelled=True), tmp_path / "frames", size=14, name="train"
     )  # 14 · 256 / 224 = 16
-    catalog = read_catalog(listed, labelled=True)
+    catalog = read_catalog(Listing(root=listed), labelled=True)
     assert (len(catalog.items), catalog.classes) == (2, ("a",))
     with open_video(videos / MOTIONS[0] / "0.mp4", short_side=16) as video:
         expected = video.frames(range(video.num_frames))

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import mam2.train.finetune as finetuning
 import mam2.train.pretrain as pretraining
-import mam2.train.tuned as testing
+import mam2.use.evaluate_run as testing
 from mam2.config import Epochs, Steps, UserError, seed_of
 from mam2.data.bad_videos import BadVideos
-from mam2.data.catalog import few_shot
-from mam2.data.clips import Data, catalog_of
+from mam2.data.catalog import few_shot, read_catalog
+from mam2.data.clips import Data
 from mam2.data.mixing import mix
 from mam2.data.views import Views
 from mam2.evaluate import Evaluation, evaluate
@@ -296,7 +296,7 @@ def test_a_run_trains_its_vq_tokenizer_once_and_where_it_is_used(
     assert pretraining.trains_tokenizer(config)
     asked = []
     monkeypatch.setattr(pretraining, "train_tokenizer", lambda *args, **settings: asked.append((args, settings)))
-    catalog, file = catalog_of(config.data, labelled=False), tmp_path / "tokenizer.safetensors"
+    catalog, file = read_catalog(config.data.listing, labelled=False), tmp_path / "tokenizer.safetensors"
     pretraining.make_tokenizer(config, catalog, file)
     (args, settings), vq = asked[0], VQConfig(patch_size=4, num_codes=NUM_CODES)
     assert args == (catalog, config.data, vq, file)
@@ -535,7 +535,7 @@ def test_few_shot_fine_tuning_sees_as_many_videos_of_each_class_and_follows_its_
         run = caught(monkeypatch, finetuning, finetune, config, tmp_path / f"{seed}")
         assert all(batch.label_B.sort().values.tolist() == [0, 0, 1, 1] for batch in run.batches())
         heads.append(run.model.encoder.patch_embed.weight)
-        few = few_shot(catalog_of(config.data, labelled=True), shots=2, seed=seed)
+        few = few_shot(read_catalog(config.data.listing, labelled=True), shots=2, seed=seed)
         assert opened[-1] == {"resume": True, "videos": [item.path for item in few.items], "classes": ("a", "b")}
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -15,9 +15,8 @@ from mam2.cli import tables
 from mam2.cli.parse import Flat, finished, first_word, parse
 from mam2.model.weights import PUBLIC
 from mam2.pictures.charts import confusion_picture
-from mam2.probe.probe import Probe, probe_encoder
-from mam2.train.run import data_of
-from mam2.train.tuned import evaluate_run
+from mam2.probe.probe import Probe, default_probe, probe_encoder
+from mam2.use.evaluate_run import evaluate_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +58,7 @@ def main(verb: str, arguments: list[str]) -> None:
         encoder, rest = first_word(verb, arguments, names="an encoder")
         place = Path() if encoder.startswith(PUBLIC) else Path(encoder)
         default_out = (place if place.is_dir() else place.parent) / "probe"
-        config = Probe(encoder=encoder)
-        if trained := data_of(encoder):
-            config = replace(config, stride_frames=trained.stride_frames)
-        default = ProbeCommand(config=config, out=default_out)
+        default = ProbeCommand(config=default_probe(encoder), out=default_out)
         probe(parse(ProbeCommand, f"probe {encoder}", rest, default=default))
     else:
         evaluate(parse(EvaluateCommand, verb, arguments))

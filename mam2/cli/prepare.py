@@ -16,6 +16,7 @@ from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data
 from mam2.data.prepare.extract import write_all_frames
 from mam2.data.prepare.manifest import prepare
+from mam2.data.shape import Listing
 from mam2.targets.tokenizers.convert import convert_checkpoint
 from mam2.targets.tokenizers.vq import VQConfig
 from mam2.train.tokenizer import train_tokenizer
@@ -142,7 +143,7 @@ def prepare_data_set(command: PrepareCommand) -> None:
 def train(command: TrainTokenizerCommand) -> None:
     """Trains a tokenizer and draws what it keeps."""
     start = time.monotonic()
-    catalog = read_catalog(command.root, labelled=False, split=command.split)
+    catalog = read_catalog(Listing(root=command.root, split=command.split), labelled=False)
     config = VQConfig(patch_size=command.patch_size, num_codes=command.num_codes)
     report = train_tokenizer(
         catalog,

@@ -12,6 +12,7 @@ from pathlib import Path
 from mam2.config import LabelKind, LabelSetting, UserError, did_you_mean, seed_of
 from mam2.data.csv_list import CsvRow, read_rows
 from mam2.data.labels import are_numbers, classes_of, kind_of, numbers_of, several_of
+from mam2.data.shape import Listing
 from mam2.files import segment_of
 
 log = logging.getLogger("mam2")
@@ -65,29 +66,25 @@ class Catalog:
 
 
 def read_catalog(
-    root: str | Path,
+    listing: Listing,
     *,
     labelled: bool,
     classes: Sequence[str] | None = None,
-    split: str = "",
-    path_column: str = "path",
-    label_column: str = "label",
     kind: LabelSetting = "classes",
 ) -> Catalog:
     """Lists the videos of a data set.
 
     Args:
-        root: one of
+        listing: its root, one of
             a folder of videos at any depth (not labelled);
             a folder with one sub-folder of videos for each class (labelled);
             a CSV file whose first line names the columns: `path` (absolute, or from the CSV's folder), `label` (not
             needed if not labelled), `split`, and `start` and `end`, seconds, for a segment of a video. Others are
             ignored, and a line of the log names them.
+            Its split: the rows of a CSV to take, by the word in their column `split`; needed where several splits are
+            in it. The classes are those of the whole CSV, so that a class has the same number in each split.
         labelled: whether every video must have a label; if not, labels are not read.
         classes: the names of the classes that a model already knows, in its order; no others are accepted.
-        split: the rows of a CSV to take, by the word in their column `split`; needed where several splits are in it.
-            The classes are those of the whole CSV, so that a class has the same number in each split.
-        path_column, label_column: other names of those columns.
         kind: of the labels: "classes", one each; "several", with ; or | between them, or none; "numbers"; or "auto", by
             their looks. Those of a folder are classes.
 
@@ -97,9 +94,10 @@ def read_catalog(
         UserError: there is no such root, there are no videos, or a video, a label or a split is missing, unknown or
             ambiguous.
     """
-    if not str(root):
+    split = listing.split
+    if not str(listing.root):
         raise UserError("data.root is empty. Accepted: a folder of videos, or a .csv with the columns path and label.")
-    root = Path(root)
+    root = Path(listing.root)
     if root.is_dir():
         if split:
             raise UserError(
@@ -111,7 +109,7 @@ def read_catalog(
         rows = all_rows = _read_folder(root, labelled=labelled)
     elif root.suffix.lower() == ".csv" and root.is_file():
         needed = ("path", "label") if labelled else ("path",)
-        all_rows = read_rows(root, needed=needed, path_column=path_column, label_column=label_column)
+        all_rows = read_rows(root, needed=needed, listing=listing)
         rows = _of_split(all_rows, split, csv_path=root)
         if kind == "auto":
             kind = kind_of(all_rows, csv_path=root) if labelled else "classes"
@@ -125,7 +123,7 @@ def read_catalog(
         known, targets = several_of(rows, all_rows, classes, csv_path=root)
         return _with_targets(rows, targets, classes=known, kind=kind)
     if kind == "numbers":
-        return _with_targets(rows, numbers_of(rows), classes=(label_column,), kind=kind)
+        return _with_targets(rows, numbers_of(rows), classes=(listing.label_column,), kind=kind)
     if root.is_dir():  # a folder's name is a name, be it 2019
         known = tuple(sorted({row.label for row in rows})) if classes is None else tuple(classes)
         numbers = False

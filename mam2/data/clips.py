@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 
-from mam2.config import LabelSetting, UserError, check
+from mam2.config import UserError, check
 from mam2.data import sampling, transforms
-from mam2.data.catalog import Catalog, read_catalog
 from mam2.data.sampling import Short
+from mam2.data.shape import ClipShape, Listing
 from mam2.data.video.open import open_video
 from mam2.data.video.source import Backend, VideoSource
 from mam2.data.video.still import read_image
@@ -94,80 +93,77 @@ class Data:
         if self.images and self.fixed_clips:
             raise UserError("data.fixed_clips are of videos; leave them out, or data.images.")
 
-
-def catalog_of(
-    data: Data,
-    *,
-    labelled: bool,
-    classes: Sequence[str] | None = None,
-    kind: LabelSetting = "classes",
-) -> Catalog:
-    """The videos of `data.root`; see `read_catalog`."""
-    return read_catalog(
-        data.root,
-        labelled=labelled,
-        classes=classes,
-        split=data.split,
-        path_column=data.path_column,
-        label_column=data.label_column,
-        kind=kind,
-    )
+    @property
+    def listing(self) -> Listing:
+        """The videos, as `read_catalog` takes them."""
+        return Listing(root=self.root, split=self.split, path_column=self.path_column, label_column=self.label_column)
 
 
 def opened(path: str, data: Data, *, size: int) -> VideoSource:
     """A video whose frames are decoded as large as crops of `size` pixels need them."""
-    short_side = max(data.decode_short_side, size) if data.decode_short_side else 0
-    return open_video(path, backend=data.backend, short_side=short_side)
+    return open_video(path, backend=data.backend, short_side=_short_side(data, size))
 
 
-def train_clips(path: str, data: Data, *, num_frames: int, size: int, rng: random.Random) -> list[torch.Tensor]:
-    """Clips of one video for training, `data.repeats` of them, of the same frames: uint8 (T, 3, size, size) each.
+def _short_side(data: Data, size: int) -> int:
+    return max(data.decode_short_side, size) if data.decode_short_side else 0
+
+
+class TrainClips(NamedTuple):
+    """Clips of one video for training.
+
+    Attributes:
+        clips: `data.repeats` clips of the same frames, uint8 (T, 3, size, size) each.
+        is_shrunk: the video was too short for the stride, which was shrunk for it.
+    """
+
+    clips: list[torch.Tensor]
+    is_shrunk: bool
+
+
+def train_clips(path: str, data: Data, shape: ClipShape, *, rng: random.Random) -> TrainClips:
+    """Clips of one video for training: one draw of frames, `data.repeats` augmentations of them.
 
     Raises:
         UserError: a video that can't be decoded, or is too short.
     """
-    return train_clips_and_stride(path, data, num_frames=num_frames, size=size, rng=rng)[0]
-
-
-def image_clips(path: str, data: Data, *, num_frames: int, size: int, rng: random.Random) -> list[torch.Tensor]:
-    """Clips of a still image, as `train_clips`: it is repeated.
-
-    Raises:
-        UserError: an image that can't be read.
-    """
-    short_side = max(data.decode_short_side, size) if data.decode_short_side else 0
-    frames_TCHW = read_image(path, short_side=short_side).expand(num_frames, -1, -1, -1)
-    return [augmented(frames_TCHW, data, size=size, rng=rng).contiguous() for _ in range(data.repeats)]
-
-
-def train_clips_and_stride(
-    path: str, data: Data, *, num_frames: int, size: int, rng: random.Random
-) -> tuple[list[torch.Tensor], bool]:
-    """See `train_clips`; and whether the video was too short for the stride, which was shrunk for it."""
-    shrunk = False
-    with opened(path, data, size=size) as video:
+    is_shrunk = False
+    with opened(path, data, size=shape.size) as video:
         if data.sampling == "uniform":
-            if video.num_frames < num_frames and data.short != "repeat":
+            if video.num_frames < shape.frames and data.short != "repeat":
                 raise sampling.ShortVideo(
-                    f"{path} has {video.num_frames} frames, fewer than the {num_frames} of a clip. Use --data.short "
+                    f"{path} has {video.num_frames} frames, fewer than the {shape.frames} of a clip. Use --data.short "
                     "repeat to take some of them twice, or leave the video out."
                 )
-            indices = sampling.uniform(video.num_frames, clip_frames=num_frames, rng=rng)
+            indices = sampling.uniform(video.num_frames, clip_frames=shape.frames, rng=rng)
         else:
             stride = stride_of(video.fps, data)
             indices = sampling.dense(
                 video.num_frames,
-                clip_frames=num_frames,
+                clip_frames=shape.frames,
                 stride_frames=stride,
                 rng=rng,
                 short=data.short,
                 spread=data.sampling == "spread",
                 path=path,
             )
-            shrunk = data.short == "shrink" and video.num_frames < num_frames * stride
+            is_shrunk = data.short == "shrink" and video.num_frames < shape.frames * stride
         frames_TCHW = video.frames(indices)
+    return TrainClips(_repeated(frames_TCHW, data, size=shape.size, rng=rng), is_shrunk)
+
+
+def image_clips(path: str, data: Data, shape: ClipShape, *, rng: random.Random) -> TrainClips:
+    """Clips of a still image, as `train_clips`: it is repeated.
+
+    Raises:
+        UserError: an image that can't be read.
+    """
+    frames_TCHW = read_image(path, short_side=_short_side(data, shape.size)).expand(shape.frames, -1, -1, -1)
+    return TrainClips(_repeated(frames_TCHW, data, size=shape.size, rng=rng), False)
+
+
+def _repeated(frames_TCHW: torch.Tensor, data: Data, *, size: int, rng: random.Random) -> list[torch.Tensor]:
     # Crops keep the decoder's layout, channels last.
-    return [augmented(frames_TCHW, data, size=size, rng=rng).contiguous() for _ in range(data.repeats)], shrunk
+    return [augmented(frames_TCHW, data, size=size, rng=rng).contiguous() for _ in range(data.repeats)]
 
 
 def augmented(clip_TCHW: torch.Tensor, data: Data, *, size: int, rng: random.Random) -> torch.Tensor:
@@ -184,42 +180,46 @@ def augmented(clip_TCHW: torch.Tensor, data: Data, *, size: int, rng: random.Ran
     return transforms.random_erasing(clip_TCHW, rng=rng, prob=data.erasing) if data.erasing else clip_TCHW
 
 
-def views_of(path: str, data: Data, *, num_frames: int, size: int, clips: int, crops: int) -> torch.Tensor:
-    """The views of one video for testing: uint8 (clips · crops, T, 3, size, size); a clip's crops follow one another.
+class VideoViews(NamedTuple):
+    """Views of one video for testing.
+
+    Attributes:
+        views_VTCHW: uint8 (clips · crops, T, 3, size, size); a clip's crops follow one another.
+        seconds: the video's length, NaN if unknown.
+    """
+
+    views_VTCHW: torch.Tensor
+    seconds: float
+
+
+def views_of(path: str, data: Data, shape: ClipShape, *, clips: int, crops: int) -> VideoViews:
+    """Views of one video for testing: `clips` windows evenly spaced in time, `crops` squares of each.
 
     Raises:
         UserError: a video that can't be decoded.
     """
-    return views_and_seconds(path, data, num_frames=num_frames, size=size, clips=clips, crops=crops)[0]
-
-
-def views_and_seconds(
-    path: str, data: Data, *, num_frames: int, size: int, clips: int, crops: int
-) -> tuple[torch.Tensor, float]:
-    """See `views_of`; and how long the video is, NaN where nothing tells."""
-    with opened(path, data, size=size) as video:
+    with opened(path, data, size=shape.size) as video:
         if data.sampling == "uniform":
-            windows = sampling.uniform_views(video.num_frames, clip_frames=num_frames, clips=clips)
+            windows = sampling.uniform_views(video.num_frames, clip_frames=shape.frames, clips=clips)
         else:
-            stride = stride_of(video.fps, data)
             windows = sampling.views(
                 video.num_frames,
-                clip_frames=num_frames,
-                stride_frames=stride,
+                clip_frames=shape.frames,
+                stride_frames=stride_of(video.fps, data),
                 clips=clips,
                 spread=data.sampling == "spread",
             )
         frames_TCHW = video.frames([i for window in windows for i in window])
         seconds = video.time_of(video.num_frames - video.num_missing) if video.fps else math.nan
-    cropped = transforms.test_crops(frames_TCHW, size=size, crops=crops)
+    cropped = transforms.test_crops(frames_TCHW, size=shape.size, crops=crops)
     # Each crop holds the frames of all clips; the clip becomes the outer, the crop the inner dimension.
-    views_VTCHW = torch.stack([crop.unflatten(0, (clips, num_frames)) for crop in cropped], 1).flatten(0, 1)
-    return views_VTCHW.contiguous(), seconds
+    views_VTCHW = torch.stack([crop.unflatten(0, (clips, shape.frames)) for crop in cropped], 1).flatten(0, 1)
+    return VideoViews(views_VTCHW.contiguous(), seconds)
 
 
-def middle_clip(video: str | Path, data: Data, *, num_frames: int, size: int) -> torch.Tensor:
+def middle_clip(video: str | Path, data: Data, shape: ClipShape) -> torch.Tensor:
     """The clip in the middle of a video, as in testing with one view: uint8 (T, 3, size, size)."""
-    return views_of(str(video), data, num_frames=num_frames, size=size, clips=1, crops=1)[0]
+    return views_of(str(video), data, shape, clips=1, crops=1).views_VTCHW[0]
 
 
 def stride_of(fps: float | None, data: Data) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mam2 import distributed
 from mam2.config import UserError
+from mam2.data.shape import Listing
 from mam2.files import segment_ending
 
 log = logging.getLogger("mam2")
@@ -37,29 +38,28 @@ class CsvRow:
     group: str = ""
 
 
-def read_rows(
-    csv_path: Path, *, needed: Sequence[str], path_column: str = "path", label_column: str = "label"
-) -> list[CsvRow]:
+def read_rows(csv_path: Path, *, needed: Sequence[str], listing: Listing | None = None) -> list[CsvRow]:
     """The videos that a CSV lists, whether or not they are there.
 
     Args:
         csv_path: the file.
         needed: the columns that it must have; in each line, only `path` must not be empty.
-        path_column, label_column: other names of those columns.
+        listing: other names of its columns; the usual ones if None.
 
     Raises:
         UserError: a column or a path is missing, no videos are listed, or the file can't be read.
     """
+    names = listing or Listing(root=csv_path)
     rows = []
     try:
         with csv_path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             found = [name.strip() for name in reader.fieldnames or ()]
-            called = {path_column: "path", label_column: "label", **{name: name for name in _COLUMNS[2:]}}
+            called = {names.path_column: "path", names.label_column: "label", **{name: name for name in _COLUMNS[2:]}}
             reader.fieldnames = [called.get(name, f"other {name}") for name in found]
             for column in needed:
                 if column not in reader.fieldnames:
-                    name = {"path": path_column, "label": label_column}[column]
+                    name = {"path": names.path_column, "label": names.label_column}[column]
                     raise UserError(
                         f"{csv_path} has no column {name!r}; its first line is {','.join(found)!r}. Write "
                         f"{','.join(needed)} as the first line, or name the column: --data.{column}-column NAME."

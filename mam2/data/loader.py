@@ -21,7 +21,8 @@ from mam2 import distributed
 from mam2.config import UserError, seed_of
 from mam2.data.bad_videos import BadVideos
 from mam2.data.catalog import Catalog, Item
-from mam2.data.clips import Data, image_clips, train_clips, train_clips_and_stride
+from mam2.data.clips import Data, image_clips, train_clips
+from mam2.data.shape import ClipShape
 from mam2.data.video.still import image_paths
 from mam2.data.workers import parallel
 from mam2.device import send
@@ -106,8 +107,7 @@ class TrainLoader:
     Args:
         catalog: the videos.
         data: how clips are made of them.
-        num_frames: frames per clip.
-        size: pixels, both sides of the crop.
+        shape: frames per clip, and pixels of both sides of the crop.
         batch_size: samples per step, over all processes.
         seed: all that is random follows from it.
         num_steps: the length of the whole run, counted from step 0.
@@ -129,9 +129,8 @@ class TrainLoader:
         self,
         catalog: Catalog,
         data: Data,
+        shape: ClipShape,
         *,
-        num_frames: int,
-        size: int,
         batch_size: int,
         seed: int,
         num_steps: int,
@@ -157,7 +156,7 @@ class TrainLoader:
         positions = range(rank * local, (rank + 1) * local)
         num_attempts = self.bad.num_forgiven + 1
         num_videos = len(catalog.items)
-        self._set = _TrainSet(items, num_videos, data, num_frames, size, batch_size, positions, seed, num_attempts)
+        self._set = _TrainSet(items, num_videos, data, shape, batch_size, positions, seed, num_attempts)
 
     def count_bad(self) -> int:
         """Unusable videos that all processes met so far; every process must call it.
@@ -182,7 +181,7 @@ class TrainLoader:
                 and distributed.rank() == 0
             ):
                 log.warning(
-                    f"{num_shrunk / num_drawn:.0%} of the videos are too short for {self._set.num_frames} frames "
+                    f"{num_shrunk / num_drawn:.0%} of the videos are too short for {self._set.shape.frames} frames "
                     f"{data.stride_frames} apart: their clips' frames are closer together (--data.short shrink)."
                 )
 
@@ -195,8 +194,7 @@ class _TrainSet:
     items: Sequence[Item]  # the videos, then the images
     num_videos: int
     data: Data
-    num_frames: int
-    size: int
+    shape: ClipShape
     batch_size: int
     positions: range
     seed: int
@@ -247,11 +245,8 @@ class _TrainSet:
                 if self.data.fixed_clips:
                     which = place * self.data.fixed_clips + rng.randrange(self.data.fixed_clips)
                     rng = random.Random(seed_of(self.seed, _FIXED, which))
-                sizes = {"num_frames": self.num_frames, "size": self.size}
-                if place >= self.num_videos:
-                    return item, which, image_clips(item.path, self.data, **sizes, rng=rng), False
-                clips, shrunk = train_clips_and_stride(item.path, self.data, **sizes, rng=rng)
-                return item, which, clips, shrunk
+                make = image_clips if place >= self.num_videos else train_clips
+                return item, which, *make(item.path, self.data, self.shape, rng=rng)
             except UserError as error:
                 bad[item.path] = str(error)
                 failed.add(item.path)
@@ -270,7 +265,7 @@ class _TrainSet:
 
     def decode(self, path: str) -> None:
         with contextlib.suppress(UserError):
-            train_clips(path, self.data, num_frames=self.num_frames, size=self.size, rng=random.Random(0))
+            train_clips(path, self.data, self.shape, rng=random.Random(0))
 
 
 @functools.lru_cache(maxsize=4)

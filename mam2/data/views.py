@@ -12,7 +12,8 @@ import torch
 from mam2.config import UserError
 from mam2.data.bad_videos import BadVideos
 from mam2.data.catalog import Catalog, Item
-from mam2.data.clips import Data, views_and_seconds
+from mam2.data.clips import Data, VideoViews, views_of
+from mam2.data.shape import ClipShape
 from mam2.data.workers import parallel
 
 
@@ -42,8 +43,7 @@ class ViewLoader:
     Args:
         catalog: the videos.
         data: `stride_frames`, and how to decode; the rest is for training.
-        num_frames: frames per view.
-        size: pixels, both sides of a view.
+        shape: frames per view, and pixels of both its sides.
         clips: windows per video; 1 takes the centre.
         crops: squares per window; 1 takes the centre.
         rank: this process takes every `world_size`-th video, from number `rank`.
@@ -61,9 +61,8 @@ class ViewLoader:
         self,
         catalog: Catalog,
         data: Data,
+        shape: ClipShape,
         *,
-        num_frames: int,
-        size: int,
         clips: int,
         crops: int,
         rank: int = 0,
@@ -74,7 +73,7 @@ class ViewLoader:
         num_videos = len({item.path for item in catalog.items})  # a list may hold a video several times
         self.bad = BadVideos(num_videos=num_videos, max_share=data.max_bad_share)
         self._indices = range(rank, len(catalog.items), world_size)
-        self._set = _ViewSet(catalog.items, data, num_frames, size, clips, crops)
+        self._set = _ViewSet(catalog.items, data, shape, clips, crops)
         self.quarantined = self._set.quarantined
 
     def __iter__(self) -> Iterator[Views]:
@@ -92,8 +91,7 @@ class _ViewSet:
 
     items: Sequence[Item]
     data: Data
-    num_frames: int
-    size: int
+    shape: ClipShape
     clips: int
     crops: int
     quarantined: dict[str, str] = field(default_factory=dict)
@@ -108,9 +106,8 @@ class _ViewSet:
             return None, {item.path: str(error)}
         return Views(views_VTCHW=views_VTCHW, label=item.class_number, index=index, seconds=seconds), {}
 
-    def _views(self, path: str) -> tuple[torch.Tensor, float]:
-        views = {"clips": self.clips, "crops": self.crops}
-        return views_and_seconds(path, self.data, num_frames=self.num_frames, size=self.size, **views)
+    def _views(self, path: str) -> VideoViews:
+        return views_of(path, self.data, self.shape, clips=self.clips, crops=self.crops)
 
     def paths(self, index: int) -> list[str]:
         return [self.items[index].path]

@@ -19,7 +19,8 @@ import torch
 
 from mam2.config import UserError
 from mam2.data import sampling
-from mam2.data.clips import Data, opened
+from mam2.data.clips import Data, opened, stride_of
+from mam2.data.shape import ClipShape
 from mam2.data.transforms import test_crops
 from mam2.data.video.source import VideoSource
 from mam2.data.workers import parallel, parallel_map
@@ -186,17 +187,41 @@ def frames_of(first: int, last: int, *, num_frames: int, data: Data) -> list[int
     return [first + place for place in places]
 
 
-def clips_of(
-    video: VideoSource, spans: Sequence[tuple[int, int]], data: Data, *, num_frames: int, size: int
-) -> torch.Tensor:
+def clips_of(video: VideoSource, spans: Sequence[tuple[int, int]], data: Data, shape: ClipShape) -> torch.Tensor:
     """The clips of windows (first, last), decoded in one pass: uint8 (B, T, 3, size, size), the centre square.
 
     Raises:
         VideoError: a frame does not decode.
     """
-    indices = [index for first, last in spans for index in frames_of(first, last, num_frames=num_frames, data=data)]
-    [crop_TCHW] = test_crops(video.frames(indices), size=size, crops=1)
-    return crop_TCHW.unflatten(0, (len(spans), num_frames)).contiguous()
+    indices = [index for first, last in spans for index in frames_of(first, last, num_frames=shape.frames, data=data)]
+    [crop_TCHW] = test_crops(video.frames(indices), size=shape.size, crops=1)
+    return crop_TCHW.unflatten(0, (len(spans), shape.frames)).contiguous()
+
+
+def clip_between(path: str, data: Data, shape: ClipShape, *, start: float, end: float | None) -> torch.Tensor:
+    """The clip of a part of a video: uint8 (T, 3, size, size), the centre square.
+
+    Args:
+        path: a video.
+        data: how videos are read.
+        shape: frames and size of the clip.
+        start: seconds from the first frame.
+        end: end of the window that the frames are taken from, seconds; by default it is as long as a dense clip.
+
+    Raises:
+        UserError: a video that can't be decoded, or that has no frame between `start` and `end`.
+    """
+    with opened(path, data, size=shape.size) as video:
+        there = video.num_frames - video.num_missing
+        first = video.frame_at(start)
+        span = shape.frames * stride_of(video.fps, data)
+        last = min(there, first + span if end is None else video.frame_at(end))
+        if first >= last:
+            raise UserError(
+                f"{path} has no frames from {start:g} to {'its end' if end is None else f'{end:g}'} seconds; it "
+                f"lasts {video.time_of(there):.3f}. Give a start before the end of the video, and an end after it."
+            )
+        return clips_of(video, [(first, last)], data, shape)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +245,7 @@ class WindowLoader:
     Args:
         windows: paths of videos and their windows; those of a video are best neighbours, as they share a pass.
         data: how videos are read.
-        num_frames: frames per clip.
-        size: pixels, both sides of a clip.
+        shape: frames per clip, and pixels of both its sides.
         batch_size: windows decoded together.
 
     Attributes:
@@ -232,13 +256,12 @@ class WindowLoader:
         self,
         windows: Sequence[tuple[str, Window]],
         data: Data,
+        shape: ClipShape,
         *,
-        num_frames: int,
-        size: int,
         batch_size: int,
     ) -> None:
         self.bad = dict[str, str]()
-        self._set = _WindowSet(windows, data, num_frames, size, batch_size)
+        self._set = _WindowSet(windows, data, shape, batch_size)
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -263,13 +286,12 @@ class _WindowSet:
 
     windows: Sequence[tuple[str, Window]]
     data: Data
-    num_frames: int
-    size: int
+    shape: ClipShape
     batch_size: int
     quarantined: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, index: int) -> tuple[WindowBatch, dict[str, str]]:
-        clips = [torch.empty(0, self.num_frames, 3, self.size, self.size, dtype=torch.uint8)]
+        clips = [torch.empty(0, self.shape.frames, 3, self.shape.size, self.shape.size, dtype=torch.uint8)]
         places: list[int] = []
         bad = dict[str, str]()
         for name, part in self._parts(index).items():
@@ -291,8 +313,8 @@ class _WindowSet:
 
     def _clips(self, path: str, places: Sequence[int]) -> torch.Tensor:
         spans = [self.windows[place][1][:2] for place in places]
-        with opened(path, self.data, size=self.size) as video:
-            return clips_of(video, spans, self.data, num_frames=self.num_frames, size=self.size)
+        with opened(path, self.data, size=self.shape.size) as video:
+            return clips_of(video, spans, self.data, self.shape)
 
     def _parts(self, index: int) -> dict[str, list[int]]:
         """The places of a batch's windows, by the part of a video that they are in."""

@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from mam2.data.clips import Data, middle_clip
+from mam2.data.shape import ClipShape
 from mam2.data.synthetic import render
 from mam2.masks import MASKS, Mask, MaskConfig, put
 from mam2.patches import to_float
@@ -55,7 +56,7 @@ def show_masks(video: str | Path | None, out: str | Path, *, ratio: float, seed:
     if video is None:
         clip_TCHW = render("approach", seed=0, num_frames=16, size=224)
     else:
-        clip_TCHW = middle_clip(video, Data(), num_frames=16, size=224)
+        clip_TCHW = middle_clip(video, Data(), ClipShape(16, 224))
     grid = (14, 14)
     masks = {}
     for kind in MASKS:

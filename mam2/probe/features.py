@@ -23,11 +23,12 @@ from mam2.config import to_json
 from mam2.data.bad_videos import BadVideos
 from mam2.data.catalog import Catalog
 from mam2.data.clips import Data
+from mam2.data.shape import ClipShape
 from mam2.data.views import ViewLoader, Views
 from mam2.device import local_device
 from mam2.files import digest, fingerprint, read_tensors, write_tensors
 from mam2.model.encoder import VideoEncoder
-from mam2.probe.heads import average_squares
+from mam2.model.pooling import average_squares
 
 VIDEOS_PER_FILE = 256  # an interrupted extraction resumes after the last whole file
 CLIPS_AT_ONCE = 16  # on the device
@@ -103,14 +104,7 @@ def extract(
     doubtful = []
     for part in missing[distributed.rank() :: distributed.world_size()]:
         loader = ViewLoader(
-            catalog,
-            data,
-            num_frames=encoder.config.frames,
-            size=encoder.config.size,
-            clips=clips,
-            crops=crops,
-            rank=part,
-            world_size=num_parts,
+            catalog, data, ClipShape.of(encoder.config), clips=clips, crops=crops, rank=part, world_size=num_parts
         )
         shown = track(
             loader,

@@ -13,7 +13,7 @@ import json
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,18 +27,20 @@ from mam2 import distributed
 from mam2.config import Epochs, UserError, check, seed_of, to_json
 from mam2.data.catalog import few_shot, read_catalog
 from mam2.data.clips import Data, Sampling
-from mam2.device import autocast_dtype, local_device
+from mam2.data.shape import Listing
+from mam2.device import local_device
 from mam2.evaluate import Evaluation
 from mam2.files import write_text
 from mam2.model.classifier import Pooling
 from mam2.model.encoder import VideoEncoder
-from mam2.model.load import load_encoder
-from mam2.model.weights import encoder_digest
+from mam2.model.pooling import AttentiveHead, PoolingConfig, Standardise, save_pooling
 from mam2.probe.features import Features, extract
-from mam2.probe.heads import AttentiveHead, PoolingConfig, Standardise, linear, neighbours, save_pooling
+from mam2.probe.heads import linear, neighbours
 from mam2.ridge import ridge
 from mam2.train.optim import Optim, make_optimizer, set_learning_rate
 from mam2.train.optim import learning_rate as rate_of
+from mam2.train.run import settings_of
+from mam2.trained import open_model
 
 log = logging.getLogger("mam2")
 VIDEOS_AT_ONCE = 64  # on the device, in testing
@@ -122,6 +124,10 @@ class Probe:
             if not getattr(self, name):
                 raise UserError(f"{name} is empty; accepted: one or more numbers.")
 
+    def listing(self, root: str, split: str) -> Listing:
+        """The train or the test videos, as `read_catalog` takes them."""
+        return Listing(root=root, split=split, path_column=self.path_column, label_column=self.label_column)
+
     def data(self) -> Data:
         """Settings for reading videos."""
         return Data(
@@ -130,6 +136,13 @@ class Probe:
             num_workers=self.num_workers,
             max_bad_share=self.max_bad_share,
         )
+
+
+def default_probe(encoder: str) -> Probe:
+    """The configuration to probe an encoder with, at the stride of its training where its run tells."""
+    settings = settings_of(encoder)
+    config = Probe(encoder=encoder)
+    return replace(config, stride_frames=settings.data.stride_frames) if settings else config
 
 
 def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
@@ -152,11 +165,11 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
                 "(class folders, or a .csv with path,label) to train on and to test on."
             )
     folder = Path(out)
-    encoder = load_encoder(config.encoder)
-    read = partial(read_catalog, labelled=True, path_column=config.path_column, label_column=config.label_column)
-    catalog = read(config.train, split=config.train_split)
+    model = open_model(config.encoder, precision=config.precision)
+    encoder = model.encoder
+    catalog = read_catalog(config.listing(config.train, config.train_split), labelled=True)
     train = few_shot(catalog, shots=config.shots, seed=config.seed)
-    test = read(config.test, classes=catalog.classes, split=config.test_split)
+    test = read_catalog(config.listing(config.test, config.test_split), labelled=True, classes=catalog.classes)
     if both := {item.path for item in train.items} & {item.path for item in test.items}:
         log.warning(f"{len(both)} videos are in both train and test, such as {min(both)}: the result is too high.")
 
@@ -169,7 +182,7 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
             data=config.data(),
             folder=folder / "features",
             squares=squares_of(config, encoder),
-            dtype=autocast_dtype(config.precision, local_device(), width=encoder.config.width),
+            dtype=model.dtype,
         )
         seen = features_of(train, clips=config.train_clips, crops=config.train_crops, title=f"{title}, train")
         seen_test = features_of(test, clips=config.test_clips, crops=config.test_crops, title=f"{title}, test")
@@ -195,7 +208,7 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
     if distributed.rank() == 0:
         if config.kind == "attentive" and head is not None:
             sizes = PoolingConfig(
-                encoder=encoder_digest(encoder),
+                encoder=model.digest,
                 width=encoder.config.width,
                 num_heads=encoder.config.num_heads,
                 squares=squares_of(config, encoder),

@@ -23,15 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from mam2.config import UserError
-from mam2.data.clips import Data, views_of
+from mam2.data.clips import views_of
 from mam2.data.synthetic import MOTIONS, render
-from mam2.files import read_metadata
 from mam2.model.classifier import Classifier, scores_of
 from mam2.model.encoder import VideoEncoder
-from mam2.model.load import load_encoder
-from mam2.model.weight_file import weight_file
-from mam2.model.weights import FORMAT_CLASSIFIER, load_classifier
-from mam2.train.run import data_of
+from mam2.trained import Trained, open_model
 from mam2.version import __version__
 
 Format = Literal["onnx", "pt2", "aoti"]
@@ -108,12 +104,12 @@ def export(
     """
     out = Path(out)
     _check(out, format=format, head=head, pool=pool, device=device, tolerance=tolerance)
-    model, classes = _load(source, head=head, pool=pool)
-    encoder = model.encoder
-    clips_BTCHW, clip_name = _clips(source, clip, encoder)
+    trained = open_model(source, device="cpu", precision="fp32")
+    model = _with_head(trained, head=head, pool=pool)
+    clips_BTCHW, clip_name = _clips(trained, clip)
     with torch.no_grad():
         expected = model(clips_BTCHW)
-    about = _about(model, expected, clips_BTCHW, source=source, classes=classes)
+    about = _about(trained, model.gives, expected, clips_BTCHW)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         part = Path(folder) / out.name
@@ -143,10 +139,6 @@ class _Model(nn.Module):
         self.inner = inner
         self.gives = gives
 
-    @property
-    def encoder(self) -> VideoEncoder:
-        return self.inner.encoder if isinstance(self.inner, Classifier) else self.inner
-
     def forward(self, clip: Tensor) -> Tensor:
         found = self.inner(clip)
         if self.gives == "mean":
@@ -157,50 +149,40 @@ class _Model(nn.Module):
         return found
 
 
-def _load(source: str | Path, *, head: Head, pool: Pool) -> tuple[_Model, tuple[str, ...]]:
+def _with_head(trained: Trained, *, head: Head, pool: Pool) -> _Model:
     if head == "auto":
-        head = "probabilities" if _is_classifier(source) else "none"
+        head = "probabilities" if trained.classifier else "none"
     if head == "none":
-        return _Model(load_encoder(source), gives="features" if pool == "none" else pool).eval(), ()
+        return _Model(trained.encoder, gives="features" if pool == "none" else pool).eval()
     if pool != "none":
         raise UserError(f"A classifier pools by itself; leave pool {pool!r} out, or give head 'none' for its encoder.")
-    classifier, classes = load_classifier(source)
-    gives = "numbers" if classifier.kind == "numbers" else head
-    return _Model(classifier, gives=gives).eval(), classes
+    classifier = trained.need_classifier()
+    return _Model(classifier, gives="numbers" if classifier.kind == "numbers" else head).eval()
 
 
-def _is_classifier(source: str | Path) -> bool:
-    file = weight_file(source)
-    return file.suffix == ".safetensors" and file.is_file() and read_metadata(file).get("format") == FORMAT_CLASSIFIER
-
-
-def _clips(source: str | Path, clip: str | Path | None, encoder: VideoEncoder) -> tuple[Tensor, str]:
+def _clips(trained: Trained, clip: str | Path | None) -> tuple[Tensor, str]:
     """Clips to compare on, uint8 (B, T, 3, H, W): windows of a video, or rendered motions."""
-    frames, size = encoder.config.frames, encoder.config.size
+    shape = trained.shape
     if clip is not None:
-        data = data_of(source) or Data()
-        return views_of(str(clip), data, num_frames=frames, size=size, clips=_NUM_CLIPS, crops=1), str(clip)
-    rendered = [render(motion, seed=0, num_frames=frames, size=size) for motion in MOTIONS[:_NUM_CLIPS]]
+        return views_of(str(clip), trained.data, shape, clips=_NUM_CLIPS, crops=1).views_VTCHW, str(clip)
+    rendered = [render(motion, seed=0, num_frames=shape.frames, size=shape.size) for motion in MOTIONS[:_NUM_CLIPS]]
     return torch.stack(rendered), "rendered clips"
 
 
-def _about(
-    model: _Model, expected: Tensor, clips_BTCHW: Tensor, *, source: str | Path, classes: tuple[str, ...]
-) -> dict[str, str]:
+def _about(trained: Trained, gives: str, expected: Tensor, clips_BTCHW: Tensor) -> dict[str, str]:
     """What a user of the file must know, which is written into it."""
     frames, _, height, width = clips_BTCHW.shape[1:]
-    data = data_of(source)
     about = {
         "mam2": __version__,
-        "source": str(source),
+        "source": trained.source,
         "input": f"clip: uint8 (batch, {frames}, 3, {height}, {width}), RGB from 0 to 255; "
         f"any batch, exactly {frames} frames of {height} × {width} pixels",
-        "output": f"{model.gives}: float32 (batch, {', '.join(map(str, expected.shape[1:]))})",
+        "output": f"{gives}: float32 (batch, {', '.join(map(str, expected.shape[1:]))})",
     }
-    if data:
-        about["stride_frames"] = str(data.stride_frames)
-    if classes:
-        about["classes"] = json.dumps(classes, ensure_ascii=False)
+    if trained.settings:
+        about["stride_frames"] = str(trained.data.stride_frames)
+    if gives in ("probabilities", "logits", "numbers"):
+        about["classes"] = json.dumps(trained.classes, ensure_ascii=False)
     return about
 
 

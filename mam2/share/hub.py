@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mam2.config import UserError, to_json
-from mam2.files import parse_json, read_metadata, read_object, write_text
+from mam2.files import read_object, write_text
 from mam2.model.encoder import EncoderConfig, Origin
-from mam2.model.load import load_encoder, read_encoder_config
-from mam2.model.weight_file import CLASSIFIER_FILE, ENCODER_FILE, HUB, check_name, weight_file
-from mam2.model.weights import FORMAT_CLASSIFIER, FORMAT_ENCODER, read_origin, save_encoder
+from mam2.model.weight_file import CLASSIFIER_FILE, ENCODER_FILE, HUB, check_name
+from mam2.model.weights import save_encoder
 from mam2.pictures.report import read_log
 from mam2.share.auto_model import CODE, CODE_FILE
 from mam2.train.run import read_run
+from mam2.trained import Trained, open_model
 from mam2.version import __version__
 
 CARD = "README.md"
@@ -93,16 +93,13 @@ def push(
 
 def write_folder(source: str | Path, name: str, folder: Path, *, license: str = "") -> None:
     """Writes all files of a repository into a folder that is there; see `push`."""
-    file = weight_file(source)
-    known = file.is_file() and read_metadata(file).get("format") in (FORMAT_ENCODER, FORMAT_CLASSIFIER)
-    is_classifier = known and read_metadata(file)["format"] == FORMAT_CLASSIFIER
-    weights = folder / (CLASSIFIER_FILE if is_classifier else ENCODER_FILE)
-    encoder = load_encoder(source)  # a damaged one is not shared
-    if known:
-        shutil.copyfile(file, weights)  # with all that it says of itself
+    model = open_model(source, device="cpu")  # a damaged one is not shared
+    weights = folder / (CLASSIFIER_FILE if model.classifier else ENCODER_FILE)
+    if model.file:
+        shutil.copyfile(model.file, weights)  # with all that it says of itself
     else:
-        save_encoder(weights, encoder)
-    about = _about(Path(source), name, weights, license=license)
+        save_encoder(weights, model.encoder)
+    about = _about(model, name, license=license)
     write_text(folder / "config.json", json.dumps(_config(about), indent=2, ensure_ascii=False) + "\n")
     write_text(folder / "video_preprocessor_config.json", json.dumps(_processor(about.encoder), indent=2) + "\n")
     write_text(folder / CODE_FILE, CODE)
@@ -223,15 +220,15 @@ def _method(record: dict[str, Any]) -> str:
     return str(record["config"]["objective"].get("is", "mam2")).removesuffix("Config").lower()
 
 
-def _about(source: Path, name: str, weights: Path, *, license: str) -> _About:
+def _about(model: Trained, name: str, *, license: str) -> _About:
     """Gathers what the files of a run say; those of a weight file alone say less."""
-    metadata = read_metadata(weights)
-    origin = read_origin(weights)
+    origin = model.origin
     stated = license or (origin.licence if origin else "unknown")
     if not re.fullmatch(r"[a-zA-Z0-9.-]+", stated):
         if license:
             raise UserError(f"The license {license!r} is no identifier; accepted: such as apache-2.0, cc-by-nc-4.0.")
         stated = "other"
+    source = Path(model.source)
     folder = source if source.is_dir() else source.parent
     runs = list[tuple[dict[str, Any], list[dict[str, Any]]]]()
     tests = dict[str, dict[str, Any]]()
@@ -246,10 +243,10 @@ def _about(source: Path, name: str, weights: Path, *, license: str) -> _About:
                 tests[name_of] = read_object(file, {"num_videos": int})
     return _About(
         name=name,
-        encoder=read_encoder_config(weights),
-        classes=tuple(parse_json(metadata.get("classes", "[]"))),
-        labels=metadata.get("labels", "classes"),
-        pooling=metadata.get("pooling", "all"),
+        encoder=model.encoder.config,
+        classes=model.classes,
+        labels=model.kind,
+        pooling=model.classifier.pooling if model.classifier else "all",
         origin=origin,
         license=stated.lower(),
         runs=runs,

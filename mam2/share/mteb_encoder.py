@@ -14,11 +14,8 @@ from torch import Tensor
 
 from mam2.config import UserError
 from mam2.data import sampling
-from mam2.data.clips import Data
 from mam2.data.transforms import test_crops
-from mam2.device import local_device
-from mam2.model.load import load_encoder
-from mam2.train.run import data_of
+from mam2.trained import open_model
 
 
 class MtebEncoder:
@@ -48,10 +45,9 @@ class MtebEncoder:
         if windows < 1:
             raise UserError(f"windows is {windows}; at least 1 is needed.")
         self.name = f"{model_name}@{revision}" if revision and model_name.startswith("hf://") else model_name
-        self.device = torch.device(device) if device else local_device()
-        self.encoder = load_encoder(self.name).to(self.device)
+        self.model = open_model(self.name, precision="fp32", device=device)
         self.windows = windows
-        self.stride_frames = stride_frames or (data_of(self.name) or Data()).stride_frames
+        self.stride_frames = stride_frames or self.model.data.stride_frames
 
     @torch.inference_mode()
     def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -73,19 +69,18 @@ class MtebEncoder:
 
     def clips(self, video: Any) -> Tensor:
         """The windows of an open video: uint8 (V, T, 3, S, S)."""
-        config = self.encoder.config
+        shape = self.model.shape
         windows = sampling.views(
-            len(video), clip_frames=config.frames, stride_frames=self.stride_frames, clips=self.windows
+            len(video), clip_frames=shape.frames, stride_frames=self.stride_frames, clips=self.windows
         )
         frames_TCHW = video.get_frames_at([index for window in windows for index in window]).data
-        (cropped,) = test_crops(frames_TCHW, size=config.size, crops=1)
-        return cropped.unflatten(0, (self.windows, config.frames))
+        (cropped,) = test_crops(frames_TCHW, size=shape.size, crops=1)
+        return cropped.unflatten(0, (self.windows, shape.frames))
 
     def vectors(self, clips: list[Tensor]) -> Tensor:
         """One vector per video, (B, D)."""
-        clips_BTCHW = torch.cat(clips).to(self.device)
-        features_BTND = self.encoder(clips_BTCHW)
-        return features_BTND.mean(dim=(1, 2)).unflatten(0, (len(clips), self.windows)).mean(dim=1).float()
+        features_BTND = self.model.features(torch.cat(clips))
+        return features_BTND.mean(dim=(1, 2)).unflatten(0, (len(clips), self.windows)).mean(dim=1)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Cosines of all pairs."""
@@ -101,7 +96,7 @@ class MtebEncoder:
         """What mteb writes beside the scores."""
         from mteb.models import ModelMeta
 
-        num_parameters = sum(parameter.numel() for parameter in self.encoder.parameters())
+        num_parameters = sum(parameter.numel() for parameter in self.model.encoder.parameters())
         return ModelMeta(
             loader=MtebEncoder,
             name=f"mam2/{self.name.removeprefix('hf://').strip('/').replace('/', '_')}",
@@ -111,7 +106,7 @@ class MtebEncoder:
             n_parameters=num_parameters,
             memory_usage_mb=4 * num_parameters / 2**20,
             max_tokens=None,
-            embed_dim=self.encoder.config.width,
+            embed_dim=self.model.encoder.config.width,
             license=None,
             open_weights=None,
             public_training_code=None,

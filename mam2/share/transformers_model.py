@@ -18,10 +18,10 @@ from mam2.config import from_json, to_json
 from mam2.files import write_text
 from mam2.model.classifier import Classifier, Pooling
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.load import load_encoder
 from mam2.model.weight_file import CLASSIFIER_FILE, ENCODER_FILE, HUB
-from mam2.model.weights import load_classifier, save_classifier, save_encoder
+from mam2.model.weights import save_classifier, save_encoder
 from mam2.share.auto_model import CODE, CODE_FILE
+from mam2.trained import open_model
 
 
 class Mam2Config(PreTrainedConfig):  # type: ignore[misc]  # mypy takes transformers for untyped
@@ -113,7 +113,7 @@ class Mam2Model(_Mam2):
 
     @staticmethod
     def _read(source: str) -> VideoEncoder:
-        return load_encoder(source)
+        return open_model(source, device="cpu").encoder
 
     def _write(self, folder: Path) -> None:
         assert isinstance(self.inner, VideoEncoder), "made by __init__"
@@ -136,7 +136,7 @@ class Mam2ForVideoClassification(_Mam2):
 
     @staticmethod
     def _read(source: str) -> Classifier:
-        return load_classifier(source)[0]
+        return open_model(source, device="cpu").need_classifier()
 
     def _write(self, folder: Path) -> None:
         assert isinstance(self.inner, Classifier), "made by __init__"

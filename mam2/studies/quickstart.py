@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.progress import track
 
 from mam2.config import Duration, Epochs, Steps, UserError
-from mam2.data.catalog import Catalog
-from mam2.data.clips import Data, catalog_of
+from mam2.data.catalog import Catalog, read_catalog
+from mam2.data.clips import Data
 from mam2.data.synthetic import MOTIONS, write_dataset
 from mam2.device import cpu_name
 from mam2.distributed import end_with_parent
@@ -44,8 +44,9 @@ from mam2.train.engine import Loop
 from mam2.train.finetune import Finetune, finetune
 from mam2.train.optim import Optim
 from mam2.train.pretrain import Pretrain, pretrain
-from mam2.train.tuned import evaluate_run
-from mam2.use.hidden_patches import load_predictor
+from mam2.trained import open_model
+from mam2.use.evaluate_run import evaluate_run
+from mam2.use.hidden_patches import predict_middle
 
 log = logging.getLogger("mam2")
 VIDEO_FRAMES, VIDEO_SIZE = 20, 28
@@ -188,10 +189,15 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
     lap("fine-tuning and testing")
 
     sheets = []
-    predictor = load_predictor(out / "pretrain_mam2")
+    model = open_model(out / "pretrain_mam2", whole=True)
     for motion in MOTIONS[0], MOTIONS[4], MOTIONS[6]:
         video = videos / "test" / motion / "00000.mp4"
-        sheets.append((f"{video_title(video)}, a held-out video: {motion.replace('_', ' ')}", predictor(video, seed=0)))
+        sheets.append(
+            (
+                f"{video_title(video)}, a held-out video: {motion.replace('_', ' ')}",
+                predict_middle(model, video, seed=0),
+            )
+        )
     lap("pictures")
 
     found = {kind: [top1[kind, seed] for seed in settings.seeds] for kind in KINDS}
@@ -205,7 +211,7 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
 
 
 def _catalog(root: Path) -> Catalog:
-    return catalog_of(Data(root=str(root)), labelled=True)
+    return read_catalog(Data(root=str(root)).listing, labelled=True)
 
 
 def _pretrain(out: Path, settings: Quickstart, unlabelled: str, kind: str) -> bool:

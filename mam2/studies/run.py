@@ -23,8 +23,8 @@ import torch
 
 from mam2 import cost
 from mam2.config import Duration, UserError
-from mam2.data.catalog import Catalog
-from mam2.data.clips import Data, catalog_of
+from mam2.data.catalog import Catalog, read_catalog
+from mam2.data.clips import Data
 from mam2.data.loader import steps_per_epoch
 from mam2.device import cpu_name
 from mam2.distributed import end_with_parent
@@ -42,7 +42,7 @@ from mam2.studies.summary import summarised
 from mam2.train.finetune import Finetune, as_pretrained, finetune
 from mam2.train.pretrain import Pretrain, build, pretrain
 from mam2.train.run import InUse, locked
-from mam2.train.tuned import evaluate_run
+from mam2.use.evaluate_run import evaluate_run
 
 log = logging.getLogger("mam2")
 SETTINGS = "settings.json"
@@ -187,7 +187,7 @@ def _keep_apart(what: str, train: set[str], test: set[str]) -> None:
 
 
 def _catalog(root: str, split: str, *, labelled: bool) -> Catalog:
-    return catalog_of(Data(root=root, split=split), labelled=labelled)
+    return read_catalog(Data(root=root, split=split).listing, labelled=labelled)
 
 
 def plan(job: Job, settings: Settings, budget: Budget | None, videos: Videos, out: Path) -> Pretrain:

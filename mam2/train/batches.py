@@ -6,6 +6,7 @@ from mam2 import distributed
 from mam2.data.catalog import Catalog
 from mam2.data.clips import Data
 from mam2.data.loader import TrainLoader, steps_per_epoch
+from mam2.data.shape import ClipShape
 from mam2.model.encoder import EncoderConfig
 from mam2.train.engine import Loop
 
@@ -15,8 +16,7 @@ def train_loader(catalog: Catalog, data: Data, encoder: EncoderConfig, loop: Loo
     return TrainLoader(
         catalog,
         data,
-        num_frames=encoder.frames,
-        size=encoder.size,
+        ClipShape.of(encoder),
         batch_size=loop.batch_size,
         num_steps=loop.duration.steps(steps_per_epoch(len(catalog.items), loop.batch_size)),
         seed=loop.seed,

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from mam2 import distributed
 from mam2.config import Epochs, LabelKind, LabelSetting, UserError, check, seed_of
-from mam2.data.catalog import Catalog, few_shot
-from mam2.data.clips import Data, catalog_of
+from mam2.data.catalog import Catalog, few_shot, read_catalog
+from mam2.data.clips import Data
 from mam2.data.loader import Batch
 from mam2.data.mixing import mix
 from mam2.device import autocast_dtype, local_device
@@ -106,7 +106,7 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
     """
     folder = Path(out)
     # Open: the videos and the run's folder.
-    catalog = catalog_of(config.data, labelled=True, kind=config.labels)
+    catalog = read_catalog(config.data.listing, labelled=True, kind=config.labels)
     catalog = few_shot(catalog, shots=config.shots, seed=config.loop.seed)
     config.loop.check_batch()
     # Build: classifier and optimiser, before the folder is claimed: a wrong --init leaves none behind. A run that goes

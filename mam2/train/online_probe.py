@@ -19,6 +19,7 @@ from torch import Tensor
 from mam2.config import Duration, Epochs, UserError, check
 from mam2.data.catalog import few_shot, read_catalog
 from mam2.data.clips import Data
+from mam2.data.shape import ClipShape, Listing
 from mam2.data.views import ViewLoader
 from mam2.files import parse_json
 from mam2.model.encoder import VideoEncoder
@@ -76,9 +77,9 @@ class Watcher:
     ) -> None:
         self.encoder = encoder
         self.folder = folder
-        catalog = few_shot(read_catalog(watch.labelled, labelled=True), shots=watch.shots, seed=seed)
+        catalog = few_shot(read_catalog(Listing(root=watch.labelled), labelled=True), shots=watch.shots, seed=seed)
         sizes = encoder.config
-        loader = ViewLoader(catalog, data, num_frames=sizes.frames, size=sizes.size, clips=1, crops=1)
+        loader = ViewLoader(catalog, data, ClipShape.of(sizes), clips=1, crops=1)
         videos = list(loader)
         loader.bad.check()
         self.clip_NTCHW = torch.stack([video.views_VTCHW[0] for video in videos])

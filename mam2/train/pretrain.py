@@ -13,8 +13,8 @@ from torch import nn
 
 from mam2 import distributed
 from mam2.config import UserError, from_json, to_json
-from mam2.data.catalog import Catalog
-from mam2.data.clips import Data, catalog_of
+from mam2.data.catalog import Catalog, read_catalog
+from mam2.data.clips import Data
 from mam2.data.loader import Batch, steps_per_epoch
 from mam2.device import autocast_dtype, local_device
 from mam2.files import digest, fingerprint
@@ -125,7 +125,7 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     """
     folder = Path(out)
     # Open: the videos, the run's folder, and the tokenizer that is trained on those videos where one is.
-    catalog = catalog_of(config.data, labelled=False)
+    catalog = read_catalog(config.data.listing, labelled=False)
     config.loop.check_batch()
     with only_writer(folder):
         if distributed.rank() == 0:
@@ -322,7 +322,7 @@ def build(config: Pretrain, sizes: TargetSizes | None = None, *, steps_per_epoch
     return objective.build(config.encoder, sizes or sizes_of(config), steps_per_epoch=steps_per_epoch)
 
 
-def load_run(folder: str | Path) -> tuple[Objective, TargetMaker, Pretrain]:
+def load_run(folder: str | Path, *, device: torch.device | None = None) -> tuple[Objective, TargetMaker, Pretrain]:
     """The whole pre-trained model of a run, in eval mode, with its targets: for pictures of its predictions.
 
     Raises:
@@ -336,7 +336,7 @@ def load_run(folder: str | Path) -> tuple[Objective, TargetMaker, Pretrain]:
             "checkpoints). Give the --out of a `mam2 pretrain` that has saved at least once."
         )
     config = from_json(Pretrain, record["config"])
-    device = local_device()
+    device = device or local_device()
     targets = make_targets(config, folder, device)
     model = build(config, targets.sizes).to(device)
     checkpoint.load_model(checkpoint.checkpoints(folder)[-1] / checkpoint.MODEL, cast(nn.Module, model))

@@ -15,13 +15,14 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mam2 import distributed
 from mam2.config import Duration, UserError, from_json, to_json
 from mam2.data.clips import Data
-from mam2.files import read_object, write_text
+from mam2.files import first_line, read_object, write_text
 from mam2.train import checkpoint
 
 log = logging.getLogger("mam2")
@@ -160,12 +161,52 @@ def read_run(folder: Path) -> dict[str, Any]:
     return read_object(folder / "run.json", {"kind": str, "config": dict})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of a run that matter when its model is used.
+
+    Attributes:
+        kind: "pretrain" or "finetune".
+        data: how clips are made.
+        precision: precision of its training.
+        views: clips and crops per video that a fine-tuning is tested on; (1, 1) for a pre-training.
+        seed: seed of the run.
+    """
+
+    kind: str
+    data: Data
+    precision: str
+    views: tuple[int, int]
+    seed: int
+
+
+def settings_of(source: str | Path) -> Settings | None:
+    """Settings of the run that a folder, or a weight file in it, belongs to; None where nothing tells."""
+    place = Path(source)
+    folder = place if place.is_dir() else place.parent
+    if not place.exists() or not (folder / "run.json").is_file():
+        return None
+    record = read_run(folder)
+    config = record["config"]
+    try:
+        return Settings(
+            kind=record["kind"],
+            data=from_json(Data, config["data"]),
+            precision=str(config["loop"].get("precision", "auto")),
+            views=(int(config.get("clips", 1)), int(config.get("crops", 1))),
+            seed=int(config["loop"].get("seed", 0)),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'run.json'} is damaged: its settings can't be read ({first_line(error)}). Give the weight file "
+            "in a folder of its own to do without them."
+        ) from error
+
+
 def data_of(source: str | Path) -> Data | None:
     """How the run that a folder, or a weight file in it, belongs to makes clips; None where nothing tells."""
-    folder = Path(source) if Path(source).is_dir() else Path(source).parent
-    with contextlib.suppress(UserError, KeyError):
-        return from_json(Data, read_run(folder)["config"]["data"])
-    return None
+    settings = settings_of(source)
+    return settings.data if settings else None
 
 
 def _lengthened(found: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from mam2.config import UserError
 from mam2.data.catalog import Catalog
 from mam2.data.clips import Data
 from mam2.data.loader import TrainLoader
+from mam2.data.shape import ClipShape
 from mam2.device import local_device
 from mam2.targets.tokenizers.vq import VQConfig, save_vq, train_vq
 
@@ -57,10 +58,9 @@ def train_tokenizer(
     loader = TrainLoader(
         catalog,
         data,
-        num_frames=FRAMES_PER_VIDEO,
-        size=size,
+        ClipShape(FRAMES_PER_VIDEO, size),
         batch_size=VIDEOS_PER_STEP,
-        num_steps=num_steps + 4 * config.num_codes // VIDEOS_PER_STEP,  # the codebook's start takes some more
+        num_steps=num_steps + 4 * config.num_codes // VIDEOS_PER_STEP,
         seed=seed,
     )
     log.info(f"Training a VQ tokenizer with {config.num_codes} codes on {len(catalog.items)} videos.")

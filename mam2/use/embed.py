@@ -17,8 +17,9 @@ from torch import Tensor
 from mam2 import distributed
 from mam2.config import UserError
 from mam2.data.catalog import Catalog, only_video, read_catalog
-from mam2.data.clips import Data, middle_clip, opened
-from mam2.data.windows import clips_of
+from mam2.data.clips import Data, middle_clip
+from mam2.data.shape import ClipShape
+from mam2.data.windows import clip_between
 from mam2.model.encoder import EncoderConfig
 from mam2.use.embedder import Embed, Embedder, load_embedder
 from mam2.use.features_file import check_identity, files_of, merge, open_features, parts_of
@@ -86,19 +87,10 @@ def read_clip(
     Raises:
         UserError: a video that can't be decoded, or that ends before `start`.
     """
-    data = Data(stride_frames=stride_frames)
+    data, shape = Data(stride_frames=stride_frames), ClipShape.of(config)
     if start is None and end is None:
-        return middle_clip(path, data, num_frames=config.frames, size=config.size)
-    with opened(str(path), data, size=config.size) as video:
-        there = video.num_frames - video.num_missing
-        first = video.frame_at(start or 0.0)
-        last = min(there, first + config.frames * stride_frames if end is None else video.frame_at(end))
-        if first >= last:
-            raise UserError(
-                f"{path} has no frames from {start or 0:g} to {'its end' if end is None else f'{end:g}'} seconds; it "
-                f"lasts {video.time_of(there):.3f}. Give a start before the end of the video, and an end after it."
-            )
-        return clips_of(video, [(first, last)], data, num_frames=config.frames, size=config.size)[0]
+        return middle_clip(path, data, shape)
+    return clip_between(str(path), data, shape, start=start or 0.0, end=end)
 
 
 def embed_file(source: str | Path, videos: str | Path, out: Path, *, config: Embed) -> Embedded:
@@ -112,7 +104,7 @@ def embed_file(source: str | Path, videos: str | Path, out: Path, *, config: Emb
     """
     if out.suffix != ".parquet":
         raise UserError(f"Features can't be written to {out}; accepted is a file that ends in .parquet.")
-    catalog = catalog_of(str(videos), config)
+    catalog = videos_to_embed(str(videos), config)
     embedder = load_embedder(str(source), config)
     for file in files_of(out):
         check_identity(file, embedder.maker.identity)
@@ -137,7 +129,7 @@ def _embed_all(catalog: Catalog, embedder: Embedder, out: Path) -> Embedded:
     return Embedded(num_windows=num_windows, num_new=done.num_new, num_videos=len(paths), bad=done.bad)
 
 
-def catalog_of(videos: str, config: Embed) -> Catalog:
+def videos_to_embed(videos: str, config: Embed) -> Catalog:
     """The videos that are asked for: those of a folder or a list, or a single one; each once, with absolute paths.
 
     Raises:
@@ -146,12 +138,6 @@ def catalog_of(videos: str, config: Embed) -> Catalog:
     single = only_video(videos)
     if single and config.labelled:
         raise UserError(f"{videos} is a video, which has no label. Leave --labelled out, or give class folders.")
-    catalog = single or read_catalog(
-        videos,
-        labelled=config.labelled,
-        split=config.split,
-        path_column=config.path_column,
-        label_column=config.label_column,
-    )
+    catalog = single or read_catalog(config.listing(videos), labelled=config.labelled)
     items = {path: replace(item, path=path) for item in catalog.items for path in [os.path.abspath(item.path)]}
     return replace(catalog, items=tuple(items.values()))

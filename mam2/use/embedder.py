@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,14 +17,12 @@ from torch import Tensor
 
 from mam2.config import UserError, check
 from mam2.data.clips import Data
+from mam2.data.shape import Listing
 from mam2.data.windows import Length, Planned, WindowBatch, plan
-from mam2.device import autocast_dtype, local_device, send
+from mam2.device import send
 from mam2.files import digest
-from mam2.model.encoder import VideoEncoder
-from mam2.model.load import load_encoder
-from mam2.model.weights import encoder_digest
-from mam2.probe.heads import AttentivePooling, load_pooling
-from mam2.train.run import data_of
+from mam2.model.pooling import AttentivePooling, load_pooling
+from mam2.trained import Trained, open_model
 from mam2.use.features_file import Identity, Maker, Pool, Precision, check_identity
 
 WINDOWS_AT_ONCE = 16  # decoded by a process together
@@ -74,6 +71,10 @@ class Embed:
         if self.probe and self.pool != "attentive":
             raise UserError(f"A probe is of pool 'attentive', not of {self.pool!r}. Leave one of the two out.")
 
+    def listing(self, videos: str) -> Listing:
+        """The videos, as `read_catalog` takes them."""
+        return Listing(root=videos, split=self.split, path_column=self.path_column, label_column=self.label_column)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Embedder:
@@ -113,66 +114,42 @@ class Embedder:
             yield before[0], before[1].cpu()
 
 
-def pooled(
-    clip_BTCHW: Tensor, *, encoder: VideoEncoder, head: AttentivePooling | None, pool: Pool, dtype: torch.dtype | None
-) -> Tensor:
-    """Embeddings of clips, float32 (B, F).
-
-    Args:
-        clip_BTCHW: on the device of the others.
-        encoder: frozen.
-        head: of pool "attentive".
-        pool: see `Embed`.
-        dtype: of the encoder's autocast; None is plain float32.
-    """
-    with torch.autocast(clip_BTCHW.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        features_BTND = encoder(clip_BTCHW)
-    features_BTND = features_BTND.float()
-    if head is not None:
-        return head(features_BTND, encoder.config.grid)
-    if pool == "frames":
-        return features_BTND.mean(dim=2).flatten(1)
-    return features_BTND.mean(dim=(1, 2))
-
-
 def load_embedder(source: str, config: Embed) -> Embedder:
     """The encoder that a source names, to embed as `config` says.
 
     Raises:
         UserError: no encoder, no attentive probe of it, or a window with fewer frames than a clip.
     """
-    encoder, head, digests = _load(source, config.probe, config.pool)
-    sizes = encoder.config
-    data = data_of(source) or Data()
-    window = Length.parse(config.window) if config.window else span_of(data, sizes.frames)
-    hop = Length.parse(config.hop) if config.hop else window
+    model = open_model(source, precision=config.precision)
+    head = _head(model, probe=config.probe, pool=config.pool)
+    sizes = model.encoder.config
+    window = Length.parse(config.window) if config.window else span_of(model.data, sizes.frames)
     check_window(window, num_frames=sizes.frames)
     identity = Identity(
-        encoder=digests[0],
+        encoder=model.digest,
         pool=config.pool,
-        head=digests[1],
+        head=_digest_of(head),
         window=str(window),
-        hop=str(hop),
+        hop=str(Length.parse(config.hop) if config.hop else window),
         frames=sizes.frames,
         size=sizes.size,
         numbers=sizes.width * (sizes.tubelets if config.pool == "frames" else 1),
         dtype=config.dtype,
-        sampling=data.sampling,
-        decode_short_side=data.decode_short_side,
+        sampling=model.data.sampling,
+        decode_short_side=model.data.decode_short_side,
     )
-    place = os.path.abspath(source) if os.path.exists(source) else source
     probe = os.path.abspath(config.probe) if config.probe else ""
-    maker = Maker(identity=identity, source=place, probe=probe)
-    return _embedder(encoder, head, maker, precision=config.precision, num_workers=config.num_workers)
+    maker = Maker(identity=identity, source=model.address, probe=probe)
+    return _embedder(model, head, maker, num_workers=config.num_workers)
 
 
 def load_embedder_of(maker: Maker, file: Path, *, source: str = "", num_workers: int = 2) -> Embedder:
     """The encoder that made a features file, to embed in the same way.
 
     Args:
-        maker: what the file says.
+        maker: the identity that the file states, and the place of its encoder.
         file: the features file, for messages.
-        source: where the encoder is now; empty is where it was.
+        source: the place of the encoder now; empty is where it was.
         num_workers: processes that decode.
 
     Raises:
@@ -180,34 +157,40 @@ def load_embedder_of(maker: Maker, file: Path, *, source: str = "", num_workers:
     """
     there = maker.identity
     try:
-        encoder, head, digests = _load(source or maker.source, maker.probe, there.pool)
+        model = open_model(source or maker.source, precision="auto")
+        head = _head(model, probe=maker.probe, pool=there.pool)
     except UserError as error:
         raise UserError(f"{error} {file} was made with it: say where it is now, --encoder SOURCE.") from error
-    check_identity(file, replace(there, encoder=digests[0], head=digests[1]))
-    return _embedder(encoder, head, maker, precision="auto", num_workers=num_workers)
+    check_identity(file, replace(there, encoder=model.digest, head=_digest_of(head)))
+    return _embedder(model, head, maker, num_workers=num_workers)
 
 
-def _embedder(
-    encoder: VideoEncoder, head: AttentivePooling | None, maker: Maker, *, precision: str, num_workers: int
-) -> Embedder:
+def _embedder(model: Trained, head: AttentivePooling | None, maker: Maker, *, num_workers: int) -> Embedder:
     identity = maker.identity
-    dtype = autocast_dtype(precision, local_device(), width=encoder.config.width)
+
+    def vectors_of(clip_BTCHW: Tensor) -> Tensor:
+        features_BTND = model.features(clip_BTCHW)
+        if head is not None:
+            return head(features_BTND, model.encoder.config.grid)
+        return features_BTND.mean(dim=2).flatten(1) if identity.pool == "frames" else features_BTND.mean(dim=(1, 2))
+
     return Embedder(
-        vectors_of=partial(pooled, encoder=encoder, head=head, pool=identity.pool, dtype=dtype),
-        device=local_device(),
+        vectors_of=vectors_of,
+        device=model.device,
         maker=maker,
         data=Data(sampling=identity.sampling, decode_short_side=identity.decode_short_side, num_workers=num_workers),
     )
 
 
-def _load(source: str, probe: str, pool: Pool) -> tuple[VideoEncoder, AttentivePooling | None, tuple[str, str]]:
-    """An encoder and the head of pool "attentive", on the device, and digests of both."""
-    encoder = load_encoder(source)
-    key = encoder_digest(encoder)
+def _head(model: Trained, *, probe: str, pool: Pool) -> AttentivePooling | None:
+    """The head of pool "attentive", on the model's device."""
     if pool != "attentive":
-        return encoder.to(local_device()), None, (key, "")
-    head = load_pooling(probe or source, encoder=key)
-    return encoder.to(local_device()), head.to(local_device()), (key, digest(head.state_dict()))
+        return None
+    return load_pooling(probe or model.source, encoder=model.digest).to(model.device)
+
+
+def _digest_of(head: AttentivePooling | None) -> str:
+    return "" if head is None else digest(head.state_dict())
 
 
 def check_window(window: Length, *, num_frames: int) -> None:

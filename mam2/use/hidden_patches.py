@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mam2.data.clips import Data, middle_clip
-from mam2.device import local_device
 from mam2.masks import MaskConfig, put
 from mam2.model.encoder import VideoEncoder
-from mam2.model.load import load_encoder
-from mam2.model.weights import PUBLIC
 from mam2.objectives.contract import Objective
 from mam2.patches import to_float, unpatchify
 from mam2.pictures.masks import masked_patches
@@ -22,61 +18,30 @@ from mam2.pictures.prediction import Prediction
 from mam2.targets.maker import TargetMaker
 from mam2.targets.motion import clip_scale
 from mam2.targets.table import motion_row
-from mam2.train.pretrain import load_run
-from mam2.train.run import data_of
+from mam2.trained import Trained
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Predictor:
-    """A model whose predictions are drawn, or an encoder whose attention is.
+def predict_middle(model: Trained, video: str | Path, *, seed: int) -> Prediction:
+    """The prediction for the middle of a video; of an encoder without its objective, its attention.
 
-    Attributes:
-        encoder: in eval mode.
-        data: how videos are read.
-        pretrained: the model that the encoder is of, its targets, and its masks; None for an encoder alone.
-    """
-
-    encoder: VideoEncoder
-    data: Data
-    pretrained: tuple[Objective, TargetMaker, MaskConfig] | None
-
-    def __call__(self, video: str | Path, *, seed: int) -> Prediction:
-        """The prediction for the middle of a video; the seed is of the mask.
-
-        Raises:
-            UserError: a video that can't be decoded.
-        """
-        sizes = self.encoder.config
-        clip_TCHW = middle_clip(video, self.data, num_frames=sizes.frames, size=sizes.size)
-        if self.pretrained is None:
-            return attend(self.encoder, clip_TCHW)
-        return predict_hidden(*self.pretrained, clip_TCHW, seed=seed)
-
-
-def load_predictor(source: str | Path) -> Predictor:
-    """The model of a pre-training run; or an encoder alone, of all other sources that `load_encoder` takes.
+    Args:
+        model: opened with `whole=True` for predictions.
+        video: a video file or a folder of frames.
+        seed: seed of the mask.
 
     Raises:
-        UserError: no run, or no encoder.
+        UserError: a video that can't be decoded.
     """
-    if is_encoder_alone(source):
-        return Predictor(encoder=load_encoder(source), data=data_of(source) or Data(), pretrained=None)
-    model, targets, config = load_run(source)
-    return Predictor(encoder=model.encoder, data=config.data, pretrained=(model, targets, config.mask))
-
-
-def is_encoder_alone(source: str | Path) -> bool:
-    """Whether a source is an encoder without the model that it was pre-trained with."""
-    if str(source).startswith(PUBLIC) or Path(source).is_file():
-        return True
-    known = (Path(source) / name for name in ("config.json", "classifier.safetensors"))
-    return any(file.is_file() for file in known)
+    clip_TCHW = model.clip(video)
+    if model.pretrained is None:
+        return attend(model.encoder, clip_TCHW)
+    whole = model.pretrained
+    return predict_hidden(whole.objective, whole.targets, whole.mask, clip_TCHW, seed=seed)
 
 
 @torch.no_grad()
 def attend(encoder: VideoEncoder, clip_TCHW: Tensor) -> Prediction:
     """A clip, uint8 (T, 3, H, W), and the attention that an encoder in eval mode pays to its patches."""
-    encoder.to(local_device())
     whole = to_float(clip_TCHW[None].to(encoder.patch_embed.weight.device))
     attention_TN = encoder.attention_received(whole)[0].float().cpu()
     tubelet = encoder.config.tubelet

@@ -7,26 +7,23 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mam2 import distributed
 from mam2.config import UserError
 from mam2.data.catalog import Catalog, only_video, read_catalog
+from mam2.data.shape import Listing
 from mam2.data.windows import Length
 from mam2.files import digest
-from mam2.model.classifier import Classifier, scores_of
-from mam2.model.weights import encoder_digest
-from mam2.train.tuned import Tuned, load_tuned
+from mam2.trained import Trained
 from mam2.use.embedder import Embedder, check_window
+from mam2.use.evaluate_run import open_classifier, test
 from mam2.use.features_file import Identity, Maker, check_identity, parts_folder, parts_of
 from mam2.use.predictions_file import Prediction, check_format, write_predictions
 from mam2.use.sliding_windows import (
@@ -126,15 +123,15 @@ def predict(
     config = Predict(
         window=window, hop=hop, top_k=top_k, clips=clips, crops=crops, split=split, path_column=path_column
     )
-    tuned = load_tuned(Path(run))
-    catalog = videos_of(str(videos), tuned, config)
+    model = open_classifier(run)
+    catalog = videos_of(str(videos), model, config)
     if not window:
-        return of_videos(tuned, catalog, config)[0]
+        return of_videos(model, catalog, config)[0]
     with tempfile.TemporaryDirectory() as own:
         out = Path(distributed.gather(own)[0]) / "predictions"
         with only_writer_of(out):
-            found, _ = look_along(scorer_of(run, tuned, config), catalog, out)
-            predictions = list(of_windows(found, tuned, config))
+            found, _ = look_along(scorer_of(model, config), catalog, out)
+            predictions = list(of_windows(found, model, config))
             distributed.barrier()  # all have read before the folder goes
     return predictions
 
@@ -165,15 +162,15 @@ def predict_file(
         check_page(timeline)
         if not config.window:
             raise UserError("A timeline shows windows. Give a --window, such as --window '2 s', or no --timeline.")
-    tuned = load_tuned(Path(run))
-    catalog = videos_of(str(videos), tuned, config)
+    model = open_classifier(run)
+    catalog = videos_of(str(videos), model, config)
     if not config.window:
-        predictions, bad = of_videos(tuned, catalog, config)
+        predictions, bad = of_videos(model, catalog, config)
         if distributed.rank() == 0:
             write_predictions(predictions, out)
-        num_videos = len(predictions) // min(config.top_k, len(tuned.classes))
+        num_videos = len(predictions) // min(config.top_k, len(model.classes))
         return Predicted(num_videos=num_videos, num_windows=num_videos, bad=bad)
-    scorer = scorer_of(run, tuned, config)
+    scorer = scorer_of(model, config)
     for part in parts_of(out):
         try:
             check_identity(part, scorer.maker.identity)
@@ -182,40 +179,42 @@ def predict_file(
     with only_writer_of(out):
         found, bad = look_along(scorer, catalog, out)
         if distributed.rank() == 0:
-            write_predictions(of_windows(found, tuned, config), out)
+            write_predictions(of_windows(found, model, config), out)
             if timeline:
-                draw_timeline(timeline, found, tuned, scorer)
+                draw_timeline(timeline, found, model, scorer)
             shutil.rmtree(parts_folder(out))
         distributed.barrier()
     return Predicted(num_videos=len(found), num_windows=sum(len(of.windows) for of in found), bad=bad)
 
 
-def videos_of(videos: str, tuned: Tuned, config: Predict) -> Catalog:
+def videos_of(videos: str, model: Trained, config: Predict) -> Catalog:
     """The videos that are asked for: those of a folder or a list, or a single one.
 
     Raises:
         UserError: there are none.
     """
-    path_column = config.path_column or tuned.config.data.path_column
-    return only_video(videos) or read_catalog(videos, labelled=False, split=config.split, path_column=path_column)
+    path_column = config.path_column or model.data.path_column
+    return only_video(videos) or read_catalog(
+        Listing(root=videos, split=config.split, path_column=path_column), labelled=False
+    )
 
 
 # --- whole videos -------------------------------------------------------------------------------------------
 
 
-def of_videos(tuned: Tuned, catalog: Catalog, config: Predict) -> tuple[list[Prediction], dict[str, str]]:
+def of_videos(model: Trained, catalog: Catalog, config: Predict) -> tuple[list[Prediction], dict[str, str]]:
     """The labels of whole videos; path and reason of those that were left out."""
     bad = {item.path: reason for item in catalog.items if (reason := not_writable(item.path))}
     for reason in bad.values() if distributed.rank() == 0 else ():
         log.warning("Left out: %s", reason)
     catalog = replace(catalog, items=tuple(item for item in catalog.items if item.path not in bad))
-    result, _ = tuned.test(catalog, clips=config.clips, crops=config.crops)
+    result, _ = test(model, catalog, clips=config.clips, crops=config.crops)
     assert result.seconds_B is not None
     places = [
         (catalog.items[index].path, 0.0, None if math.isnan(seconds) else round(seconds, 9))
         for index, seconds in zip(result.index_B.tolist(), result.seconds_B.tolist(), strict=True)
     ]
-    return list(best(places, result.probabilities_BK, tuned.classes, top_k=config.top_k)), bad | result.bad
+    return list(best(places, result.probabilities_BK, model.classes, top_k=config.top_k)), bad | result.bad
 
 
 def best(
@@ -231,43 +230,36 @@ def best(
 # --- windows along videos -----------------------------------------------------------------------------------
 
 
-def scorer_of(run: str | Path, tuned: Tuned, config: Predict) -> Embedder:
+def scorer_of(model: Trained, config: Predict) -> Embedder:
     """The classifier as what makes a vector of each window: its scores.
 
     Raises:
         UserError: a window with fewer frames than a clip.
     """
-    classifier, data = tuned.classifier, tuned.config.data
-    sizes = classifier.encoder.config
+    classifier, data = model.need_classifier(), model.data
+    sizes = model.encoder.config
     window = Length.parse(config.window)
     check_window(window, num_frames=sizes.frames)
     head = {name: value for name, value in classifier.state_dict().items() if not name.startswith("encoder.")}
     identity = Identity(
-        encoder=encoder_digest(classifier.encoder),
+        encoder=model.digest,
         pool="mean",
         head=digest(head),
         window=str(window),
         hop=str(Length.parse(config.hop) if config.hop else window),
         frames=sizes.frames,
         size=sizes.size,
-        numbers=len(tuned.classes),
+        numbers=len(model.classes),
         dtype="float32",
         sampling=data.sampling,
         decode_short_side=data.decode_short_side,
     )
     return Embedder(
-        vectors_of=partial(scores_of_clips, classifier=classifier, dtype=tuned.dtype),
-        device=next(classifier.parameters()).device,
-        maker=Maker(identity=identity, source=os.path.abspath(run)),
+        vectors_of=model.scores,
+        device=model.device,
+        maker=Maker(identity=identity, source=model.address),
         data=data,
     )
-
-
-def scores_of_clips(clip_BTCHW: Tensor, *, classifier: Classifier, dtype: torch.dtype | None) -> Tensor:
-    """The scores of clips on the classifier's device, float32 (B, K)."""
-    with torch.autocast(clip_BTCHW.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        logits_BK = classifier(clip_BTCHW)
-    return scores_of(logits_BK.float(), classifier.kind)
 
 
 def look_along(scorer: Embedder, catalog: Catalog, out: Path) -> tuple[list[Found], dict[str, str]]:
@@ -286,14 +278,14 @@ def look_along(scorer: Embedder, catalog: Catalog, out: Path) -> tuple[list[Foun
     return found, done.bad
 
 
-def of_windows(found: Sequence[Found], tuned: Tuned, config: Predict) -> Iterator[Prediction]:
+def of_windows(found: Sequence[Found], model: Trained, config: Predict) -> Iterator[Prediction]:
     """The labels of windows, video by video, in the order of time."""
     for of, score_BK in vectors_along(found):
         places = [(of.path, window.start, window.end) for window in of.windows]
-        yield from best(places, score_BK, tuned.classes, top_k=config.top_k)
+        yield from best(places, score_BK, model.classes, top_k=config.top_k)
 
 
-def draw_timeline(file: Path, found: Sequence[Found], tuned: Tuned, scorer: Embedder) -> None:
+def draw_timeline(file: Path, found: Sequence[Found], model: Trained, scorer: Embedder) -> None:
     """Writes the page of the scores of windows."""
     from mam2.pictures.page import command_line  # needs mam2[pictures]
     from mam2.pictures.timeline import Track, write_timeline
@@ -307,14 +299,14 @@ def draw_timeline(file: Path, found: Sequence[Found], tuned: Tuned, scorer: Embe
             for of, score_BK in vectors_along(found)
         ),
         paths=[of.path for of in found],
-        classes=tuned.classes,
-        kind=tuned.classifier.kind,
+        classes=model.classes,
+        kind=model.kind,
         about=f"Windows of {identity.window} every {identity.hop}, by the run {Path(run).name}.",
         facts={
             "run": run,
             "window": identity.window,
             "hop": identity.hop,
-            "seed": f"{tuned.config.loop.seed}, of the run",
+            "seed": f"{model.settings.seed}, of the run" if model.settings else "unknown",
         },
         commands=[command_line(["predict", run, "VIDEOS"], options)],
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from mam2 import cost
 from mam2.config import UserError, from_json, to_json
-from mam2.data.clips import catalog_of
+from mam2.data.catalog import read_catalog
 from mam2.data.loader import steps_per_epoch
 from mam2.pictures.charts import OF_NONE, SMOOTHED, curves_of
 from mam2.pictures.page import command_line, video_title
@@ -21,7 +21,8 @@ from mam2.train.finetune import Finetune
 from mam2.train.logs import COLLAPSED_STD, LEARNED_NOTHING
 from mam2.train.pretrain import Pretrain
 from mam2.train.run import read_run
-from mam2.use.hidden_patches import load_predictor
+from mam2.trained import open_model
+from mam2.use.hidden_patches import predict_middle
 
 log = logging.getLogger("mam2")
 KINDS: dict[str, type[Pretrain] | type[Finetune]] = {"pretrain": Pretrain, "finetune": Finetune}
@@ -102,8 +103,8 @@ def predicted(config: Pretrain | Finetune, folder: Path, video: str | Path) -> l
     if not isinstance(config, Pretrain) or not checkpoint.checkpoints(folder):
         return []
     try:
-        path = video or catalog_of(config.data, labelled=False).items[0].path
-        return [(video_title(path), load_predictor(folder)(path, seed=0))]
+        path = video or read_catalog(config.data.listing, labelled=False).items[0].path
+        return [(video_title(path), predict_middle(open_model(folder, whole=True), path, seed=0))]
     except UserError as error:  # the videos have moved: a page without a picture is one
         if video:
             raise

@@ -6,7 +6,6 @@ N windows, Q windows of the query, F numbers.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
@@ -22,12 +21,12 @@ from rich.progress import track
 from torch import Tensor
 
 from mam2.config import UserError
-from mam2.data.windows import Planned, WindowLoader, evenly
 from mam2.device import local_device
 from mam2.files import segment_of
-from mam2.use.embedder import WINDOWS_AT_ONCE, Embedder, load_embedder_of
+from mam2.use.embedder import Embedder, load_embedder_of
 from mam2.use.features_file import PLACE, Place, matrix_of, read_maker, rows_of
 from mam2.use.lance import search_table
+from mam2.use.sliding_windows import vectors_of_video
 
 log = logging.getLogger("mam2")
 BLOCK = 2048  # windows compared with as many others at once
@@ -114,29 +113,18 @@ def embed_query(path: str, embedder: Embedder, *, max_windows: int | None = None
     Raises:
         UserError: a video that can't be used, or that is shorter than a window.
     """
-    path = os.path.abspath(path)
-    [planned] = embedder.plan([path])
-    if not isinstance(planned, Planned):
-        raise UserError(planned[1])
-    identity = embedder.maker.identity
-    if planned.is_short:
-        [whole] = planned.windows
+    found = vectors_of_video(embedder, path, max_windows=max_windows)
+    if found.is_short:
+        [whole] = found.windows
         raise UserError(
-            f"{path} has {whole.last} frames, {whole.end:.3g} seconds: the query is shorter than a window of the "
-            f"features, {identity.window}. Give a longer one, or embed the videos again with a shorter --window."
+            f"{found.path} has {whole.last} frames, {whole.end:.3g} seconds: the query is shorter than a window of the "
+            f"features, {embedder.maker.identity.window}. Give a longer one, or embed the videos again with a shorter "
+            "--window."
         )
-    chosen = planned.windows if max_windows is None else evenly(planned.windows, max_windows)
-    windows = [(path, window) for window in chosen]
-    sizes = {"num_frames": identity.frames, "size": identity.size, "batch_size": WINDOWS_AT_ONCE}
-    loader = WindowLoader(windows, embedder.data, **sizes)
-    embedded = list(embedder.embed(loader))
-    if not embedded:
-        raise UserError(loader.bad[path])
-    places = [place for places, _ in embedded for place in places]
     return Query(
-        path=path,
-        windows=tuple(Place(path=path, start=windows[i][1].start, end=windows[i][1].end) for i in places),
-        x_QF=F.normalize(torch.cat([embedding_BF for _, embedding_BF in embedded]), dim=1),
+        path=found.path,
+        windows=tuple(Place(path=found.path, start=window.start, end=window.end) for window in found.windows),
+        x_QF=F.normalize(found.vector_BF, dim=1),
     )
 
 

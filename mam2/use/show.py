@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from mam2.config import UserError, from_json, seed_of
-from mam2.data.clips import Data, catalog_of, middle_clip, train_clips
+from mam2.data.catalog import read_catalog
+from mam2.data.clips import Data, middle_clip, train_clips
 from mam2.data.mixing import mix
+from mam2.data.shape import ClipShape
 from mam2.patches import to_float
 from mam2.pictures.canvas import FrameRow, enlarge, frames_shown, page_of_rows, zoom_to
 from mam2.pictures.page import video_title
@@ -23,7 +25,8 @@ from mam2.targets.tokenizers.vq import load_vq
 from mam2.train.finetune import Finetune
 from mam2.train.pretrain import Pretrain
 from mam2.train.run import read_run
-from mam2.use.hidden_patches import load_predictor
+from mam2.trained import open_model
+from mam2.use.hidden_patches import predict_middle
 
 log = logging.getLogger("mam2")
 KINDS = {"pretrain": Pretrain, "finetune": Finetune}
@@ -49,7 +52,7 @@ def show(
     Raises:
         UserError: no run, no encoder, no video, or an animation of another kind of file.
     """
-    prediction = load_predictor(run)(video, seed=seed)
+    prediction = predict_middle(open_model(run, whole=True), video, seed=seed)
     contact_sheet(prediction, Path(out), title=video_title(video))
     for path in animations:
         animation(prediction, Path(path), title=video_title(video))
@@ -65,16 +68,16 @@ def show_augmented(run: str | Path, video: str | Path, out: str | Path, *, seed:
     """
     record = read_run(Path(run))
     config: Pretrain | Finetune = from_json(KINDS[record["kind"]], record["config"])
-    sizes = {"num_frames": config.encoder.frames, "size": config.encoder.size}
+    shape = ClipShape.of(config.encoder)
     mixing = isinstance(config, Finetune) and max(config.mixup, config.cutmix) > 0
     other = _other_video(config.data, str(video), seed=seed) if mixing else ""
     rows = []
     for draw in range(4):
         rng = random.Random(seed_of(seed, draw))
-        clips_BTCHW = to_float(torch.stack(train_clips(str(video), config.data, rng=rng, **sizes)))
+        clips_BTCHW = to_float(torch.stack(train_clips(str(video), config.data, shape, rng=rng).clips))
         kept = 1.0
         if isinstance(config, Finetune) and other:
-            others_BTCHW = to_float(torch.stack(train_clips(other, config.data, rng=rng, **sizes)))
+            others_BTCHW = to_float(torch.stack(train_clips(other, config.data, shape, rng=rng).clips))
             pair_BTCHW = torch.cat([clips_BTCHW, others_BTCHW])
             whose_B = torch.arange(2).repeat_interleave(len(clips_BTCHW))
             switches = {"mixup": config.mixup, "cutmix": config.cutmix, "smoothing": 0.0}
@@ -93,7 +96,7 @@ def show_augmented(run: str | Path, video: str | Path, out: str | Path, *, seed:
 def _other_video(data: Data, video: str, *, seed: int) -> str:
     """A video of the training data that is not this one; "", with a warning, if there is none."""
     try:
-        items = catalog_of(data, labelled=False).items
+        items = read_catalog(data.listing, labelled=False).items
     except UserError as error:
         log.warning(f"Mixup and cutmix are not drawn, because no second video was found: {error}")
         return ""
@@ -111,7 +114,7 @@ def show_reconstruction(file: str | Path, videos: list[str], out: str | Path, *,
     frames = []
     for video in videos[:: max(1, len(videos) // 6)]:  # evenly spaced: neighbours are of one class
         try:
-            frames.append(middle_clip(video, Data(), num_frames=1, size=size)[0])
+            frames.append(middle_clip(video, Data(), ClipShape(1, size))[0])
         except UserError:  # damaged: training has reported it
             continue
         if len(frames) == 6:

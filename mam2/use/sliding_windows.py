@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,8 @@ from torch import Tensor
 
 from mam2 import distributed
 from mam2.config import UserError
-from mam2.data.windows import Planned, Window, WindowLoader
+from mam2.data.shape import ClipShape
+from mam2.data.windows import Planned, Window, WindowLoader, evenly
 from mam2.train.run import locked
 from mam2.use.embedder import WINDOWS_AT_ONCE, Embedder
 from mam2.use.features_file import (
@@ -161,6 +163,54 @@ def vectors_along(found: Iterable[Found]) -> Iterator[tuple[Found, Tensor]]:
         yield of, torch.stack([vectors_in(part)[number] for part, number in of.places])
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VideoVectors:
+    """Vectors of one video's windows, in memory.
+
+    Attributes:
+        path: absolute path of the video.
+        windows: windows that decode, in order.
+        vector_BF: a vector for each of them, float32.
+        num_windows: windows that the video has; more than were computed, if it is long.
+        is_short: the whole video is shorter than one window.
+        problem: the reason why a part of it is left out; empty if none is.
+    """
+
+    path: str
+    windows: tuple[Window, ...]
+    vector_BF: Tensor
+    num_windows: int
+    is_short: bool
+    problem: str
+
+
+def vectors_of_video(embedder: Embedder, video: str | Path, *, max_windows: int | None = None) -> VideoVectors:
+    """The vectors of a video's windows; with more than `max_windows`, of so many, spread evenly.
+
+    Raises:
+        UserError: a video that can't be used.
+    """
+    path = os.path.abspath(video)
+    [planned] = embedder.plan([path])
+    if not isinstance(planned, Planned):
+        raise UserError(planned[1])
+    windows = planned.windows if max_windows is None else evenly(planned.windows, max_windows)
+    shape = ClipShape.of(embedder.maker.identity)
+    asked = [(path, window) for window in windows]
+    loader = WindowLoader(asked, embedder.data, shape, batch_size=WINDOWS_AT_ONCE)
+    found = list(embedder.embed(loader))
+    if not found:
+        raise UserError(loader.bad[path])
+    return VideoVectors(
+        path=path,
+        windows=tuple(windows[place] for places, _ in found for place in places),
+        vector_BF=torch.cat([vector_BF for _, vector_BF in found]),
+        num_windows=len(planned.windows),
+        is_short=planned.is_short,
+        problem=loader.bad.get(path, ""),
+    )
+
+
 def not_writable(path: str) -> str:
     """Why a path can't be written into a file of rows; empty if it can."""
     try:
@@ -215,8 +265,7 @@ def _compute(
     loader = WindowLoader(
         [(video.path, window) for video, window in windows],
         embedder.data,
-        num_frames=identity.frames,
-        size=identity.size,
+        ClipShape.of(identity),
         batch_size=WINDOWS_AT_ONCE,
     )
     waiting: list[tuple[tuple[int, ...], Tensor]] = []

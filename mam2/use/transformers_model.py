@@ -1,5 +1,10 @@
-"""The models' place in version 0.1: folders that it pushed to the hub import them from here."""
+"""The models of share/transformers_model.py, for code in folders that version 0.1 pushed to the hub."""
 
-from mam2.share.transformers_model import Mam2Config, Mam2ForVideoClassification, Mam2Model
+from __future__ import annotations
 
-__all__ = ["Mam2Config", "Mam2ForVideoClassification", "Mam2Model"]
+import importlib
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(importlib.import_module("mam2.share.transformers_model"), name)

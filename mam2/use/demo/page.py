@@ -118,10 +118,10 @@ def make_page(shown: Demo) -> Any:
                 choice = gr.Dropdown(
                     list(shown.videos), value=None, label="or one of these", visible=bool(shown.videos)
                 )
-                mask = gr.Button("Another mask", interactive=False, visible=shown.predictor.pretrained is not None)
+                mask = gr.Button("Another mask", interactive=False, visible=shown.model.pretrained is not None)
             with gr.Column(scale=3, min_width=300):
                 parts = [
-                    gr.HTML(visible=shown.classifier is not None),
+                    gr.HTML(visible=shown.scorer is not None),
                     gr.HTML(hint),
                     gr.HTML(visible=shown.features is not None),
                 ]

@@ -13,11 +13,11 @@ import torch
 from markupsafe import Markup, escape
 from torch import Tensor
 
-from mam2.config import printable
+from mam2.config import LabelKind, printable
 from mam2.pictures.canvas import FrameRow, zoom_to
 from mam2.pictures.hits import Card, clock, moving, shown
 from mam2.pictures.prediction import FPS, Prediction, footer, prediction_rows, sheet_of
-from mam2.use.timeline import Timeline
+from mam2.use.sliding_windows import VideoVectors
 
 SHORT_SIDE = 160  # pixels of a card's frames, at least
 MAX_CLASSES = 6  # with bars
@@ -128,24 +128,24 @@ def _card(card: Card) -> dict[str, str]:
     }
 
 
-def timeline(line: Timeline) -> str:
+def timeline(line: VideoVectors, classes: Sequence[str], kind: LabelKind) -> str:
     """Bars for the classes that are most probable somewhere, and a table of all numbers."""
     spans = [(clock(window.start), clock(window.end)) for window in line.windows]
-    mean_K = line.scores_WK.mean(dim=0)
-    names = [printable(name) for name in line.classes]
-    if line.kind == "numbers":
+    mean_K = line.vector_BF.mean(dim=0)
+    names = [printable(name) for name in classes]
+    if kind == "numbers":
         about = [f"Predicted for the whole video: {mean_K[0].item():.4g}, the mean of its windows.", *_about(line)]
-        rows = [[*span, f"{score:.4g}"] for span, [score] in zip(spans, line.scores_WK.tolist(), strict=True)]
+        rows = [[*span, f"{score:.4g}"] for span, [score] in zip(spans, line.vector_BF.tolist(), strict=True)]
         return part("timeline", "The number along the video", [], "", "", about, ["from", "to", "number"], rows)
-    order = _most_probable(line.scores_WK)
-    bars = [(names[k], f"{mean_K[k].item():.1%}", (100 * line.scores_WK[:, k]).tolist()) for k in order[:MAX_CLASSES]]
+    order = _most_probable(line.vector_BF)
+    bars = [(names[k], f"{mean_K[k].item():.1%}", (100 * line.vector_BF[:, k]).tolist()) for k in order[:MAX_CLASSES]]
     about = ["The height of a bar is the probability in that window, 0 to 100%; the number is the mean of all windows."]
     if len(names) > len(bars):
         about.append(f"Of {len(names)} classes, the {len(bars)} that are most probable in any window.")
-    if line.kind == "several":
+    if kind == "several":
         about.append("A video can have several classes, so the probabilities do not sum to 100%.")
     rows = [
-        [*span, *(f"{row[k]:.1%}" for k in order)] for span, row in zip(spans, line.scores_WK.tolist(), strict=True)
+        [*span, *(f"{row[k]:.1%}" for k in order)] for span, row in zip(spans, line.vector_BF.tolist(), strict=True)
     ]
     columns = ["from", "to", *(names[k] for k in order)]
     start, end = spans[0][0], spans[-1][1]
@@ -160,7 +160,7 @@ def _most_probable(scores_WK: Tensor) -> list[int]:
     return [k for some in (first, rest) for k in sorted(some, key=lambda k: -mean_K[k].item())]
 
 
-def _about(line: Timeline) -> list[str]:
+def _about(line: VideoVectors) -> list[str]:
     """What was looked at, and what was left out."""
     first = line.windows[0]
     words = [f"Each window lasts {first.end - first.start:.2g} seconds."]

@@ -9,18 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mam2.config import UserError
-from mam2.device import local_device
-from mam2.files import read_metadata
-from mam2.model.classifier import Classifier
-from mam2.model.weights import FORMAT_CLASSIFIER, load_classifier, own_file
 from mam2.pictures.hits import Card, clock
+from mam2.trained import Trained, open_model
 from mam2.use.demo import parts as demo_parts
-from mam2.use.embed import catalog_of
-from mam2.use.embedder import Embed, Embedder, load_embedder_of
+from mam2.use.embed import videos_to_embed
+from mam2.use.embedder import Embed, Embedder, load_embedder_of, span_of
 from mam2.use.features_file import Place, read_maker
-from mam2.use.hidden_patches import Predictor, load_predictor
+from mam2.use.hidden_patches import predict_middle
+from mam2.use.predict import Predict, scorer_of
 from mam2.use.search import embed_query, search_file
-from mam2.use.timeline import scores_along
+from mam2.use.sliding_windows import vectors_of_video
 
 log = logging.getLogger("mam2")
 MAX_WINDOWS = 64  # of a video, for classes and for neighbours: a long one shall not take minutes
@@ -34,8 +32,8 @@ class Demo:
 
     Attributes:
         title, about: of the page.
-        predictor: for predictions, or attention.
-        classifier: with its classes; None if the run has none.
+        model: for predictions, or attention.
+        scorer: scores of windows by the model's classifier; None if it has none.
         features: a features file, and the encoder that made it; None without.
         videos: to choose from, by the names that are shown.
         missing: what the page can't show, and what would show it.
@@ -43,8 +41,8 @@ class Demo:
 
     title: str
     about: str
-    predictor: Predictor
-    classifier: tuple[Classifier, tuple[str, ...]] | None
+    model: Trained
+    scorer: Embedder | None
     features: tuple[Path, Embedder] | None
     videos: dict[str, str]
     missing: tuple[str, ...]
@@ -63,24 +61,24 @@ def load_demo(source: str | Path, *, features: str | Path = "", videos: str | Pa
     """
     source = str(source)
     choice = _choice(str(videos)) if videos else {}
-    predictor = load_predictor(source)
-    file = own_file(source)
-    classifier = None
-    if file is not None and read_metadata(file).get("format") == FORMAT_CLASSIFIER:
-        model, classes = load_classifier(source)
-        classifier = (model.to(local_device()), classes)
+    model = open_model(source, whole=True)
+    scorer = None
+    if model.classifier is not None:
+        window = span_of(model.data, model.shape.frames)
+        scorer = scorer_of(model, Predict(window=str(window)))
+        scorer = replace(scorer, data=replace(scorer.data, num_workers=0))
     embedder = None
     if features:
         features = Path(features)
         embedder = load_embedder_of(read_maker(features), features, source=source, num_workers=0)
     name = Path(source).name or Path(source).resolve().name
     missing = []
-    if predictor.pretrained is None:
+    if model.pretrained is None:
         missing.append(
             f"Predicted appearance and motion: {name} is no pre-training run. The folder of a `mam2 pretrain` shows "
             "them."
         )
-    if classifier is None:
+    if scorer is None:
         missing.append(
             f"Classes along the video: {name} has no classifier. The folder of a `mam2 finetune` shows them."
         )
@@ -91,9 +89,9 @@ def load_demo(source: str | Path, *, features: str | Path = "", videos: str | Pa
         )
     return Demo(
         title=f"Try {name}",
-        about=_about(predictor, classifier),
-        predictor=predictor,
-        classifier=classifier,
+        about=_about(model),
+        model=model,
+        scorer=scorer,
         features=None if embedder is None else (Path(features), embedder),
         videos=choice,
         missing=tuple(missing),
@@ -102,20 +100,19 @@ def load_demo(source: str | Path, *, features: str | Path = "", videos: str | Pa
 
 def _choice(videos: str) -> dict[str, str]:
     """The first videos of a folder or a list, by their names below the folder that they share."""
-    paths = [item.path for item in catalog_of(videos, Embed()).items]
+    paths = [item.path for item in videos_to_embed(videos, Embed()).items]
     if len(paths) > MAX_VIDEOS:
         log.warning(f"{videos} has {len(paths)} videos; the page lets choose from the first {MAX_VIDEOS}.")
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     return {os.path.relpath(path, root): path for path in paths[:MAX_VIDEOS]}
 
 
-def _about(predictor: Predictor, classifier: tuple[Classifier, tuple[str, ...]] | None) -> str:
+def _about(model: Trained) -> str:
     """What the model is, in a sentence or two."""
-    sizes, data = predictor.encoder.config, predictor.data
-    kind = "A pre-trained model" if predictor.pretrained else "An encoder"
-    if classifier is not None:
-        model, classes = classifier
-        kind = "A model of numbers" if model.kind == "numbers" else f"A classifier of {len(classes)} classes"
+    sizes, data = model.encoder.config, model.data
+    kind = "A pre-trained model" if model.pretrained else "An encoder"
+    if model.classifier is not None:
+        kind = "A model of numbers" if model.kind == "numbers" else f"A classifier of {len(model.classes)} classes"
     apart = "spread over the video" if data.sampling == "uniform" else f"{data.stride_frames} frames of the video apart"
     return (
         f"{kind}: {sizes.depth} blocks, {sizes.width} wide. It looks at clips of {sizes.frames} frames of "
@@ -150,16 +147,15 @@ def or_problem(make: Callable[[], str], video: str) -> str:
 
 def predicted(demo: Demo, video: str, *, seed: int) -> str:
     """Predictions for the middle of a video, or an encoder's attention."""
-    return demo_parts.predictions(demo.predictor(video, seed=seed), title=Path(video).name)
+    return demo_parts.predictions(predict_middle(demo.model, video, seed=seed), title=Path(video).name)
 
 
 def classified(demo: Demo, video: str) -> str:
     """Class probabilities along a video; empty without a classifier."""
-    if demo.classifier is None:
+    if demo.scorer is None:
         return ""
-    model, classes = demo.classifier
-    data = replace(demo.predictor.data, num_workers=0)
-    return demo_parts.timeline(scores_along(model, classes, data, video, max_windows=MAX_WINDOWS))
+    scores = vectors_of_video(demo.scorer, video, max_windows=MAX_WINDOWS)
+    return demo_parts.timeline(scores, demo.model.classes, demo.model.kind)
 
 
 def alike(demo: Demo, video: str) -> str:

@@ -1,9 +1,9 @@
-"""A fine-tuned run in use: loaded, and tested on labelled videos."""
+"""Test of a fine-tuned run on labelled videos: evaluate.json and predictions.npz."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,68 +12,47 @@ import numpy as np
 import torch
 
 from mam2 import distributed
-from mam2.config import UserError, from_json
-from mam2.data.catalog import Catalog
-from mam2.data.clips import Data, catalog_of
+from mam2.config import UserError
+from mam2.data.catalog import Catalog, read_catalog
+from mam2.data.clips import Data
 from mam2.data.views import ViewLoader
-from mam2.device import autocast_dtype, local_device
 from mam2.evaluate import Evaluation, average_precision, errors_of, evaluate
 from mam2.files import write_text, written_whole
-from mam2.model.classifier import Classifier
-from mam2.model.weights import load_classifier
-from mam2.train.finetune import Finetune
 from mam2.train.run import read_run
+from mam2.trained import Trained, open_model
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """A fine-tuned run in use.
-
-    Attributes:
-        config: the run's.
-        classifier: in eval mode, on this process's device.
-        classes: names of its outputs.
-    """
-
-    config: Finetune
-    classifier: Classifier
-    classes: tuple[str, ...]
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """Of the classifier's autocast; None is plain float32."""
-        return autocast_dtype(self.config.loop.precision, local_device(), width=self.config.encoder.width)
-
-    def test(self, catalog: Catalog, *, clips: int | None, crops: int | None) -> tuple[Evaluation, tuple[int, int]]:
-        """The probabilities of each video, over so many clips and crops, the run's own if None; and these numbers."""
-        config = self.config
-        clips = config.clips if clips is None else clips
-        crops = config.crops if crops is None else crops
-        loader = ViewLoader(
-            catalog,
-            config.data,
-            num_frames=config.encoder.frames,
-            size=config.encoder.size,
-            clips=clips,
-            crops=crops,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
-        num_videos, kind = len(catalog.items), self.classifier.kind
-        result = evaluate(self.classifier, loader, num_videos=num_videos, dtype=self.dtype, kind=kind)
-        return result, (clips, crops)
-
-
-def load_tuned(run: Path) -> Tuned:
-    """A fine-tuned run from its folder.
+def open_classifier(run: str | Path) -> Trained:
+    """A fine-tuned run, ready to see videos.
 
     Raises:
         UserError: no run, or none of a fine-tuning.
     """
-    record = read_run(run)
-    classifier, classes = load_classifier(run)
-    config = from_json(Finetune, record["config"])
-    return Tuned(config=config, classifier=classifier.to(local_device()), classes=classes)
+    read_run(Path(run))
+    model = open_model(run)
+    model.need_classifier()
+    return model
+
+
+def test(
+    model: Trained, catalog: Catalog, *, clips: int | None, crops: int | None
+) -> tuple[Evaluation, tuple[int, int]]:
+    """The scores of each video, averaged over clips and crops; and their numbers, by default the run's own."""
+    own_clips, own_crops = model.settings.views if model.settings else (1, 1)
+    views = (own_clips if clips is None else clips, own_crops if crops is None else crops)
+    loader = ViewLoader(
+        catalog,
+        model.data,
+        model.shape,
+        clips=views[0],
+        crops=views[1],
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    result = evaluate(
+        model.need_classifier(), loader, num_videos=len(catalog.items), dtype=model.dtype, kind=model.kind
+    )
+    return result, views
 
 
 def evaluate_run(
@@ -164,31 +143,31 @@ def run_on(
     Returns:
         Each video's probabilities; the catalog, with the run's classes; and the numbers of clips and crops used.
     """
-    tuned = load_tuned(run)
-    kind = tuned.classifier.kind
+    model = open_classifier(run)
+    kind = model.kind
     data = replace(
-        tuned.config.data,
+        model.data,
         root=root,
         split=split,
-        path_column=path_column or tuned.config.data.path_column,
-        label_column=label_column or tuned.config.data.label_column,
+        path_column=path_column or model.data.path_column,
+        label_column=label_column or model.data.label_column,
     )
     try:
-        catalog = catalog_of(data, labelled=True, classes=tuned.classes, kind=kind)
+        catalog = read_catalog(data.listing, labelled=True, classes=model.classes, kind=kind)
     except UserError as error:
         if _can_be_read(data):
             raise UserError(f"{error} `mam2 predict` takes videos without labels.") from error
         raise
-    result, views = tuned.test(catalog, clips=clips, crops=crops)
+    result, views = test(model, catalog, clips=clips, crops=crops)
     if kind != "classes":
         targets = [catalog.items[index].target for index in result.index_B.tolist()]
         result = replace(result, target_BK=torch.tensor(targets))
-    return result, replace(catalog, classes=tuned.classes, kind=kind), views
+    return result, replace(catalog, classes=model.classes, kind=kind), views
 
 
 def _can_be_read(data: Data) -> bool:
     """Whether the videos are there, whatever their labels."""
     try:
-        return bool(catalog_of(data, labelled=False).items)
+        return bool(read_catalog(data.listing, labelled=False).items)
     except UserError:
         return False

@@ -33,7 +33,7 @@ from mam2.objectives.mam2 import MAM2, MAM2Config
 from mam2.recipes import get_recipe
 from mam2.recipes.scales import scaled, with_duration
 from mam2.targets.maker import TargetMaker, Targets
-from mam2.train.batches import train_loader
+from mam2.train.begin import train_loader
 from mam2.train.optim import learning_rate, make_optimizer, set_learning_rate
 from mam2.train.pretrain import Pretrain, build
 

@@ -61,7 +61,7 @@ ROOMS = {
         "checkpoint online_probe optim tokenizer tracking",
         "logs run",
         "engine",
-        "batches",
+        "begin",
         "finetune pretrain",
     ),
     "cost": ("cost",),

@@ -3,9 +3,9 @@
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -35,10 +35,10 @@ from mam2.targets.motion import clip_order
 from mam2.targets.table import TargetsConfig, TargetSizes
 from mam2.targets.tokenizers.vq import VQConfig
 from mam2.train import checkpoint
-from mam2.train.engine import Loop, fit, train_step
-from mam2.train.finetune import Finetune, as_pretrained, finetune
+from mam2.train.engine import Events, Loop, Training, fit, train_step
+from mam2.train.finetune import Finetune, as_pretrained, finetune, open_finetuning
 from mam2.train.optim import Optim, make_optimizer
-from mam2.train.pretrain import Pretrain, load_run, pretrain
+from mam2.train.pretrain import Pretrain, load_run, open_pretraining, pretrain
 
 ENCODER = EncoderConfig(width=16, depth=2, num_heads=2, frames=4, size=16, patch_size=4)
 OBJECTIVE = MAM2Config(regressor_depth=1, appearance_depth=1, motion_depth=1)
@@ -57,31 +57,30 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@dataclass
-class Caught:
-    """What a run hands to the loop."""
+class Opened(NamedTuple):
+    """A run at the door of the loop: the arguments of `fit`."""
 
-    model: nn.Module
+    training: Training[Any]
     loss_of: Any
-    loader: Any
-    optimizer: torch.optim.Optimizer
-    settings: dict[str, Any]
+    events: Events
+
+    @property
+    def model(self) -> Any:
+        return self.training.model
 
     def batches(self) -> list[Any]:
-        return list(self.loader)
+        return list(self.training.loader)
 
 
-def caught(monkeypatch: pytest.MonkeyPatch, module: Any, run: Any, config: Any, out: Path) -> Caught:
-    """Starts a run, and stops it at the door of the loop."""
-    found = list[Caught]()
+def opened(config: Pretrain | Finetune, out: Path) -> Opened:
+    """A run as it is handed to the loop."""
+    with open_pretraining(config, out) if isinstance(config, Pretrain) else open_finetuning(config, out) as arguments:
+        return Opened(*arguments)
 
-    def loop(model: nn.Module, loss_of: Any, loader: Any, optimizer: Any, **settings: Any) -> bool:
-        found.append(Caught(model, loss_of, loader, optimizer, settings))
-        return True
 
-    monkeypatch.setattr(module, "fit", loop)
-    run(config, out)
-    return found[0]
+def settings(run: Opened) -> tuple[Any, ...]:
+    training = run.training
+    return training.loop, training.optim, training.start_step, training.folder, training.title, training.dtype
 
 
 # Gradients
@@ -140,9 +139,7 @@ class Spy(nn.Module):
 
 
 @pytest.mark.parametrize("motion", ["rgb_difference", "clip_order"])
-def test_masks_and_targets_are_drawn_anew_for_each_sample_of_the_run(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, motion: Any
-) -> None:
+def test_masks_and_targets_are_drawn_anew_for_each_sample_of_the_run(videos: Path, tmp_path: Path, motion: Any) -> None:
     config = Pretrain(
         data=replace(DATA, root=str(videos)),
         encoder=ENCODER,
@@ -151,7 +148,7 @@ def test_masks_and_targets_are_drawn_anew_for_each_sample_of_the_run(
         targets=TargetsConfig(appearance="random_projection", num_codes=NUM_CODES, motion=motion),
         loop=Loop(batch_size=4, duration=Steps(3), seed=5),
     )
-    run = caught(monkeypatch, pretraining, pretrain, config, tmp_path / "run")
+    run = opened(config, tmp_path / "run")
     spy = Spy()
     batches = run.batches()
     for step, batch in enumerate(batches):
@@ -207,33 +204,24 @@ def test_a_pre_training_hands_its_parts_to_the_loop_and_goes_on_from_its_checkpo
     save_encoder(tmp_path / "encoder.safetensors", trained)
     objective = replace(OBJECTIVE, teacher_momentum=0.5, alignment_ramp=Epochs(2))
     config = pretrained(videos, init=str(tmp_path / "encoder.safetensors"), objective=objective)
-    run = caught(monkeypatch, pretraining, pretrain, config, out)
+    run = opened(config, out)
     assert same(run.model.encoder, trained)
     assert same(run.model.alignment.teacher, trained)
     assert [run.model.config.alpha(step, run.model.steps_per_epoch) for step in (0, 3)] == [0.5, 2.0]  # 2 steps each
-    settings = run.settings
-    on_step, on_save = settings.pop("on_step"), settings.pop("on_save")
-    assert (settings.pop("on_look"), settings.pop("look_every")) == (None, config.watch.every)
-    assert settings == {
-        "loop": config.loop,
-        "optim": config.optim,
-        "start_step": 0,
-        "folder": out,
-        "title": "pre-training",
-        "dtype": torch.bfloat16,
-    }
+    assert settings(run) == (config.loop, config.optim, 0, out, "pre-training", torch.bfloat16)
+    assert (run.events.on_eval, run.events.eval_every) == (None, config.watch.every)
     with pytest.raises(UserError, match=rf"^{config.init} is an encoder of another architecture"):
         pretrain(replace(config, encoder=replace(ENCODER, depth=3)), tmp_path / "other")
     noisy(run.model.encoder)
-    on_step()
+    run.events.on_step()
     assert not same(run.model.alignment.teacher, trained)
-    on_save()
+    run.events.on_save()
     assert same(load_encoder(out), run.model.encoder)
     with pytest.raises(UserError, match=r"holds no pre-trained model \(kind pretrain, 0"):
         load_run(out)
-    checkpoint.save(out, run.model, run.optimizer, 2, keep=1)
-    again = caught(monkeypatch, pretraining, pretrain, config, out)
-    assert again.settings["start_step"] == 2
+    checkpoint.save(out, run.model, run.training.optimizer, 2, keep=1)
+    again = opened(config, out)
+    assert again.training.start_step == 2
     assert len(again.batches()) == 1
     assert same(again.model, run.model)
     model, targets, found = load_run(out)
@@ -328,13 +316,11 @@ def test_a_run_trains_its_vq_tokenizer_once_and_where_it_is_used(
     ]
 
 
-def test_a_run_keeps_the_codes_of_its_own_tokenizer(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_keeps_the_codes_of_its_own_tokenizer(videos: Path, tmp_path: Path) -> None:
     cache, out = tmp_path / "cache", tmp_path / "run"
     targets = TargetsConfig(appearance="vq", num_codes=NUM_CODES, vq_steps=1, cache=str(cache))
     config = pretrained(videos, targets=targets, data=replace(DATA, root=str(videos), fixed_clips=2))
-    run, spy = caught(monkeypatch, pretraining, pretrain, config, out), Spy()
+    run, spy = opened(config, out), Spy()
     assert (out / "tokenizer.safetensors").is_file()
     (tokens,) = cache.glob("*.tokens")
     assert not tokens.stat().st_size
@@ -344,22 +330,20 @@ def test_a_run_keeps_the_codes_of_its_own_tokenizer(
     maker = pretraining.make_targets(config, out, torch.device("cpu"))
     assert torch.equal(spy.seen[0][2].appearance, maker(batch.clip_BTCHW, sample_B=batch.sample_B, seed=5).appearance)
     # A file states its own number of codes, in training and in loading.
-    checkpoint.save(out, run.model, run.optimizer, 1, keep=1)
+    checkpoint.save(out, run.model, run.training.optimizer, 1, keep=1)
     targets = TargetsConfig(appearance="vq", num_codes=99, file=str(out / "tokenizer.safetensors"))
-    other = caught(monkeypatch, pretraining, pretrain, replace(config, targets=targets), tmp_path / "other")
-    checkpoint.save(tmp_path / "other", other.model, other.optimizer, 1, keep=1)
+    other = opened(replace(config, targets=targets), tmp_path / "other")
+    checkpoint.save(tmp_path / "other", other.model, other.training.optimizer, 1, keep=1)
     for folder in (out, tmp_path / "other"):
         model, maker, _ = load_run(folder)
         assert model.decoders["appearance"].heads["appearance"].project.out_features == NUM_CODES
         assert maker.tokenizer.num_codes == NUM_CODES
 
 
-def test_targets_are_those_of_each_tubelets_first_frame(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_targets_are_those_of_each_tubelets_first_frame(videos: Path, tmp_path: Path) -> None:
     unlabelled = replace(DATA, root=str(videos / "a"))
     config = pretrained(videos, encoder=replace(ENCODER, tubelet=2), data=unlabelled)
-    run, spy = caught(monkeypatch, pretraining, pretrain, config, tmp_path / "run"), Spy()
+    run, spy = opened(config, tmp_path / "run"), Spy()
     batch = run.batches()[0]
     run.loss_of(spy, batch, 0)
     _, mask, targets, _ = spy.seen[0]
@@ -403,12 +387,10 @@ class Head(nn.Module):
 LOGITS = torch.tensor([[2.0, -1.0], [0.5, 0.0], [-3.0, 1.0], [1.0, 1.5]])
 
 
-def test_the_loss_of_fine_tuning_is_cross_entropy_with_smoothed_labels(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loss_of_fine_tuning_is_cross_entropy_with_smoothed_labels(videos: Path, tmp_path: Path) -> None:
     for smoothing in (0.0, 0.2):
         config = tuned(videos, label_smoothing=smoothing)
-        run = caught(monkeypatch, finetuning, finetune, config, tmp_path / str(smoothing))
+        run = opened(config, tmp_path / str(smoothing))
         for batch in run.batches():
             head = Head(LOGITS)
             losses = run.loss_of(head, batch, 0)
@@ -417,10 +399,8 @@ def test_the_loss_of_fine_tuning_is_cross_entropy_with_smoothed_labels(
             torch.testing.assert_close(head.clips[0], batch.clip_BTCHW / 255)
 
 
-def test_mixup_mixes_clips_and_labels_alike_and_anew_in_every_step(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = caught(monkeypatch, finetuning, finetune, tuned(videos, mixup=1.0, label_smoothing=0.1), tmp_path / "run")
+def test_mixup_mixes_clips_and_labels_alike_and_anew_in_every_step(videos: Path, tmp_path: Path) -> None:
+    run = opened(tuned(videos, mixup=1.0, label_smoothing=0.1), tmp_path / "run")
     shares = []
     for step, batch in enumerate(run.batches()):
         head = Head(LOGITS)
@@ -441,8 +421,8 @@ def test_mixup_mixes_clips_and_labels_alike_and_anew_in_every_step(
     assert all(0 < share < 1 for share in shares)
 
 
-def test_cutmix_puts_a_box_of_the_partner_in(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = caught(monkeypatch, finetuning, finetune, tuned(videos, cutmix=1.0), tmp_path / "run")
+def test_cutmix_puts_a_box_of_the_partner_in(videos: Path, tmp_path: Path) -> None:
+    run = opened(tuned(videos, cutmix=1.0), tmp_path / "run")
     boxes = []
     for step, batch in enumerate(run.batches()):
         head = Head(LOGITS)
@@ -459,18 +439,16 @@ def test_cutmix_puts_a_box_of_the_partner_in(videos: Path, tmp_path: Path, monke
     assert len({box.numpy().tobytes() for box in boxes}) > 2
 
 
-def test_fine_tuning_steps_with_layer_decay_from_the_weights_of_init(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fine_tuning_steps_with_layer_decay_from_the_weights_of_init(videos: Path, tmp_path: Path) -> None:
     torch.manual_seed(7)
     trained = noisy(VideoEncoder(ENCODER))
     save_encoder(tmp_path / "encoder.safetensors", trained)
     config = tuned(videos, init=str(tmp_path / "encoder.safetensors"))
-    run = caught(monkeypatch, finetuning, finetune, config, tmp_path / "run")
+    run = opened(config, tmp_path / "run")
     found = run.model.state_dict()
     assert all(torch.equal(found[f"encoder.{name}"], tensor) for name, tensor in trained.state_dict().items())
-    scale_of = {id(p): g["lr_scale"] for g in run.optimizer.param_groups for p in g["params"]}
-    decay_of = {id(p): g["weight_decay"] for g in run.optimizer.param_groups for p in g["params"]}
+    scale_of = {id(p): g["lr_scale"] for g in run.training.optimizer.param_groups for p in g["params"]}
+    decay_of = {id(p): g["weight_decay"] for g in run.training.optimizer.param_groups for p in g["params"]}
     expected = {"patch_embed": 0.5**3, "positions": 0.5**3, "blocks.0": 0.5**2, "blocks.1": 0.5, "head": 1.0}
     for name, parameter in run.model.named_parameters():
         if name.startswith("encoder.norm"):
@@ -482,22 +460,13 @@ def test_fine_tuning_steps_with_layer_decay_from_the_weights_of_init(
         assert decay_of[id(parameter)] == (0.1 if decays else 0.0), name
 
 
-def test_a_fine_tuning_hands_its_parts_to_the_loop_and_goes_on_without_its_init(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fine_tuning_hands_its_parts_to_the_loop_and_goes_on_without_its_init(videos: Path, tmp_path: Path) -> None:
     init, out = tmp_path / "encoder.safetensors", tmp_path / "run"
     save_encoder(init, noisy(VideoEncoder(ENCODER)))
     config = tuned(videos, init=str(init), loop=Loop(batch_size=4, duration=Steps(4), seed=3, precision="bf16"))
-    run = caught(monkeypatch, finetuning, finetune, config, out)
-    run.settings.pop("on_save")()
-    assert run.settings == {
-        "loop": config.loop,
-        "optim": config.optim,
-        "start_step": 0,
-        "folder": out,
-        "title": "fine-tuning",
-        "dtype": torch.bfloat16,
-    }
+    run = opened(config, out)
+    run.events.on_save()
+    assert settings(run) == (config.loop, config.optim, 0, out, "fine-tuning", torch.bfloat16)
     saved, classes = load_classifier(out)
     assert classes == ("a", "b")
     assert same(saved, run.model)
@@ -506,10 +475,10 @@ def test_a_fine_tuning_hands_its_parts_to_the_loop_and_goes_on_without_its_init(
     assert losses.parts["accuracy"] == (LOGITS.argmax(dim=1) == labels).float().mean()
     assert losses.parts["cross_entropy"] == losses.total
     assert losses.features_BTD is None
-    checkpoint.save(out, noisy(run.model), run.optimizer, 3, keep=1)
+    checkpoint.save(out, noisy(run.model), run.training.optimizer, 3, keep=1)
     init.unlink()
-    again = caught(monkeypatch, finetuning, finetune, config, out)
-    assert again.settings["start_step"] == 3
+    again = opened(config, out)
+    assert again.training.start_step == 3
     assert len(again.batches()) == 1
     assert same(again.model, run.model)
     with pytest.raises(UserError, match="leave out --no-resume"):
@@ -528,25 +497,25 @@ def test_a_fine_tuning_hands_its_parts_to_the_loop_and_goes_on_without_its_init(
 def test_few_shot_fine_tuning_sees_as_many_videos_of_each_class_and_follows_its_seed(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heads, opened, honest = [], [], finetuning.open_run
-    monkeypatch.setattr(finetuning, "open_run", lambda *a, **named: opened.append(named) or honest(*a, **named))
+    heads, claims, honest = [], [], finetuning.open_run
+    monkeypatch.setattr(finetuning, "open_run", lambda *a, **named: claims.append(named) or honest(*a, **named))
     for seed in (3, 3, 4):
         config = tuned(videos, shots=2, loop=Loop(batch_size=4, duration=Steps(3), seed=seed))
-        run = caught(monkeypatch, finetuning, finetune, config, tmp_path / f"{seed}")
+        run = opened(config, tmp_path / f"{seed}")
         assert all(batch.label_B.sort().values.tolist() == [0, 0, 1, 1] for batch in run.batches())
         heads.append(run.model.encoder.patch_embed.weight)
         few = few_shot(read_catalog(config.data.listing, labelled=True), shots=2, seed=seed)
-        assert opened[-1] == {"resume": True, "videos": [item.path for item in few.items], "classes": ("a", "b")}
+        assert claims[-1] == {"resume": True, "videos": [item.path for item in few.items], "classes": ("a", "b")}
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
 
 
 def test_a_configuration_takes_sizes_and_stride_from_what_it_starts_from(
-    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = replace(DATA, root=str(videos), stride_frames=2, target_fps=15.0)
-    run = caught(monkeypatch, pretraining, pretrain, pretrained(videos, data=data), tmp_path / "run")
-    run.settings["on_save"]()
+    run = opened(pretrained(videos, data=data), tmp_path / "run")
+    run.events.on_save()
     config = tuned(videos, encoder=EncoderConfig(drop_path=0.3))
     found = as_pretrained(config, tmp_path / "run")
     assert found == replace(
@@ -561,7 +530,7 @@ def test_a_configuration_takes_sizes_and_stride_from_what_it_starts_from(
         caplog.clear()
         data = replace(found.data, stride_frames=stride, sampling=sampling)
         changed = replace(found, init=str(tmp_path / "run"), data=data)
-        caught(monkeypatch, finetuning, finetune, changed, tmp_path / f"{stride}{sampling}")
+        opened(changed, tmp_path / f"{stride}{sampling}")
         assert ("stride_frames is 1; the pre-training's is 2" in caplog.text) is warns
 
 
@@ -611,16 +580,33 @@ def squares(model: nn.Module, batch: Numbers, step: int) -> Losses:
     return Losses((model(batch.x_B) - 1).square().mean(), {}, features_BTD=None)
 
 
+def numbers_of(
+    model: Line, optimizer: torch.optim.Optimizer, *, loop: Loop, folder: Path, optim: Optim | None = None
+) -> Training[Numbers]:
+    """A training of w x on batches of numbers."""
+    return Training(
+        model=model,
+        loader=NumberLoader(),
+        optimizer=optimizer,
+        loop=loop,
+        optim=optim or Optim(max_grad_norm=0.0),
+        start_step=0,
+        folder=folder,
+        title="",
+        dtype=None,
+    )
+
+
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_a_step_is_the_gradient_of_the_whole_batch_alone(accumulate: int) -> None:
+def test_a_step_is_the_gradient_of_the_whole_batch_alone(accumulate: int, tmp_path: Path) -> None:
     model = Line()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = numbers_of(model, optimizer, loop=Loop(batch_size=4, accumulate=accumulate), folder=tmp_path)
     w = 0.5
     for step in range(3):
         x_B = torch.arange(4.0) + step
         gradient = (2 * (w * x_B - 1) * x_B).mean().item()
-        loop, optim = Loop(batch_size=4, accumulate=accumulate), Optim(max_grad_norm=0.0)
-        results, norm = train_step(model, squares, Numbers(x_B), step, optimizer, loop=loop, optim=optim, dtype=None)
+        results, norm = train_step(training, squares, model, Numbers(x_B), step)
         w -= 0.1 * gradient
         assert len(results) == accumulate
         assert norm.item() == pytest.approx(abs(gradient), rel=1e-5)
@@ -636,19 +622,9 @@ def test_the_learning_rate_is_that_of_the_batch_of_all_processes(
     rates = []
     honest = optimizer.step
     monkeypatch.setattr(optimizer, "step", lambda: (rates.append(optimizer.param_groups[0]["lr"]), honest()))
-    done = fit(
-        model,
-        squares,
-        NumberLoader(),
-        optimizer,
-        loop=Loop(batch_size=8, duration=Steps(3), log_every=1),
-        optim=optim,
-        start_step=0,
-        folder=tmp_path,
-        title="",
-        dtype=None,
-        on_save=lambda: None,
-    )
+    loop = Loop(batch_size=8, duration=Steps(3), log_every=1)
+    training = numbers_of(model, optimizer, loop=loop, optim=optim, folder=tmp_path)
+    done = fit(training, squares, Events(on_save=lambda: None))
     assert done
     assert rates == pytest.approx([0.256 * 8 / 256] * 3)
 

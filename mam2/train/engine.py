@@ -1,7 +1,7 @@
 """The loop: step, accumulate, clip, log, checkpoint, resume. It knows no method and no data set.
 
-The randomness of a step depends on (seed, step, rank) and on each sample's number, so a run that was killed and resumed
-gives the same result as one that was not.
+The randomness of a step depends on (seed, step, rank) and on the number of each sample, so a run that was killed and
+resumed gives the same result as one that was not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal, Protocol, Self, TypeVar
+from typing import Annotated, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
 from annotated_types import Ge, Lt
@@ -43,14 +43,14 @@ class Loop:
         accumulate: number of parts in which a process computes its share of the batch, one after the other.
         duration: length of the run.
         precision: "auto" is bf16 where the hardware is fast at it, else fp32.
-        compile: torch.compile the blocks; "auto" does on a GPU that Triton supports, if there is a C compiler.
-        recompute: keep only the input of each block for the backward pass and compute the rest again (activation
-            checkpointing): a sixth more arithmetic for much less memory, and the same result.
-        seed: everything random follows from it.
+        compile: torch.compile for the blocks; "auto" compiles on a GPU that Triton supports, if there is a C compiler.
+        recompute: activation checkpointing: keeps only the input of each block for the backward pass and computes the
+            rest again. The result is the same, for a sixth more arithmetic and much less memory.
+        seed: seed of everything random.
         log_every: steps between lines of log.jsonl.
         save_every: time between checkpoints.
         keep: number of checkpoints kept.
-        track: a tracker that gets the log's numbers too: "trackio", "wandb", "mlflow"; "" is none.
+        track: a tracker that also gets the numbers of the log: "trackio", "wandb" or "mlflow"; "" for none.
     """
 
     batch_size: Annotated[int, Ge(1)] = 128
@@ -79,10 +79,10 @@ class Loop:
 
 
 class Batch(Protocol):
-    """A batch of one process."""
+    """The batch of one process."""
 
     def to(self, device: torch.device) -> Self:
-        """The same batch on a device."""
+        """The same batch, moved to a device."""
 
     def part(self, index: int, *, of: int) -> Self:
         """Part `index` of the batch in `of` equal parts."""
@@ -92,6 +92,8 @@ class Batch(Protocol):
 
 BatchT = TypeVar("BatchT", bound=Batch)
 LoadedT = TypeVar("LoadedT", bound=Batch, covariant=True)
+LossOf = Callable[[nn.Module, BatchT, int], Losses]
+"""The loss of a batch: (model, batch on the device, step) to Losses; steps count from 0."""
 
 
 class Loader(Protocol[LoadedT]):
@@ -106,36 +108,57 @@ class Loader(Protocol[LoadedT]):
         """Unusable videos that all processes met so far; UserError if there are too many."""
 
 
-def fit(
-    model: nn.Module,
-    loss_of: Callable[[nn.Module, BatchT, int], Losses],
-    loader: Loader[BatchT],
-    optimizer: torch.optim.Optimizer,
-    *,
-    loop: Loop,
-    optim: Optim,
-    start_step: int,
-    folder: Path,
-    title: str,
-    dtype: torch.dtype | None,
-    on_save: Callable[[], None],
-    on_step: Callable[[], None] = lambda: None,
-    on_look: Callable[[int], dict[str, float]] | None = None,
-    look_every: Duration = Epochs(1),
-) -> bool:
-    """Trains from `start_step` to the end of the run.
+@dataclass(frozen=True, kw_only=True)
+class Training(Generic[BatchT]):
+    """A run of the loop: model, batches, optimiser and settings.
+
+    Attributes:
+        model: the module to train, on its device; `fit` wraps it for several processes.
+        loader: batches from `start_step` to the end of the run.
+        optimizer: optimiser of the model's parameters.
+        loop: length and course of the run.
+        optim: schedule of the learning rate and of weight decay, clipping of gradients.
+        start_step: number of steps done before.
+        folder: run folder; rank 0 writes log.jsonl and checkpoints there.
+        title: title of the progress bar.
+        dtype: autocast dtype, see `autocast_dtype`; None means float32.
+    """
+
+    model: nn.Module
+    loader: Loader[BatchT]
+    optimizer: torch.optim.Optimizer
+    loop: Loop
+    optim: Optim
+    start_step: int
+    folder: Path
+    title: str
+    dtype: torch.dtype | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Events:
+    """Calls of a run at its steps, evaluations and checkpoints.
+
+    Attributes:
+        on_save: called on rank 0 after each checkpoint, to export what users load.
+        on_step: called on every rank after each step of the optimiser.
+        on_eval: called on rank 0 with the number of steps done; its numbers are logged. None: no evaluations.
+        eval_every: time between evaluations; another one follows the last step.
+    """
+
+    on_save: Callable[[], None]
+    on_step: Callable[[], None] = lambda: None
+    on_eval: Callable[[int], dict[str, float]] | None = None
+    eval_every: Duration = Epochs(1)
+
+
+def fit(training: Training[BatchT], loss_of: LossOf[BatchT], events: Events) -> bool:
+    """Trains from `training.start_step` to the end of the run.
 
     Args:
-        model: on its device already; wrapped for several processes in here.
-        loss_of: (model, batch on the device, step) to Losses.
-        loader: starts at `start_step` too.
-        folder: the run's; rank 0 writes log.jsonl and checkpoints there.
-        title: of the progress bar.
-        dtype: of `autocast_dtype`.
-        on_save: called on rank 0 after each checkpoint, to export what users load.
-        on_step: called after each step of the optimiser, on every rank.
-        on_look: called with the step on rank 0, `look_every` so often and at the end; what it returns is logged.
-        look_every: how often.
+        training: the run.
+        loss_of: the loss of a batch at a step.
+        events: calls at steps, evaluations and checkpoints.
 
     Returns:
         True at the end of the run; False where SIGTERM or SIGHUP ended it early, with everything saved.
@@ -143,51 +166,49 @@ def fit(
     Raises:
         UserError: a loss that is not finite; the message names its part, and nothing of it is saved.
     """
+    loop = training.loop
+    loader = training.loader
     device = local_device()
+    main = distributed.rank() == 0
     num_steps = loader.num_steps
     save_steps = max(1, loop.save_every.steps(loader.steps_per_epoch))
-    warmup_steps = optim.warmup.steps(loader.steps_per_epoch)
-    look_steps = max(1, look_every.steps(loader.steps_per_epoch))
-    waiting_steps = optim.encoder_waits.steps(loader.steps_per_epoch)
-    wrapped = prepared(model, loop, device)
-    main = distributed.rank() == 0
-    if main and start_step >= num_steps:
-        on_save()  # a kill between the last checkpoint and its export left the export undone
-    if main and start_step < num_steps <= warmup_steps:
-        log.warning(
-            f"The warm-up, optim.warmup {optim.warmup}, lasts as long as the run, {num_steps} steps, or longer: the "
-            "learning rate will not come down. Shorten it along with the run."
-        )
+    eval_steps = max(1, events.eval_every.steps(loader.steps_per_epoch))
+    model = prepared(training.model, loop, device)
+    if main and training.start_step >= num_steps:
+        events.on_save()  # a kill between the last checkpoint and its export left the export undone
+    if main:
+        warn_of_warmup(training)
     report = Reporter(
-        folder, title=title, start_step=start_step, loader=loader, log_every=loop.log_every, track=loop.track
+        training.folder,
+        title=training.title,
+        start_step=training.start_step,
+        loader=loader,
+        log_every=loop.log_every,
+        track=loop.track,
     )
     with stop_on_signal() as stop_asked, report:
         batches = iter(loader)
         report.restart_clock()
-        for step in range(start_step, num_steps):
+        for step in range(training.start_step, num_steps):
             began = time.perf_counter()
             batch = next(batches).to(device)
             data_seconds = time.perf_counter() - began
-            rate = learning_rate(
-                optim, step, batch_size=loop.batch_size, warmup_steps=warmup_steps, num_steps=num_steps
-            )
-            set_learning_rate(optimizer, rate, encoder_waits=step < waiting_steps)
-            set_weight_decay(optimizer, weight_decay(optim, step, num_steps=num_steps))
+            rate = set_rates(training, step)
             torch.manual_seed(seed_of(loop.seed, step, distributed.rank()))
-            results, norm = train_step(wrapped, loss_of, batch, step, optimizer, loop=loop, optim=optim, dtype=dtype)
-            on_step()
+            results, norm = train_step(training, loss_of, model, batch, step)
+            events.on_step()
             done = step + 1
             report.add(done, results, norm, {"lr": rate, "data_seconds": data_seconds}, num_clips=len(batch))
             stop = distributed.any_rank(stop_asked.is_set())
             saves = stop or done == num_steps or done % save_steps == 0
             # A GPU is already at this step while the metrics of the one before are read.
             report.read(all_steps=saves or device.type == "cpu")
-            if main and on_look and (done % look_steps == 0 or done == num_steps):
-                report.note(done, on_look(done))
+            if main and events.on_eval and (done % eval_steps == 0 or done == num_steps):
+                report.note(done, events.on_eval(done))
                 report.restart_clock()
             if main and saves:
-                checkpoint.save(folder, model, optimizer, done, keep=loop.keep)
-                on_save()
+                checkpoint.save(training.folder, training.model, training.optimizer, done, keep=loop.keep)
+                events.on_save()
                 report.restart_clock()
             if stop and done < num_steps:
                 log.warning(f"Stopped at step {done} of {num_steps}; everything is saved. The same command resumes.")
@@ -206,47 +227,80 @@ def prepared(model: nn.Module, loop: Loop, device: torch.device) -> nn.Module:
     return distributed.wrap(model).train()
 
 
+def warn_of_warmup(training: Training[BatchT]) -> None:
+    """Logs that the learning rate will not come down, where the warm-up is as long as the run."""
+    warmup = training.optim.warmup
+    num_steps = training.loader.num_steps
+    if training.start_step < num_steps <= warmup.steps(training.loader.steps_per_epoch):
+        log.warning(
+            f"The warm-up, optim.warmup {warmup}, lasts as long as the run, {num_steps} steps, or longer: the "
+            "learning rate will not come down. Shorten it along with the run."
+        )
+
+
+def set_rates(training: Training[BatchT], step: int) -> float:
+    """Sets the learning rate and the weight decay of a step.
+
+    Returns:
+        The learning rate, before its shares for layers.
+    """
+    optim = training.optim
+    loader = training.loader
+    rate = learning_rate(
+        optim,
+        step,
+        batch_size=training.loop.batch_size,
+        warmup_steps=optim.warmup.steps(loader.steps_per_epoch),
+        num_steps=loader.num_steps,
+    )
+    waits = step < optim.encoder_waits.steps(loader.steps_per_epoch)
+    set_learning_rate(training.optimizer, rate, encoder_waits=waits)
+    set_weight_decay(training.optimizer, weight_decay(optim, step, num_steps=loader.num_steps))
+    return rate
+
+
 def train_step(
-    model: nn.Module,
-    loss_of: Callable[[nn.Module, BatchT, int], Losses],
-    batch: BatchT,
-    step: int,
-    optimizer: torch.optim.Optimizer,
-    *,
-    loop: Loop,
-    optim: Optim,
-    dtype: torch.dtype | None,
+    training: Training[BatchT], loss_of: LossOf[BatchT], model: nn.Module, batch: BatchT, step: int
 ) -> tuple[list[Losses], Tensor]:
     """One step of the optimiser: forward and backward of each part of the batch, clipping, update.
+
+    Args:
+        training: optimiser and settings.
+        loss_of: the loss of a batch at a step.
+        model: the training's model as `prepared` wraps it.
+        batch: one batch, on the device.
+        step: number of steps done before.
 
     Returns:
         The losses of each accumulated part, and the gradient's norm before clipping.
     """
     device = local_device()
-    optimizer.zero_grad()
+    dtype = training.dtype
+    num_parts = training.loop.accumulate
+    training.optimizer.zero_grad()
     results = []
-    for part in range(loop.accumulate):
+    for part in range(num_parts):
         with (
-            distributed.without_sync(model, skip=part < loop.accumulate - 1),
+            distributed.without_sync(model, skip=part < num_parts - 1),
             torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None),
         ):
-            losses = loss_of(model, batch.part(part, of=loop.accumulate), step)
-            (losses.total / loop.accumulate).backward()
+            losses = loss_of(model, batch.part(part, of=num_parts), step)
+            (losses.total / num_parts).backward()
         results.append(losses)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if optim.max_grad_norm:
-        norm = nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
+    if training.optim.max_grad_norm:
+        norm = nn.utils.clip_grad_norm_(parameters, training.optim.max_grad_norm)
     else:
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    optimizer.step()
+    training.optimizer.step()
     return results, norm
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGHUP set instead of ending the process; the earlier handlers are restored at the end.
+    """An event that SIGTERM and SIGHUP set instead of ending the process; earlier handlers are restored at the end.
 
-    A SIGHUP that is ignored, as under nohup, stays so.
+    An ignored SIGHUP, as under nohup, stays ignored.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # signals can't be caught elsewhere

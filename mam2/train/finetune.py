@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,15 +21,15 @@ from mam2.data.catalog import Catalog, few_shot, read_catalog
 from mam2.data.clips import Data
 from mam2.data.loader import Batch
 from mam2.data.mixing import mix
-from mam2.device import autocast_dtype, local_device
+from mam2.device import local_device
 from mam2.losses import Losses
 from mam2.model.classifier import Classifier, Pooling, layer_id
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.load import load_encoder, read_encoder_config
 from mam2.model.weights import copy_encoder, read_origin, save_classifier
 from mam2.train import checkpoint
-from mam2.train.batches import train_loader
-from mam2.train.engine import Loop, fit
+from mam2.train.begin import begin
+from mam2.train.engine import Events, Loop, LossOf, Training, fit
 from mam2.train.optim import Optim, make_optimizer
 from mam2.train.run import data_of, only_writer, open_run
 
@@ -104,13 +104,21 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
     Raises:
         UserError: unlabelled or no videos, an `init` of another architecture, another run in `out`.
     """
-    folder = Path(out)
-    # Open: the videos and the run's folder.
+    with open_finetuning(config, Path(out), resume=resume) as (training, loss_of, events):
+        return fit(training, loss_of, events)
+
+
+@contextmanager
+def open_finetuning(
+    config: Finetune, folder: Path, *, resume: bool = True
+) -> Iterator[tuple[Training[Batch], LossOf[Batch], Events]]:
+    """A fine-tuning that is ready for the loop: the arguments of `fit`. Its folder is locked while it is open."""
+    # Open: the videos.
     catalog = read_catalog(config.data.listing, labelled=True, kind=config.labels)
     catalog = few_shot(catalog, shots=config.shots, seed=config.loop.seed)
     config.loop.check_batch()
-    # Build: classifier and optimiser, before the folder is claimed: a wrong --init leaves none behind. A run that goes
-    # on needs its init no more.
+    # Build: classifier and optimiser, before the folder is claimed: a wrong --init leaves none behind. A resumed run
+    # ignores --init.
     device = local_device()
     starts = not checkpoint.checkpoints(folder)
     task = task_of(config, catalog)
@@ -118,44 +126,36 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
         config if starts else replace(config, init="scratch"), num_classes=len(catalog.classes), kind=catalog.kind
     ).to(device)
     optimizer = make_optimizer(classifier, config.optim, depth=config.encoder.depth, layer_id=layer_id)
+    file = folder / "classifier.safetensors"
     with only_writer(folder):
         if distributed.rank() == 0:
             videos = [item.path for item in catalog.items]
             open_run(folder, "finetune", config, resume=resume, videos=videos, classes=catalog.classes)
         distributed.barrier()
-        # Fit.
-        start = checkpoint.load(folder, classifier, optimizer)
-        if (folder / "classifier.safetensors").exists():
-            classifier.encoder.origin = read_origin(folder / "classifier.safetensors")
-        loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
+        # Begin: at the newest checkpoint, or with the weights of init.
+        training = begin(config, catalog, classifier, optimizer, folder=folder, title="fine-tuning")
+        if file.exists():
+            classifier.encoder.origin = read_origin(file)
         if distributed.rank() == 0:
-            found = data_of(config.init) if starts else None
-            if found and config.data.sampling != "uniform" and found.stride_frames != config.data.stride_frames:
-                log.warning(
-                    f"data.stride_frames is {config.data.stride_frames}; the pre-training's is {found.stride_frames}."
-                )
+            if starts:
+                warn_of_stride(config)
             log.info(
-                f"Fine-tuning from {config.init}, steps {start} to {loader.num_steps}: {len(catalog.items)} videos "
-                f"{_IN_WORDS[catalog.kind].format(len(catalog.classes))}, on {device}."
+                f"Fine-tuning from {config.init}, steps {training.start_step} to {training.loader.num_steps}: "
+                f"{len(catalog.items)} videos {_IN_WORDS[catalog.kind].format(len(catalog.classes))}, on {device}."
             )
 
         def save() -> None:
             with in_units(classifier, task):
-                save_classifier(folder / "classifier.safetensors", classifier, catalog.classes)
+                save_classifier(file, classifier, catalog.classes)
 
-        return fit(
-            classifier,
-            loss_function(config, task),
-            loader,
-            optimizer,
-            loop=config.loop,
-            optim=config.optim,
-            start_step=start,
-            folder=folder,
-            title="fine-tuning",
-            dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
-            on_save=save,
-        )
+        yield training, loss_function(config, task), Events(on_save=save)
+
+
+def warn_of_stride(config: Finetune) -> None:
+    """Logs a stride that differs from the pre-training's."""
+    found = data_of(config.init)
+    if found and config.data.sampling != "uniform" and found.stride_frames != config.data.stride_frames:
+        log.warning(f"data.stride_frames is {config.data.stride_frames}; the pre-training's is {found.stride_frames}.")
 
 
 def as_pretrained(config: Finetune, init: str | Path) -> Finetune:
@@ -238,7 +238,7 @@ def in_units(classifier: Classifier, task: Task) -> Iterator[None]:
                 parameter.copy_(value)
 
 
-def loss_function(config: Finetune, task: Task) -> Callable[[nn.Module, Batch, int], Losses]:
+def loss_function(config: Finetune, task: Task) -> LossOf[Batch]:
     """The loss of a batch against the targets of mixup, cutmix and label smoothing: cross-entropy of classes, binary
     cross-entropy where a video has several, squared error of numbers in units of their standard deviation."""
 

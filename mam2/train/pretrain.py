@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -16,7 +17,7 @@ from mam2.config import UserError, from_json, to_json
 from mam2.data.catalog import Catalog, read_catalog
 from mam2.data.clips import Data
 from mam2.data.loader import Batch, steps_per_epoch
-from mam2.device import autocast_dtype, local_device
+from mam2.device import local_device
 from mam2.files import digest, fingerprint
 from mam2.losses import Losses
 from mam2.masks import MaskConfig
@@ -33,8 +34,8 @@ from mam2.targets.table import TargetsConfig, TargetSizes, Tokenizer, appearance
 from mam2.targets.teacher import Teacher, check_tubelets
 from mam2.targets.tokenizers.vq import VQConfig
 from mam2.train import checkpoint
-from mam2.train.batches import train_loader
-from mam2.train.engine import Loop, fit
+from mam2.train.begin import begin
+from mam2.train.engine import Events, Loop, LossOf, Training, fit
 from mam2.train.online_probe import Watch, Watcher
 from mam2.train.optim import Optim, make_optimizer
 from mam2.train.run import only_writer, open_run, read_run
@@ -123,7 +124,15 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
     Raises:
         UserError: no videos, a missing tokenizer, another run in `out`, a loss that is not finite.
     """
-    folder = Path(out)
+    with open_pretraining(config, Path(out), resume=resume) as (training, loss_of, events):
+        return fit(training, loss_of, events)
+
+
+@contextmanager
+def open_pretraining(
+    config: Pretrain, folder: Path, *, resume: bool = True
+) -> Iterator[tuple[Training[Batch], LossOf[Batch], Events]]:
+    """A pre-training that is ready for the loop: the arguments of `fit`. Its folder is locked while it is open."""
     # Open: the videos, the run's folder, and the tokenizer that is trained on those videos where one is.
     catalog = read_catalog(config.data.listing, labelled=False)
     config.loop.check_batch()
@@ -145,38 +154,30 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
         optimizer = make_optimizer(
             module, config.optim, depth=config.encoder.depth, layer_id=layer_id if by_layer else None
         )
-        # Fit.
-        start = checkpoint.load(folder, module, optimizer)
+        # Begin: at the newest checkpoint, or with the weights of init.
+        training = begin(config, catalog, module, optimizer, folder=folder, title="pre-training")
+        start = training.start_step
         if config.init and start == 0:
             model.start_from(load_encoder(config.init), config.init)
         elif (folder / "encoder.safetensors").exists():
             model.encoder.origin = read_origin(folder / "encoder.safetensors")
-        loader = train_loader(catalog, config.data, config.encoder, config.loop, start_step=start)
-        watcher = make_watcher(config, folder, model.encoder, start) if distributed.rank() == 0 else None
+        watcher = None
         if distributed.rank() == 0:
+            watcher = make_watcher(config, folder, model.encoder, start)
             millions = sum(parameter.numel() for parameter in module.parameters()) / 1e6
             log.info(
-                f"Pre-training, steps {start} to {loader.num_steps}: {len(catalog.items)} videos, "
+                f"Pre-training, steps {start} to {training.loader.num_steps}: {len(catalog.items)} videos, "
                 f"{millions:.1f} M parameters, on {device}."
             )
             if idle := config.idle_options():
                 log.warning(f"Without effect beside the other settings: {', '.join(idle)}.")
-        return fit(
-            module,
-            loss_function(config.encoder, config.mask, targets, seed=config.loop.seed),
-            loader,
-            optimizer,
-            loop=config.loop,
-            optim=config.optim,
-            start_step=start,
-            folder=folder,
-            title="pre-training",
-            dtype=autocast_dtype(config.loop.precision, device, width=config.encoder.width),
-            on_step=model.after_step,
+        events = Events(
             on_save=lambda: save_encoder(folder / "encoder.safetensors", model.encoder),
-            on_look=watcher,
-            look_every=config.watch.every,
+            on_step=model.after_step,
+            on_eval=watcher,
+            eval_every=config.watch.every,
         )
+        yield training, loss_function(config.encoder, config.mask, targets, seed=config.loop.seed), events
 
 
 def make_watcher(config: Pretrain, folder: Path, encoder: VideoEncoder, start_step: int) -> Watcher | None:
@@ -193,9 +194,7 @@ def make_watcher(config: Pretrain, folder: Path, encoder: VideoEncoder, start_st
     )
 
 
-def loss_function(
-    encoder: EncoderConfig, mask: MaskConfig, targets: TargetMaker, *, seed: int
-) -> Callable[[nn.Module, Batch, int], Losses]:
+def loss_function(encoder: EncoderConfig, mask: MaskConfig, targets: TargetMaker, *, seed: int) -> LossOf[Batch]:
     """The loss of a batch at a step: its masks and its targets, and what the model makes of them."""
 
     def loss_of(model: nn.Module, batch: Batch, step: int) -> Losses:

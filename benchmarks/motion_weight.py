@@ -66,7 +66,7 @@ def measured(config: Pretrain, steps: int, every: int) -> list[dict[str, float]]
     optimizer = make_optimizer(model, config.optim)
     batch_size = config.loop.batch_size
     rows = []
-    for step, batch in enumerate(train_loader(catalog, config.data, encoder, config.loop, start_step=0)):
+    for step, batch in enumerate(train_loader(config, catalog, start_step=0)):
         mask = config.mask(encoder.tubelets, encoder.grid, sample_B=batch.sample_B, seed=0)
         target = targets(batch.clip_BTCHW, sample_B=batch.sample_B, seed=0).at(mask)
         if step % every == every - 1:

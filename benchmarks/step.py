@@ -37,7 +37,6 @@ from workload import CONTENDERS, SIZES, Size, Workload, flops_of, in_a_process
 
 from mam2.device import keep_freed_memory, local_device
 from mam2.losses import motion_loss
-from mam2.masks import take
 from mam2.model.blocks import can_compile, compile_blocks
 from mam2.model.decoders import AppearanceHead, Decoder, MotionHead
 from mam2.model.regressor import Latent
@@ -64,7 +63,7 @@ def parts_of(work: Workload) -> dict[str, Callable[[], object]]:
     mask = work.mask
     gradients = [parameter.grad for parameter in model.parameters()]
     with torch.no_grad(), work.autocast():
-        tokens_BTND = encoder.embed(clip_BTCHW)
+        tokens = encoder.embed(clip_BTCHW)
         made = model.predict(clip_BTCHW, mask)
         targets = work.targets()
         position_BTND = model.position(clip_BTCHW).clone()
@@ -79,7 +78,7 @@ def parts_of(work: Workload) -> dict[str, Callable[[], object]]:
 
     def align() -> None:
         with torch.no_grad(), work.autocast():
-            model.project(encoder.encode(take(tokens_BTND, mask.masked_BTM)))
+            model.project(encoder.encode(tokens.at(mask.masked_BTM)))
 
     def regress(visible_BTVD: Tensor, position_BTND: Tensor) -> Tensor:
         return model.regressor(model.project(visible_BTVD), position_BTND, mask).x_BTSD
@@ -104,7 +103,7 @@ def parts_of(work: Workload) -> dict[str, Callable[[], object]]:
         return run
 
     def see() -> Tensor:
-        return encoder.encode(take(encoder.embed(clip_BTCHW), mask.visible_BTV))
+        return encoder.features_of(clip_BTCHW, mask.visible_BTV)
 
     def appear(regressed_BTMD: Tensor, position_BTMD: Tensor) -> Tensor:
         hidden_BTMD = appearance_decoder(Latent(regressed_BTMD, position_BTMD, made.latent.num_masked))

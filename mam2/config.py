@@ -112,6 +112,11 @@ class Duration:
         """The duration in optimiser steps."""
         return int(self.value) if self.unit == "steps" else round(self.value * steps_per_epoch)
 
+    def times(self, share: float) -> Duration:
+        """A share of the duration, or a multiple of it; steps are rounded."""
+        value = self.value * share
+        return Duration(round(value) if self.unit == "steps" else value, self.unit)
+
     def __str__(self) -> str:
         return f"{int(self.value) if self.value == int(self.value) else self.value} {self.unit}"
 

@@ -16,6 +16,9 @@ from mam2.cross_entropy import linear_cross_entropy
 Reduction = Literal["mean", "sum"]
 """Over the channels of a token. Paper: summed in Eq. 1 and 3; here: a field each, by default the mean (decision 3)."""
 
+Standardisation = Literal["plain", "batch", "layer_norm"]
+"""A target as it is; each channel standardised over the batch; each token over its channels."""
+
 Distance = Literal["squared", "l1", "smooth_l1", "cosine"]
 """Of predicted and true numbers of a patch: their squared error, absolute error, a smooth one between, or 1 less the
 cosine of their angle."""
@@ -51,9 +54,26 @@ def squared_error(predicted: Tensor, target: Tensor, reduction: Reduction = "mea
     return mean * target.shape[-1] if reduction == "sum" else mean
 
 
-def alignment_loss(regressed_BTMD: Tensor, target_BTMD: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Eq. 1."""
-    return squared_error(regressed_BTMD, target_BTMD, reduction)
+def standardised(target_BTMD: Tensor, kind: Standardisation) -> Tensor:
+    """The target of an alignment, standardised."""
+    match kind:
+        case "plain":
+            return target_BTMD
+        case "batch":
+            std, mean = torch.std_mean(target_BTMD, dim=(0, 1, 2))
+            return (target_BTMD - mean) / (std + 1e-3)
+        case "layer_norm":
+            return F.layer_norm(target_BTMD, target_BTMD.shape[-1:])
+
+
+def alignment_loss(
+    regressed_BTMD: Tensor,
+    target_BTMD: Tensor,
+    reduction: Reduction = "mean",
+    standardisation: Standardisation = "plain",
+) -> Tensor:
+    """Eq. 1, against a target that is standardised first."""
+    return squared_error(regressed_BTMD, standardised(target_BTMD.float(), standardisation), reduction)
 
 
 def distance_of(predicted: Tensor, target: Tensor, distance: Distance) -> Tensor:

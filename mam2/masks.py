@@ -52,6 +52,11 @@ class Mask:
         """The masks of the clips, one or two: a method averages its loss over them."""
         return (self,) if self.second is None else (self, self.second)
 
+    @property
+    def aligned_BTA(self) -> Tensor:
+        """Positions of the aligned patches, int64 (B, T, A)."""
+        return self.aligned(self.masked_BTM[..., None])[..., 0]
+
     def aligned(self, x_BTMD: Tensor) -> Tensor:
         """The tokens (B, T, A, D) of the aligned patches, from those of all masked patches (B, T, M, D)."""
         if self.aligned_BA is None:

@@ -270,10 +270,10 @@ def test_uint8_and_float_clips_have_the_same_features() -> None:
 def test_clips_are_normalised_with_imagenets_figures() -> None:
     encoder = VideoEncoder(TINY).eval()
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1).expand(1, 4, 3, 32, 32)
-    tokens = encoder.embed(mean) - encoder.position(mean)
+    tokens = encoder.embed(mean).x_BTVD - encoder.position(mean)
     torch.testing.assert_close(tokens, encoder.patch_embed.bias.expand_as(tokens), atol=1e-5, rtol=0)
     bright = mean + torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    tokens = encoder.embed(bright) - encoder.position(bright)
+    tokens = encoder.embed(bright).x_BTVD - encoder.position(bright)
     expected = encoder.patch_embed.weight.flatten(1).sum(dim=1) + encoder.patch_embed.bias
     torch.testing.assert_close(tokens, expected.expand_as(tokens), atol=1e-4, rtol=0)
     assert {"mean", "std"}.isdisjoint(encoder.state_dict())
@@ -285,10 +285,11 @@ def test_a_tubelet_is_a_convolution_over_its_frames() -> None:
     normalised = ((clip - encoder.mean) / encoder.std).transpose(1, 2)
     weight = encoder.patch_embed.weight.unflatten(1, (2, 3)).transpose(1, 2)  # D, C, frames of a tubelet, P, P
     expected = F.conv3d(normalised, weight, encoder.patch_embed.bias, stride=weight.shape[2:])
-    tokens = encoder.embed(clip) - encoder.position(clip)
+    tokens = encoder.embed(clip).x_BTVD - encoder.position(clip)
     torch.testing.assert_close(tokens, expected.flatten(3).permute(0, 2, 3, 1), atol=1e-4, rtol=0)
     assert encoder(clip).shape == (2, 2, 16, WIDTH)
-    assert torch.equal(encoder.embed(clip.transpose(3, 4)), encoder.embed(clip.transpose(3, 4).contiguous()))
+    turned = clip.transpose(3, 4)
+    assert torch.equal(encoder.embed(turned).x_BTVD, encoder.embed(turned.contiguous()).x_BTVD)
 
 
 @pytest.mark.parametrize("differences", [True, False])
@@ -307,22 +308,24 @@ def test_differences_are_three_more_channels(tubelet: int) -> None:
     differences = torch.stack([*(first[:, 1:] - first[:, :-1]).unbind(1), torch.zeros(2, 3, 32, 32)], dim=1)
     x = torch.cat([frames, differences / DIFFERENCE_STD], dim=2)
     expected = F.conv2d(x.flatten(0, 1), encoder.patch_embed.weight, encoder.patch_embed.bias, stride=8)
-    tokens = encoder.embed(clip) - encoder.position(clip)
+    tokens = encoder.embed(clip).x_BTVD - encoder.position(clip)
     expected = expected.flatten(2).mT.unflatten(0, (2, -1))
     torch.testing.assert_close(tokens, expected, atol=1e-4, rtol=1e-4)
-    assert encoder.embed((255 * clip).byte()).shape == tokens.shape
+    assert encoder.embed((255 * clip).byte()).x_BTVD.shape == tokens.shape
 
 
 def test_encoder_runs_on_any_subset_of_patches() -> None:
     encoder = scrambled(VideoEncoder(TINY)).eval()
     tokens = encoder.embed(torch.rand(2, 4, 3, 32, 32))
     mask = MaskConfig(ratio=0.5)(4, TINY.grid, sample_B=torch.arange(2), seed=0)
-    expected = take(tokens, mask.visible_BTV)
+    some = tokens.at(mask.visible_BTV)
+    expected = take(tokens.x_BTVD, mask.visible_BTV)
+    assert torch.equal(some.x_BTVD, expected)
     for block in encoder.blocks:
         expected = block(expected)
-    actual = encoder.encode(take(tokens, mask.visible_BTV), norm=False)
+    actual = encoder.encode(some, norm=False)
     assert torch.equal(actual, expected)
-    assert torch.equal(encoder.encode(take(tokens, mask.visible_BTV)), encoder.norm(expected))
+    assert torch.equal(encoder.encode(some), encoder.norm(expected))
 
 
 def test_another_shape_is_interpolated_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -641,7 +644,7 @@ def test_attention_received_sums_to_one_over_a_frame(attention: AttentionKind) -
     clip = torch.rand(2, 4, 3, 32, 32)
     received_BTN = encoder.attention_received(clip)
     first, second, third = encoder.blocks
-    assert torch.equal(received_BTN, third.received(second(first(encoder.embed(clip)))))
+    assert torch.equal(received_BTN, third.received(second(first(encoder.embed(clip).x_BTVD))))
     assert received_BTN.shape == (2, 4, 16)
     torch.testing.assert_close(received_BTN.sum(-1), torch.ones(2, 4))
     assert received_BTN.std(dim=-1).min() > 1e-4

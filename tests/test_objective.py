@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mam2.config import Duration, Epochs, Steps, UserError
-from mam2.losses import alignment_loss, motion_loss
+from mam2.losses import alignment_loss, motion_loss, standardised
 from mam2.masks import Mask, MaskConfig, take
 from mam2.model.blocks import compile_blocks, recompute_blocks
 from mam2.model.encoder import EncoderConfig
@@ -198,7 +198,7 @@ def test_no_gradient_through_the_alignment_target(config: MAM2Config) -> None:
     expected = gradients(model, alignment_loss(stages(model, clip, mask).regressed_BTMD, constant, "mean"))
     assert is_equal(actual, expected)
     # With the gradient let through, the encoder's would differ: this test can fail.
-    let_through = model.project(model.encoder.encode(take(model.encoder.embed(clip), mask.masked_BTM)))
+    let_through = model.project(model.encoder.features_of(clip, mask.masked_BTM))
     torch.testing.assert_close(let_through, constant)
     other = gradients(model, alignment_loss(stages(model, clip, mask).regressed_BTMD, let_through, "mean"))
     assert not torch.allclose(other["encoder.patch_embed.weight"], actual["encoder.patch_embed.weight"])
@@ -283,22 +283,21 @@ def test_alpha_ramps_up_linearly(ramp: Duration) -> None:
 
 
 def test_batch_target_is_standardised_by_channel() -> None:
-    model = model_of(replace(CONFIG, alignment_target="batch"))
     target = 5 + 3 * torch.randn(4, 4, 12, 24) * torch.arange(1, 25)
-    standard = model.alignment.standardise(target)
+    standard = standardised(target, "batch")
     torch.testing.assert_close(standard.mean(dim=(0, 1, 2)), torch.zeros(24), atol=1e-4, rtol=0)
     torch.testing.assert_close(standard.std(dim=(0, 1, 2)), torch.ones(24), atol=2e-3, rtol=0)
-    assert not model.alignment.standardise(torch.full((2, 4, 12, 24), 7.0)).any()
-    flat = model.alignment.standardise(torch.tensor([-1e-3, 1e-3]).view(1, 1, 2, 1))  # their deviation is √2 · 1e-3
+    assert not standardised(torch.full((2, 4, 12, 24), 7.0), "batch").any()
+    flat = standardised(torch.tensor([-1e-3, 1e-3]).view(1, 1, 2, 1), "batch")  # their deviation is √2 · 1e-3
     assert flat.flatten().tolist() == pytest.approx([1 - 2**0.5, 2**0.5 - 1])
-    assert model_of(CONFIG).alignment.standardise(target) is target
+    assert standardised(target, "plain") is target
 
 
 def test_batch_target_enters_the_alignment() -> None:
     model, clip, mask = model_of(replace(CONFIG, alignment_target="batch")), make_clip(), make_mask()
     predicted = stages(model, clip, mask)
     losses = model(clip, mask, make_targets(), 0)
-    expected = alignment_loss(predicted.regressed_BTMD, model.alignment.standardise(predicted.target_BTMD), "mean")
+    expected = alignment_loss(predicted.regressed_BTMD, predicted.target_BTMD, "mean", "batch")
     assert losses.parts["alignment"] == expected
     assert losses.parts["alignment"] != alignment_loss(predicted.regressed_BTMD, predicted.target_BTMD, "mean")
 
@@ -416,7 +415,7 @@ def test_the_context_is_handed_on() -> None:
 
 
 def test_layer_norm_target_is_normalised_token_by_token() -> None:
-    target = model_of(VARIANTS["layer_norm"]).alignment.standardise(5 + 3 * torch.randn(2, 4, 12, 24))
+    target = standardised(5 + 3 * torch.randn(2, 4, 12, 24), "layer_norm")
     torch.testing.assert_close(target.mean(-1), torch.zeros(2, 4, 12), atol=1e-5, rtol=0)
     torch.testing.assert_close(target.std(-1, unbiased=False), torch.ones(2, 4, 12), atol=1e-4, rtol=0)
 
@@ -452,9 +451,9 @@ def test_the_teacher_is_a_moving_average_of_the_encoder() -> None:
     assert [block.add_mlp.drop_path for block in dropping.blocks] == [0, 0]  # a target is not drawn
     # Its own features of the masked patches are the target now, not the encoder's.
     target = stages(model, clip, mask).target_BTMD
-    expected = model.alignment.teacher.encode(take(model.alignment.teacher.embed(clip), mask.masked_BTM))
+    expected = model.alignment.teacher.features_of(clip, mask.masked_BTM)
     assert torch.equal(target, expected)
-    assert not torch.allclose(target, model.encoder.encode(take(model.encoder.embed(clip), mask.masked_BTM)))
+    assert not torch.allclose(target, model.encoder.features_of(clip, mask.masked_BTM))
 
 
 def test_clip_order_reaches_the_motion_decoder() -> None:
@@ -585,8 +584,8 @@ def test_a_share_of_the_patches_is_aligned() -> None:
     errors = []
     for clip_number in range(2):
         which = mask.aligned_BA[clip_number]
-        tokens_BTND = model.encoder.embed(clip[clip_number : clip_number + 1])
-        target = model.encoder.encode(tokens_BTND[:, :, mask.masked_BTM[clip_number, 0, which]])
+        one = clip[clip_number : clip_number + 1]
+        target = model.encoder.features_of(one, mask.masked_BTM[clip_number : clip_number + 1, :, which])
         errors.append((predicted.regressed_BTMD[clip_number][:, which] - target[0]).square().mean())
     found = model(clip, mask, targets, 0).parts
     torch.testing.assert_close(found["alignment"], torch.stack(errors).mean().detach())

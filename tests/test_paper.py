@@ -59,7 +59,7 @@ def test_table_9_shapes() -> None:
     note("decoders.motion.heads.motion.project")
     note("decoders.appearance.heads.appearance.project")
 
-    assert model.encoder.embed(clip_BTCHW).shape == (1, 16, 196, 768)
+    assert model.encoder.embed(clip_BTCHW).x_BTVD.shape == (1, 16, 196, 768)
     predicted = model.predict(clip_BTCHW, mask)
     assert predicted.visible_BTVD.shape == (1, 16, 49, 768)  # 196 × (1 - 0.75)
     assert predicted.target_BTAD.shape == (1, 16, 147, 768)

@@ -187,7 +187,7 @@ def test_v_jepa_predicts_the_averages_normalised_features_of_masked_patches() ->
     assert mask.second is not None
     for each, masked in ((mask, 10), (mask.second, 13)):
         assert each.masked_BTM.shape == (2, 2, masked)
-        visible = model.encoder.encode(take(model.encoder.embed(clip), each.visible_BTV))
+        visible = model.encoder.features_of(clip, each.visible_BTV)
         predicted = model.predictor.head(model.predictor(visible, each, (2, (4, 4))))
         errors.append((predicted - take(target, each.masked_BTM)).abs().mean())
     torch.testing.assert_close(losses.total, (errors[0] + errors[1]) / 2)
@@ -205,14 +205,14 @@ def test_masked_input_sees_mask_tokens_in_place_of_masked_patches() -> None:
     encoder = replace(ENCODER, positions="separable")
     model = MaskedInputConfig().build(encoder, TargetSizes(5, 1))
     clip, mask = clip_and_mask(encoder, MaskConfig(ratio=0.5))
-    x = model.encoder.embed(clip)
+    tokens = model.encoder.embed(clip)
     for b in range(2):
         for t in range(2):
             for n in mask.masked_BTM[b, t]:
-                x[b, t, n] = model.mask_token.value_D + model.encoder.position(clip)[t, n]
-    torch.testing.assert_close(model.predict(clip, mask), model.encoder.encode(x))
+                tokens.x_BTVD[b, t, n] = model.mask_token.value_D + model.encoder.position(clip)[t, n]
+    torch.testing.assert_close(model.predict(clip, mask), model.encoder.encode(tokens))
     codes = torch.randint(5, (2, 2, 16))
-    logits = model.head(take(model.encoder.encode(x), mask.masked_BTM))
+    logits = model.head(take(model.encoder.encode(tokens), mask.masked_BTM))
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 2), codes.gather(2, mask.masked_BTM).flatten())
     torch.testing.assert_close(model(clip, mask, Targets(codes, None), 0).total, expected)
 

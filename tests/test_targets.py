@@ -52,7 +52,7 @@ def test_patches_are_numbered_as_the_encoder_numbers_them() -> None:
     normalised = (clip - encoder.mean) / encoder.std
     weight = encoder.patch_embed.weight.flatten(1)
     expected = patchify(normalised, 4) @ weight.T + encoder.patch_embed.bias
-    tokens = encoder.embed(clip) - encoder.position(clip)
+    tokens = encoder.embed(clip).x_BTVD - encoder.position(clip)
     torch.testing.assert_close(tokens, expected)
 
 

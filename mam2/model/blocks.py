@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,15 @@ from mam2.model.positions import FullPositions, Positions, SequencePositions, Sp
 NORM_EPS = 1e-6
 
 Start = Literal["xavier", "local"]
-"""How weights start: Xavier-uniform; or with attention to tokens at near positions, else likewise."""
+"""Initial weights: Xavier-uniform; or the same but for attention to tokens at near positions and no motion."""
+
+
+@runtime_checkable
+class StartsLocal(Protocol):
+    """A part whose initial weights differ where the start is local."""
+
+    def start_local(self) -> None:
+        """Fills the weights, in place."""
 
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
@@ -237,7 +245,7 @@ def init_weights(module: nn.Module, start: Start = "xavier") -> None:
         if isinstance(part, LearnedToken | LearnedTokens):
             for tokens in part.parameters():
                 nn.init.trunc_normal_(tokens, std=0.02)
-        elif isinstance(part, SelfAttention | CrossAttention) and start == "local":
+        elif isinstance(part, StartsLocal) and start == "local":
             part.start_local()
 
 

@@ -57,7 +57,7 @@ class Classifier(nn.Module):
                 f"The clip has {clip_BTCHW.shape[1]} frames; this classifier, whose pooling is 'space', takes "
                 f"{encoder.config.frames}."
             )
-        features_BTND = encoder.encode(encoder.embed(clip_BTCHW), encoder.rotation(clip_BTCHW), norm=False)
+        features_BTND = encoder.encode(encoder.embed(clip_BTCHW), norm=False)
         pooled_BTD = features_BTND.mean(dim=2)
         if self.pooling == "space":
             return self.head(self.norm(pooled_BTD).flatten(1))

@@ -46,6 +46,10 @@ class MotionHead(nn.Module):
     def forward(self, hidden_BTMD: Tensor) -> Tensor:
         return self.project(hidden_BTMD)
 
+    def start_local(self) -> None:
+        """Fills the weights with zeros: no motion is predicted at first."""
+        nn.init.zeros_(self.project.weight)
+
     def loss(self, hidden_BTMD: Tensor, target: Tensor) -> Tensor:
         """Eq. 3."""
         return motion_loss(self.project(hidden_BTMD), target, self.reduction)

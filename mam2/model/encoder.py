@@ -30,6 +30,7 @@ from mam2.model.blocks import (
     layer_norm,
 )
 from mam2.model.positions import (
+    AddedPositions,
     PositionKind,
     RotaryPositions,
     SpaceRotaryPositions,
@@ -149,6 +150,26 @@ class Origin:
     licence: str
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Embedded patches and their places: `encoder.embed(clip)` makes them, `encoder.encode(tokens)` takes them.
+
+    Attributes:
+        x_BTVD: one token per patch, with the positions that are added to it.
+        grid: patches (high, wide) in a frame.
+        patch_BTV: place of each token in its frame, int64 (B, T, V); None: all N patches, in order.
+    """
+
+    x_BTVD: Tensor
+    grid: tuple[int, int]
+    patch_BTV: Tensor | None = None
+
+    def at(self, patch_BTV: Tensor) -> Tokens:
+        """The tokens of some patches of each frame, int64 (B, T, V), from those of all patches."""
+        assert self.patch_BTV is None, "some of some patches: their places would be mixed up"
+        return Tokens(take(self.x_BTVD, patch_BTV), self.grid, patch_BTV)
+
+
 def vit_b() -> EncoderConfig:
     """ViT-B: 12 blocks of width 768."""
     return EncoderConfig()
@@ -200,14 +221,14 @@ class VideoEncoder(nn.Module):
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
         """Features (B, T, N, D) of whole clips, after the final LayerNorm."""
-        return self.encode(self.embed(clip_BTCHW), self.rotation(clip_BTCHW))
+        return self.encode(self.embed(clip_BTCHW))
 
     def features_of(self, clip_BTCHW: Tensor, patch_BTV: Tensor) -> Tensor:
         """Features (B, T, V, D) of some patches of each frame, int64 (B, T, V), which see only each other."""
-        return self.encode(take(self.embed(clip_BTCHW), patch_BTV), self.rotation(clip_BTCHW, patch_BTV))
+        return self.encode(self.embed(clip_BTCHW).at(patch_BTV))
 
-    def embed(self, clip_BTCHW: Tensor) -> Tensor:
-        """Patch tokens with their positions: (B, T, N, D).
+    def embed(self, clip_BTCHW: Tensor) -> Tokens:
+        """Tokens of all patches with their positions.
 
         Raises:
             UserError: the clip has another shape than (B, T, 3, H, W), or is no multiple of the patch.
@@ -228,7 +249,8 @@ class VideoEncoder(nn.Module):
         if self.config.differences:
             x = torch.cat([x, scaled_differences(clip[:, ::tubelet]).flatten(0, 1)], dim=1)
         x_BTDhw = self.patch_embed(x.to(self.patch_embed.weight.dtype)).unflatten(0, (shape[0], -1))
-        return x_BTDhw.flatten(3).transpose(2, 3) + self.position(clip_BTCHW)
+        x_BTND = x_BTDhw.flatten(3).transpose(2, 3) + self.position(clip_BTCHW)
+        return Tokens(x_BTND, grid=self.layout(clip_BTCHW)[1])
 
     def position(self, clip_BTCHW: Tensor) -> Tensor:
         """Position embeddings (T, N, D) for clips of this shape; zeros (T, N, 1) where positions are rotary."""
@@ -246,36 +268,29 @@ class VideoEncoder(nn.Module):
         grid = (clip_BTCHW.shape[3] // patch_size, clip_BTCHW.shape[4] // patch_size)
         return clip_BTCHW.shape[1] // self.config.tubelet, grid
 
-    def rotation(self, clip_BTCHW: Tensor, patch_BTV: Tensor | None = None) -> Rotation | None:
-        """The rotary positions of tokens in clips of this shape, in each frame prefix tokens and then patches; None
-        where all positions are added by `embed`.
-
-        Args:
-            clip_BTCHW: the clips.
-            patch_BTV: int64, the patches of each frame; by default all.
-        """
+    def rotation(self, tokens: Tokens) -> Rotation | None:
+        """The rotary positions of tokens, in each frame prefix tokens and then patches; None where `embed` adds all
+        positions."""
         if not isinstance(self.positions, RotaryPositions | SpaceRotaryPositions):
             return None
         joint = self.config.attention == "joint"
-        num_tubelets, grid = self.layout(clip_BTCHW)
+        patch_BTV = tokens.patch_BTV
         if patch_BTV is None:  # frames that attend each by itself turn alike: one stands for all
-            patch_BTV = torch.arange(grid[0] * grid[1], device=clip_BTCHW.device)
-            patch_BTV = patch_BTV.expand(1, num_tubelets if joint else 1, -1)
-        angle_BTVd = self.positions.angles(patch_BTV, grid)
+            patch_BTV = torch.arange(tokens.x_BTVD.shape[2], device=tokens.x_BTVD.device)
+            patch_BTV = patch_BTV.expand(1, tokens.x_BTVD.shape[1] if joint else 1, -1)
+        angle_BTVd = self.positions.angles(patch_BTV, tokens.grid)
         angle_BTVd = F.pad(angle_BTVd, (0, 0, self.config.prefix_tokens, 0))  # prefix tokens do not turn
         return Rotation.by(angle_BTVd.flatten(1, 2) if joint else angle_BTVd.flatten(0, 1))
 
-    def encode(self, x_BTVD: Tensor, rotation: Rotation | None = None, *, norm: bool = True) -> Tensor:
-        """The blocks, on any subset of the embedded patches: (B, T, V, D) to (B, T, V, D).
+    def encode(self, tokens: Tokens, *, norm: bool = True) -> Tensor:
+        """Features (B, T, V, D) of all patches or of some: the blocks.
 
         Args:
-            x_BTVD: tokens of `embed`.
-            rotation: what `rotation` says of these patches.
+            tokens: tokens of `embed`, or some `.at` patches of each frame, which then see only each other.
             norm: whether the final LayerNorm follows.
         """
-        rotary = isinstance(self.positions, RotaryPositions | SpaceRotaryPositions)
-        assert (rotation is None) != rotary, "rotary positions are given here"
-        x_BTVD = self.begin(x_BTVD)
+        rotation = self.rotation(tokens)
+        x_BTVD = self.begin(tokens.x_BTVD)
         for block in self.blocks:
             x_BTVD = block(x_BTVD, rotation)
         x_BTVD = x_BTVD[:, :, self.config.prefix_tokens :]
@@ -292,14 +307,25 @@ class VideoEncoder(nn.Module):
     @torch.no_grad()
     def attention_received(self, clip_BTCHW: Tensor) -> Tensor:
         """Attention that each patch of a frame gets in the last block: (B, T, N), sums to 1 over N."""
-        rotation = self.rotation(clip_BTCHW)
-        x_BTND = self.begin(self.embed(clip_BTCHW))
+        tokens = self.embed(clip_BTCHW)
+        rotation = self.rotation(tokens)
+        x_BTND = self.begin(tokens.x_BTVD)
         for block in self.blocks[:-1]:
             x_BTND = block(x_BTND, rotation)
         last = self.blocks[-1]
         assert isinstance(last, SpaceTimeBlock | JointBlock)
         received_BTN = last.received(x_BTND, rotation)[:, :, self.config.prefix_tokens :]
         return received_BTN / received_BTN.sum(dim=2, keepdim=True) if self.prefix is not None else received_BTN
+
+
+def own_positions(config: EncoderConfig) -> AddedPositions | None:
+    """Separable positions for parts that attend beside a rotary encoder; None where they share the encoder's.
+
+    Rotary positions can't be added to queries; and what "rotary_space" adds for time does not tell patches apart.
+    """
+    if config.positions in ("rotary", "rotary_space"):
+        return make_positions("separable", config.tubelets, config.grid, config.width)
+    return None
 
 
 @functools.cache

@@ -33,6 +33,13 @@ class Latent:
     num_masked: int
 
 
+def make_regressor(*, width: int, depth: int, num_heads: int, context: Context) -> Regressor | MaskTokens:
+    """A regressor of `depth` blocks; without blocks, Table 2's "w/o regressor", mask tokens."""
+    if not depth:
+        return MaskTokens(width)
+    return Regressor(width=width, depth=depth, num_heads=num_heads, context=context)
+
+
 class Regressor(nn.Module):
     """Predicts the representations of masked tubes from the visible ones, all frames together.
 

@@ -6,17 +6,42 @@ D numbers per patch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from torch import Tensor
 
+from mam2.config import Duration
 from mam2.losses import Losses
 from mam2.masks import Mask, MaskConfig
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.targets.maker import Targets
 from mam2.targets.table import TargetSizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proportion:
+    """Sizes in proportion to an encoder: what is as large as `base` becomes as large as `to`.
+
+    Attributes:
+        base: the encoder that sizes are printed for, ViT-B.
+        to: the encoder of another scale.
+    """
+
+    base: EncoderConfig
+    to: EncoderConfig
+
+    def width(self, width: int, num_heads: int) -> tuple[int, int]:
+        """Width and heads of a transformer; the width is a multiple of the heads and of 4."""
+        heads = max(1, round(num_heads * self.to.num_heads / self.base.num_heads))
+        step = math.lcm(4, heads)
+        return step * max(1, round(width * self.to.width / self.base.width / step)), heads
+
+    def depth(self, depth: int) -> int:
+        """Number of blocks, rounded up."""
+        return math.ceil(depth * self.to.depth / self.base.depth)
 
 
 @dataclass(frozen=True)
@@ -91,6 +116,14 @@ class ObjectiveConfig(Protocol):
             steps_per_epoch: for settings that change over epochs.
         """
         ...
+
+    def scaled(self, to: Proportion, duration: Duration) -> Self:
+        """The method beside an encoder of another scale, in a run of this duration; here the same."""
+        return self
+
+    def stretched(self, share: float) -> Self:
+        """The method in a run that is `share` times as long; here the same."""
+        return self
 
     def without_parts(self) -> dict[str, Self]:
         """By name of a part, the same method without it: what a part costs is the difference; here none."""

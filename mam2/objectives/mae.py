@@ -14,14 +14,14 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from mam2.config import UserError, check
+from mam2.config import Duration, UserError, check
 from mam2.losses import Losses, average
 from mam2.masks import Mask
 from mam2.model.blocks import init_weights
 from mam2.model.decoders import MaskDecoder
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import copy_encoder
-from mam2.objectives.contract import ObjectiveConfig, Reconstruction
+from mam2.objectives.contract import ObjectiveConfig, Proportion, Reconstruction
 from mam2.targets.maker import Targets
 from mam2.targets.table import TargetSizes
 
@@ -49,6 +49,11 @@ class MAEConfig(ObjectiveConfig):
 
     def build(self, encoder: EncoderConfig, sizes: TargetSizes, *, steps_per_epoch: int = 1) -> MAE:
         return MAE(self, encoder, sizes)
+
+    def scaled(self, to: Proportion, duration: Duration) -> MAEConfig:
+        """Width and depth in proportion."""
+        width, num_heads = to.width(self.width, self.num_heads)
+        return replace(self, width=width, num_heads=num_heads, depth=to.depth(self.depth))
 
     def without_parts(self) -> dict[str, MAEConfig]:
         """Without blocks of the decoder: their cost."""

@@ -7,26 +7,219 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from mam2.config import Duration, Steps, UserError, check
-from mam2.losses import Losses, Reduction, alignment_loss, average, motion_loss_of_none
-from mam2.masks import Mask, MaskConfig, take
-from mam2.model.attention import AttentionKind
+from mam2.losses import Losses, Reduction, Standardisation, alignment_loss, average, motion_loss_of_none
+from mam2.masks import Mask, MaskConfig
 from mam2.model.blocks import Start, init_weights, layer_norm
 from mam2.model.decoders import AppearanceHead, Decoder, Head, MotionHead, OrderDecoder
-from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.positions import make_positions
-from mam2.model.regressor import Context, Latent, MaskTokens, Regressor
+from mam2.model.encoder import EncoderConfig, Tokens, VideoEncoder, own_positions
+from mam2.model.regressor import Context, Latent, make_regressor
 from mam2.model.weights import copy_encoder
-from mam2.objectives.contract import Reconstruction
+from mam2.objectives.contract import Proportion, Reconstruction
 from mam2.targets.maker import Targets
 from mam2.targets.table import TargetSizes
+
+
+class MAM2(nn.Module):
+    """Encoder, regressor and two disentangled decoders: `objective(clip, mask, targets, step) -> Losses`.
+
+    Only what the configuration uses is built; `sizes` are those of the targets, `TargetMaker.sizes`.
+    """
+
+    def __init__(
+        self, config: MAM2Config, encoder: EncoderConfig, sizes: TargetSizes, *, steps_per_epoch: int = 1
+    ) -> None:
+        super().__init__()
+        config.check_fits(encoder, sizes, same_mask_in_all_frames=True)
+        self.config = config = config.sized_for(encoder)
+        self.steps_per_epoch = steps_per_epoch
+        self.encoder = VideoEncoder(encoder)
+        # Table 1c: "a projection layer after the encoder", shared by visible features, targets and positions.
+        self.project: nn.Module = nn.Identity()
+        self.project_position: nn.Module = nn.Identity()
+        if config.width != encoder.width:
+            self.project = nn.Sequential(nn.Linear(encoder.width, config.width), layer_norm(config.width))
+            self.project_position = nn.Linear(encoder.width, config.width)
+        self.own_positions = own_positions(encoder)
+        self.regressor = make_regressor(
+            width=config.width, depth=config.regressor_depth, num_heads=config.num_heads, context=config.context
+        )
+        self.decoders = make_decoders(config, encoder, sizes)
+        # Paper: not said; here: Xavier-uniform, or local, without which a small model learns no motion of real video.
+        init_weights(self, config.start)
+        self.alignment = Alignment(config, self.encoder) if config.aligns else NoAlignment()
+
+    def forward(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets, step: int) -> Losses:
+        """Eq. 4 for a batch of clips, uint8 or floats in [0, 1]; `step` counts from 0 over the run."""
+        return average([self.loss(clip_BTCHW, each, targets, step) for each in mask.all()])
+
+    def loss(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets, step: int) -> Losses:
+        """Eq. 4 under one mask."""
+        target = targets.at(mask)
+        seen = self.predict(clip_BTCHW, mask, target.swapped_BM)
+        parts = self.losses(seen, mask, target)
+        weights = {"alignment": self.config.alpha(step, self.steps_per_epoch)}
+        total = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()  # Eq. 4
+        values = {name: part.detach() for name, part in parts.items()}
+        if target.motion is not None:  # the motion loss of predicting no motion, to judge the motion loss by
+            values["motion_of_none"] = motion_loss_of_none(target.motion, self.config.motion_reduction)
+        return Losses(total, values, seen.visible_BTVD.detach().float().mean(dim=2))
+
+    def predict(self, clip_BTCHW: Tensor, mask: Mask, swapped_BM: Tensor | None = None) -> Predictions:
+        """Fig. 1, left to right. `swapped_BM`, for clip order alone: the masked tubes whose halves to swap."""
+        tokens = self.encoder.embed(clip_BTCHW)
+        # Encoder: visible patches only.
+        visible_BTVD = self.encoder.encode(tokens.at(mask.visible_BTV))
+        # Regressor: mask queries gather from the visible patches of all frames. Table 2, w/o regressor: MaskTokens.
+        latent = self.regressor(self.project(visible_BTVD), self.position(clip_BTCHW), mask)
+        # Decoders: appearance and motion, from the latent alone. Table 2: one of them, or one with both heads.
+        hidden = {name: decoder(latent, swapped_BM) for name, decoder in self.decoders.items()}
+        # Alignment target: the encoder's own view of the masked patches, no gradient. Table 2, w/o: NoAlignment.
+        target_BTAD = self.alignment.target(self, clip_BTCHW, tokens, mask)
+        return Predictions(visible_BTVD, latent, hidden, target_BTAD)
+
+    def position(self, clip_BTCHW: Tensor) -> Tensor:
+        """Position embeddings (B, T, N, D) as regressor and decoders see them."""
+        if self.own_positions is None:
+            position_TND = self.encoder.position(clip_BTCHW)
+        else:
+            position_TND = self.own_positions(*self.encoder.layout(clip_BTCHW))
+        return self.project_position(position_TND).expand(len(clip_BTCHW), -1, -1, -1)
+
+    def losses(self, seen: Predictions, mask: Mask, target: Targets) -> dict[str, Tensor]:
+        """The parts of Eq. 4 before weighting; `target` holds the targets of masked patches."""
+        parts = {kind: head.loss(seen.hidden[name], target.of(kind)) for name, kind, head in self.heads()}
+        return parts | self.alignment.losses(seen, mask)
+
+    def heads(self) -> Iterator[tuple[str, str, Head]]:
+        """Names of the decoder and of the target, and the head, for every head."""
+        for name, decoder in self.decoders.items():
+            assert isinstance(decoder, Decoder | OrderDecoder)
+            for kind, head in decoder.heads.items():
+                assert isinstance(head, AppearanceHead | MotionHead)
+                yield name, kind, head
+
+    def reconstruct(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets) -> Reconstruction:
+        """Predictions for masked patches, for pictures."""
+        seen = self.predict(clip_BTCHW, mask, targets.at(mask).swapped_BM)
+        made = {kind: head(seen.hidden[name]) for name, kind, head in self.heads()}
+        return Reconstruction(made.get("appearance"), made.get("motion"))
+
+    def start_from(self, encoder: VideoEncoder, name: str) -> None:
+        """Copies the weights of an encoder, which messages call `name`; the other parts keep theirs."""
+        copy_encoder(encoder, self.encoder, name)
+        self.alignment.restart(self.encoder)
+
+    def after_step(self) -> None:
+        """Moves the teacher, if there is one."""
+        self.alignment.after_step(self.encoder)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Results of the stages of Fig. 1 for a batch.
+
+    Attributes:
+        visible_BTVD: the encoder's output for visible patches.
+        latent: the regressor's output for masked patches; or visible features and mask tokens.
+        hidden: output of each decoder for masked patches (B, T, M, D); for clip order (B, M, D).
+        target_BTAD: alignment target of the aligned patches, without gradient; None without alignment.
+    """
+
+    visible_BTVD: Tensor
+    latent: Latent
+    hidden: dict[str, Tensor]
+    target_BTAD: Tensor | None
+
+
+class Alignment(nn.Module):
+    """Pulls regressed representations towards the encoder's own of the same patches (Eq. 1)."""
+
+    def __init__(self, config: MAM2Config, encoder: VideoEncoder) -> None:
+        super().__init__()
+        self.config = config
+        self.teacher: VideoEncoder | None = None
+        if config.teacher_momentum:
+            self.teacher = VideoEncoder(replace(encoder.config, drop_path=0.0)).requires_grad_(False)
+        self.restart(encoder)
+
+    def restart(self, encoder: VideoEncoder) -> None:
+        """Makes the teacher, if there is one, a copy of the encoder."""
+        if self.teacher is not None:
+            self.teacher.load_state_dict(encoder.state_dict())
+
+    @torch.no_grad()
+    def target(self, model: MAM2, clip_BTCHW: Tensor, tokens: Tokens, mask: Mask) -> Tensor:
+        """Groundtruth of the aligned patches (Sec. 2.1): their features in `model`'s encoder, or in the teacher.
+
+        The encoder has embedded the clips already: `tokens`. A teacher embeds them itself.
+        """
+        if self.teacher is None:
+            features_BTAD = model.encoder.encode(tokens.at(mask.aligned_BTA))
+        else:
+            features_BTAD = self.teacher.features_of(clip_BTCHW, mask.aligned_BTA)
+        target_BTAD: Tensor = model.project(features_BTAD)
+        return target_BTAD
+
+    def losses(self, seen: Predictions, mask: Mask) -> dict[str, Tensor]:
+        """{"alignment": Eq. 1}."""
+        assert seen.target_BTAD is not None
+        regressed_BTAD = mask.aligned(seen.latent.x_BTSD)  # all of a regressor's tokens are masked patches
+        config = self.config
+        loss = alignment_loss(regressed_BTAD, seen.target_BTAD, config.alignment_reduction, config.alignment_target)
+        return {"alignment": loss}
+
+    @torch.no_grad()
+    def after_step(self, encoder: VideoEncoder) -> None:
+        """Moves the teacher's weights towards the encoder's."""
+        if self.teacher is not None:
+            for slow, fast in zip(self.teacher.parameters(), encoder.parameters(), strict=True):
+                slow.lerp_(fast, 1 - self.config.teacher_momentum)
+
+
+class NoAlignment(nn.Module):
+    """Table 2's "w/o alignment", in the place of Alignment."""
+
+    def target(self, model: MAM2, clip_BTCHW: Tensor, tokens: Tokens, mask: Mask) -> None:
+        return None
+
+    def losses(self, seen: Predictions, mask: Mask) -> dict[str, Tensor]:
+        return {}
+
+    def restart(self, encoder: VideoEncoder) -> None:
+        pass
+
+    def after_step(self, encoder: VideoEncoder) -> None:
+        pass
+
+
+def make_decoders(config: MAM2Config, encoder: EncoderConfig, sizes: TargetSizes) -> nn.ModuleDict:
+    """The decoders of Table 2's rows, by name."""
+
+    def decoder(depth: int, *kinds: str) -> Decoder:
+        width = config.width
+        heads: dict[str, Head] = {}
+        if "appearance" in kinds:
+            heads["appearance"] = AppearanceHead(width, sizes.appearance, sizes.distance)
+        if "motion" in kinds:
+            heads["motion"] = MotionHead(width, sizes.motion, config.motion_reduction)
+        return Decoder(width=width, depth=depth, num_heads=config.num_heads, attention=encoder.attention, heads=heads)
+
+    decoders: dict[str, nn.Module] = {}
+    if config.decoders == "coupled":
+        decoders["shared"] = decoder(config.appearance_depth, "appearance", "motion")
+    if config.decoders in ("disentangled", "appearance"):
+        decoders["appearance"] = decoder(config.appearance_depth, "appearance")
+    if config.decoders in ("disentangled", "motion"):
+        motion = decoder(config.motion_depth, "motion")
+        decoders["motion"] = OrderDecoder(motion, config.width) if sizes.clip_order else motion
+    return nn.ModuleDict(decoders)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,28 +227,25 @@ class MAM2Config:
     """Regressor, decoders and alignment around the encoder in pre-training; the defaults are the paper's.
 
     Attributes:
-        width: width of regressor and decoders; a linear layer leads there where it differs from the encoder's. 0 is
-            the encoder's, the paper's.
-        num_heads: attention heads of regressor and decoders; 0 is as many as the encoder has.
-        regressor_depth: cross-attention blocks of the regressor. 0 is Table 2's "w/o regressor": the decoders get
-            visible features and mask queries, as in MAE, and nothing is left to align.
+        width: width of regressor and decoders; 0 is the encoder's, the paper's. Others are reached by a linear layer.
+        num_heads: attention heads of regressor and decoders; 0 is the encoder's number.
+        regressor_depth: cross-attention blocks; 0 is Table 2's "w/o regressor": mask queries as in MAE, no alignment.
         appearance_depth: blocks of the appearance decoder.
         motion_depth: blocks of the motion decoder.
-        decoders: two "disentangled"; "coupled", one decoder with two heads, Table 2's MAM²-c, as deep as the appearance
-            decoder; "appearance" or "motion", that one alone, Table 2's "w/o motion" and "w/o appearance".
-        context: what the regressor's queries attend to: "visible" tokens, or "concat", those and the queries (CAE).
+        decoders: "disentangled", two; "coupled", Table 2's MAM²-c, one with two heads, as deep as the appearance
+            decoder; "appearance" or "motion", one alone, Table 2's "w/o motion" and "w/o appearance".
+        context: keys of the regressor's queries: "visible" tokens, or "concat", those and the queries (CAE).
         alignment_weight: α in Eq. 4; 0 is Table 2's "w/o alignment".
-        alignment_ramp: duration over which α rises linearly from 0. The paper's α is constant, `0 steps`; a ramp keeps
-            small models from collapsing (docs/log/learning.md).
-        alignment_target: "plain" aligns with the encoder's output, as the paper does; "batch" standardises each
-            channel of that target over the batch first, "layer_norm" each token over its channels.
-        teacher_momentum: 0 aligns with the encoder itself, as the paper does; above 0, with a moving average of its
-            weights, which keeps this share of itself in every step.
+        alignment_ramp: duration over which α rises linearly from 0; `0 steps`, a constant α, is the paper's. A ramp
+            keeps small models from collapsing (docs/log/learning.md).
+        alignment_target: "plain", the encoder's output, is the paper's; "batch" standardises each channel of it over
+            the batch, "layer_norm" each token over its channels.
+        teacher_momentum: share that a moving average of the encoder, the teacher, keeps of itself in every step; the
+            target is the teacher's then. 0, the paper's, has no teacher.
         alignment_reduction: "mean" or "sum" over the channels of a token in Eq. 1.
-        start: "xavier" weights, or "local" ones: tokens attend to tokens at near positions from the first step, and
-            motion starts from predicting none. The paper does not say how weights start.
         motion_reduction: "mean" or "sum" over the numbers of a patch in Eq. 3; the sum, the paper's to the letter, is
             768 times larger.
+        start: initial weights: "xavier", or "local": attention to near positions, and no motion predicted, at first.
     """
 
     width: Annotated[int, Ge(0)] = 0
@@ -67,7 +257,7 @@ class MAM2Config:
     context: Context = "visible"
     alignment_weight: Annotated[float, Ge(0)] = 2.0
     alignment_ramp: Duration = Steps(0)
-    alignment_target: Literal["plain", "batch", "layer_norm"] = "plain"
+    alignment_target: Standardisation = "plain"
     teacher_momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
     alignment_reduction: Reduction = "mean"
     motion_reduction: Reduction = "mean"
@@ -78,17 +268,17 @@ class MAM2Config:
 
     @property
     def needs_appearance(self) -> bool:
-        """Whether an appearance target is predicted."""
+        """True if an appearance target is predicted."""
         return self.decoders != "motion"
 
     @property
     def needs_motion(self) -> bool:
-        """Whether a motion target is predicted."""
+        """True if a motion target is predicted."""
         return self.decoders != "appearance"
 
     @property
     def aligns(self) -> bool:
-        """Whether regressed representations are aligned with the encoder's."""
+        """True if regressed representations are aligned with the encoder's."""
         # Paper: Table 2 ticks alignment for "w/o regressor"; here: there is nothing to align without one.
         return self.alignment_weight > 0 and self.regressor_depth > 0
 
@@ -102,7 +292,7 @@ class MAM2Config:
         return sized
 
     def check_fits(self, encoder: EncoderConfig, sizes: TargetSizes, *, same_mask_in_all_frames: bool) -> None:
-        """Raises UserError unless this encoder, targets of these sizes, and these masks can be used."""
+        """Raises UserError unless the method works with this encoder, these targets and masks."""
         self.sized_for(encoder)
         if not (sizes.clip_order and self.needs_motion):
             return
@@ -127,7 +317,7 @@ class MAM2Config:
         return MAM2(self, encoder, sizes, steps_per_epoch=steps_per_epoch)
 
     def without_parts(self) -> dict[str, MAM2Config]:
-        """By name of a part, the same configuration without it."""
+        """The configuration without each part, by name of the part."""
         parts = {}
         if self.aligns:
             parts["alignment target"] = replace(self, alignment_weight=0.0)
@@ -141,249 +331,19 @@ class MAM2Config:
         ramp = self.alignment_ramp.steps(steps_per_epoch)
         return self.alignment_weight * min(1.0, (step + 1) / ramp if ramp else 1.0)
 
-
-@dataclass(frozen=True)
-class Predictions:
-    """The stages of Fig. 1 for a batch.
-
-    Attributes:
-        visible_BTVD: the encoder's output for visible patches.
-        latent: the regressor's output for masked patches; or mask tokens beside visible features.
-        hidden: by decoder, its output for masked patches (B, T, M, D); for clip order (B, M, D).
-        target_BTAD: the alignment target of the aligned patches, no gradient; None without alignment.
-    """
-
-    visible_BTVD: Tensor
-    latent: Latent
-    hidden: dict[str, Tensor]
-    target_BTAD: Tensor | None
-
-
-class MAM2(nn.Module):
-    """Encoder, regressor and two disentangled decoders: `objective(clip, mask, targets, step) -> Losses`.
-
-    Only what the configuration uses is built.
-
-    Args:
-        config: regressor, decoders and alignment.
-        encoder: the encoder's sizes.
-        sizes: what the targets ask of the decoders, `TargetMaker.sizes`.
-        steps_per_epoch: for an α that rises over epochs.
-    """
-
-    def __init__(
-        self, config: MAM2Config, encoder: EncoderConfig, sizes: TargetSizes, *, steps_per_epoch: int = 1
-    ) -> None:
-        super().__init__()
-        config.check_fits(encoder, sizes, same_mask_in_all_frames=True)
-        self.config = config = config.sized_for(encoder)
-        self.steps_per_epoch = steps_per_epoch
-        self.encoder = VideoEncoder(encoder)
-        # Table 1c: "a projection layer after the encoder", shared by visible features, targets and positions.
-        same = config.width == encoder.width
-        self.project = nn.Identity() if same else projection(encoder.width, config.width)
-        self.project_position = nn.Identity() if same else nn.Linear(encoder.width, config.width)
-        # Rotary positions are none that can be added to queries; time alone does not tell patches apart.
-        rotary = encoder.positions in ("rotary", "rotary_space")
-        self.own_positions = (
-            make_positions("separable", encoder.tubelets, encoder.grid, encoder.width) if rotary else None
+    def scaled(self, to: Proportion, duration: Duration) -> MAM2Config:
+        """Widths and depths in proportion, and a ramp over half the run."""
+        width, num_heads = to.width(self.width or to.base.width, self.num_heads or to.base.num_heads)
+        return replace(
+            self,
+            width=width if self.width else 0,
+            num_heads=num_heads if self.num_heads else 0,
+            regressor_depth=to.depth(self.regressor_depth),
+            appearance_depth=to.depth(self.appearance_depth),
+            motion_depth=to.depth(self.motion_depth),
+            alignment_ramp=duration.times(0.5),  # a constant α can make small models collapse
         )
-        self.regressor = make_regressor(config)
-        self.decoders = make_decoders(config, sizes, encoder.attention)
-        self.init_weights()
-        self.alignment = Alignment(config, self.encoder) if config.aligns else NoAlignment()
 
-    def init_weights(self) -> None:
-        """Sets every parameter to where training starts."""
-        # Paper: not said; here: Xavier-uniform, or local, without which a small model learns no motion of real video.
-        init_weights(self, self.config.start)
-        if self.config.start == "local":
-            for _, kind, head in self.heads():
-                if kind == "motion":
-                    nn.init.zeros_(head.project.weight)
-
-    def forward(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets, step: int) -> Losses:
-        """Eq. 4 for a batch of clips, uint8 or floats in [0, 1]; `step` counts from 0 over the run."""
-        return average([self.loss(clip_BTCHW, each, targets, step) for each in mask.all()])
-
-    def loss(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets, step: int) -> Losses:
-        """Eq. 4 under one mask."""
-        target = targets.at(mask)
-        seen = self.predict(clip_BTCHW, mask, target.swapped_BM)
-        parts = self.losses(seen, mask, target)
-        weights = {"alignment": self.config.alpha(step, self.steps_per_epoch)}
-        total = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()  # Eq. 4
-        features_BTD = seen.visible_BTVD.detach().float().mean(dim=2)
-        return Losses(total, {name: part.detach() for name, part in parts.items()} | self.metrics(target), features_BTD)
-
-    def predict(self, clip_BTCHW: Tensor, mask: Mask, swapped_BM: Tensor | None = None) -> Predictions:
-        """Fig. 1, left to right. `swapped_BM` says which masked tubes' halves to swap, for clip order alone."""
-        tokens_BTND = self.encoder.embed(clip_BTCHW)
-        # Encoder: visible patches only.
-        visible_BTVD = self.encoder.encode(
-            take(tokens_BTND, mask.visible_BTV), self.encoder.rotation(clip_BTCHW, mask.visible_BTV)
-        )
-        # Regressor: mask queries gather from the visible patches of all frames. Table 2, w/o regressor: MaskTokens.
-        latent = self.regressor(self.project(visible_BTVD), self.position(clip_BTCHW), mask)
-        # Decoders: appearance and motion, from the latent alone. Table 2: one of them, or one with both heads.
-        hidden = {name: decoder(latent, swapped_BM) for name, decoder in self.decoders.items()}
-        # Alignment target: the encoder's own view of the masked patches, no gradient. Table 2, w/o: NoAlignment.
-        target_BTAD = self.alignment.target(self.encoder, self.project, clip_BTCHW, tokens_BTND, mask)
-        return Predictions(visible_BTVD, latent, hidden, target_BTAD)
-
-    def position(self, clip_BTCHW: Tensor) -> Tensor:
-        """Position embeddings (B, T, N, D) as regressor and decoders see them."""
-        position_TND = (
-            self.encoder.position(clip_BTCHW)
-            if self.own_positions is None
-            else self.own_positions(*self.encoder.layout(clip_BTCHW))
-        )
-        position_TND = self.project_position(position_TND)
-        return position_TND.expand(len(clip_BTCHW), -1, -1, -1)
-
-    def losses(self, seen: Predictions, mask: Mask, target: Targets) -> dict[str, Tensor]:
-        """The parts of Eq. 4 before weighting; `target` is that of masked patches."""
-        parts = {kind: head.loss(seen.hidden[name], target.of(kind)) for name, kind, head in self.heads()}
-        return parts | self.alignment.losses(seen, mask)
-
-    def metrics(self, target: Targets) -> dict[str, Tensor]:
-        """Values to judge the losses by: the motion loss of predicting no motion."""
-        if target.motion is None:
-            return {}
-        return {"motion_of_none": motion_loss_of_none(target.motion, self.config.motion_reduction)}
-
-    def heads(self) -> Iterator[tuple[str, str, Head]]:
-        """Each head: its decoder's name, the target that it predicts, and itself."""
-        for name, decoder in self.decoders.items():
-            for kind, head in cast(Decoder | OrderDecoder, decoder).heads.items():
-                yield name, kind, cast(Head, head)
-
-    def reconstruct(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets) -> Reconstruction:
-        """Predictions for masked patches, for pictures."""
-        seen = self.predict(clip_BTCHW, mask, targets.at(mask).swapped_BM)
-        made = {kind: head(seen.hidden[name]) for name, kind, head in self.heads()}
-        return Reconstruction(made.get("appearance"), made.get("motion"))
-
-    def start_from(self, encoder: VideoEncoder, name: str) -> None:
-        """Takes over the weights of an encoder, which messages call `name`; the other parts keep theirs."""
-        copy_encoder(encoder, self.encoder, name)
-        self.alignment.restart(self.encoder)
-
-    def after_step(self) -> None:
-        """Moves the teacher, if there is one; the loop calls it after each step of the optimiser."""
-        self.alignment.after_step(self.encoder)
-
-
-class Alignment(nn.Module):
-    """Pulls regressed representations towards the encoder's own of the same patches (Eq. 1)."""
-
-    def __init__(self, config: MAM2Config, encoder: VideoEncoder) -> None:
-        super().__init__()
-        self.config = config
-        self.teacher: VideoEncoder | None = None
-        if config.teacher_momentum:
-            self.teacher = VideoEncoder(replace(encoder.config, drop_path=0.0)).requires_grad_(False)
-        self.restart(encoder)
-
-    def restart(self, encoder: VideoEncoder) -> None:
-        """The teacher, if there is one, begins as a copy of the encoder."""
-        if self.teacher is not None:
-            self.teacher.load_state_dict(encoder.state_dict())
-
-    @torch.no_grad()
-    def target(
-        self, encoder: VideoEncoder, project: nn.Module, clip_BTCHW: Tensor, tokens_BTND: Tensor, mask: Mask
-    ) -> Tensor:
-        """The groundtruth masked patches, those that are aligned, through the encoder or the teacher (Sec. 2.1)."""
-        if self.teacher is not None:
-            encoder = self.teacher
-            tokens_BTND = encoder.embed(clip_BTCHW)
-        aligned_BTA = mask.aligned(mask.masked_BTM[..., None])[..., 0]
-        features_BTAD = encoder.encode(take(tokens_BTND, aligned_BTA), encoder.rotation(clip_BTCHW, aligned_BTA))
-        target_BTAD: Tensor = project(features_BTAD)
-        return target_BTAD
-
-    def losses(self, seen: Predictions, mask: Mask) -> dict[str, Tensor]:
-        """{"alignment": Eq. 1}."""
-        assert seen.target_BTAD is not None
-        regressed_BTAD = mask.aligned(seen.latent.x_BTSD)  # all of a regressor's tokens are masked patches
-        target_BTAD = self.standardise(seen.target_BTAD.float())
-        return {"alignment": alignment_loss(regressed_BTAD, target_BTAD, self.config.alignment_reduction)}
-
-    def standardise(self, target_BTAD: Tensor) -> Tensor:
-        """The target as `alignment_target` of the configuration asks for it."""
-        match self.config.alignment_target:
-            case "plain":
-                return target_BTAD
-            case "batch":
-                std, mean = torch.std_mean(target_BTAD, dim=(0, 1, 2))
-                return (target_BTAD - mean) / (std + 1e-3)
-            case "layer_norm":
-                return F.layer_norm(target_BTAD, target_BTAD.shape[-1:])
-
-    @torch.no_grad()
-    def after_step(self, encoder: VideoEncoder) -> None:
-        """The teacher's weights move towards the encoder's."""
-        if self.teacher is not None:
-            for slow, fast in zip(self.teacher.parameters(), encoder.parameters(), strict=True):
-                slow.lerp_(fast, 1 - self.config.teacher_momentum)
-
-
-class NoAlignment(nn.Module):
-    """In the alignment's place, Table 2's "w/o alignment"."""
-
-    def target(
-        self, encoder: VideoEncoder, project: nn.Module, clip_BTCHW: Tensor, tokens_BTND: Tensor, mask: Mask
-    ) -> None:
-        return None
-
-    def losses(self, seen: Predictions, mask: Mask) -> dict[str, Tensor]:
-        return {}
-
-    def restart(self, encoder: VideoEncoder) -> None:
-        pass
-
-    def after_step(self, encoder: VideoEncoder) -> None:
-        pass
-
-
-def projection(width_in: int, width_out: int) -> nn.Sequential:
-    """Table 1c's projection of features to the width of regressor and decoders."""
-    return nn.Sequential(nn.Linear(width_in, width_out), layer_norm(width_out))
-
-
-def make_regressor(config: MAM2Config) -> Regressor | MaskTokens:
-    """The regressor, or mask tokens for Table 2's "w/o regressor"."""
-    if not config.regressor_depth:
-        return MaskTokens(config.width)
-    return Regressor(
-        width=config.width, depth=config.regressor_depth, num_heads=config.num_heads, context=config.context
-    )
-
-
-def make_decoders(config: MAM2Config, sizes: TargetSizes, attention: AttentionKind) -> nn.ModuleDict:
-    """The decoders of Table 2's rows, by name."""
-
-    def decoder(depth: int, heads: dict[str, Head]) -> Decoder:
-        return Decoder(width=config.width, depth=depth, num_heads=config.num_heads, attention=attention, heads=heads)
-
-    def appearance() -> dict[str, Head]:
-        return {"appearance": AppearanceHead(config.width, sizes.appearance, sizes.distance)}
-
-    def motion() -> dict[str, Head]:
-        return {"motion": MotionHead(config.width, sizes.motion, config.motion_reduction)}
-
-    def motion_decoder() -> Decoder | OrderDecoder:
-        made = decoder(config.motion_depth, motion())
-        return OrderDecoder(made, config.width) if sizes.clip_order else made
-
-    match config.decoders:
-        case "disentangled":
-            decoders = {"appearance": decoder(config.appearance_depth, appearance()), "motion": motion_decoder()}
-        case "coupled":
-            decoders = {"shared": decoder(config.appearance_depth, appearance() | motion())}
-        case "appearance":
-            decoders = {"appearance": decoder(config.appearance_depth, appearance())}
-        case "motion":
-            decoders = {"motion": motion_decoder()}
-    return nn.ModuleDict(decoders)
+    def stretched(self, share: float) -> MAM2Config:
+        """The ramp in proportion to the run."""
+        return replace(self, alignment_ramp=self.alignment_ramp.times(share))

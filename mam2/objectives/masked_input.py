@@ -5,7 +5,7 @@ B clips, T frames or tubelets, M masked patches, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -53,14 +53,12 @@ class MaskedInput(nn.Module):
 
     def predict(self, clip_BTCHW: Tensor, mask: Mask) -> Tensor:
         """The encoder's output (B, T, N, D) for a clip whose masked patches are mask tokens."""
-        tokens_BTND = self.encoder.embed(clip_BTCHW)
+        tokens = self.encoder.embed(clip_BTCHW)
         position_TND = self.encoder.position(clip_BTCHW)
         visible = torch.ones_like(mask.visible_BTV, dtype=torch.bool)
-        visible_BTN1 = put(visible[..., None], mask.visible_BTV, tokens_BTND.shape[2])
+        visible_BTN1 = put(visible[..., None], mask.visible_BTV, tokens.x_BTVD.shape[2])
         masked_TND = self.mask_token.value_D + position_TND
-        return self.encoder.encode(
-            torch.where(visible_BTN1, tokens_BTND, masked_TND), self.encoder.rotation(clip_BTCHW)
-        )
+        return self.encoder.encode(replace(tokens, x_BTVD=torch.where(visible_BTN1, tokens.x_BTVD, masked_TND)))
 
     def reconstruct(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets) -> Reconstruction:
         """Predictions for masked patches, for pictures."""

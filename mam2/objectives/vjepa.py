@@ -21,7 +21,7 @@ from mam2.model.blocks import init_weights
 from mam2.model.decoders import MaskDecoder
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import copy_encoder
-from mam2.objectives.contract import ObjectiveConfig, Reconstruction
+from mam2.objectives.contract import ObjectiveConfig, Proportion, Reconstruction
 from mam2.targets.maker import Targets
 from mam2.targets.table import TargetSizes
 
@@ -60,6 +60,16 @@ class VJEPAConfig(ObjectiveConfig):
 
     def build(self, encoder: EncoderConfig, sizes: TargetSizes, *, steps_per_epoch: int = 1) -> VJEPA:
         return VJEPA(self, encoder, steps_per_epoch=steps_per_epoch)
+
+    def scaled(self, to: Proportion, duration: Duration) -> VJEPAConfig:
+        """Width and depth in proportion, and a momentum that rises over a quarter more than the run."""
+        width, num_heads = to.width(self.width, self.num_heads)
+        rise = duration.times(1.25)
+        return replace(self, width=width, num_heads=num_heads, depth=to.depth(self.depth), momentum_rise=rise)
+
+    def stretched(self, share: float) -> VJEPAConfig:
+        """The rise of the momentum in proportion to the run."""
+        return replace(self, momentum_rise=self.momentum_rise.times(share))
 
     def without_parts(self) -> dict[str, VJEPAConfig]:
         """All but one block of the predictor: their cost."""

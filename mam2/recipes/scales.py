@@ -7,16 +7,12 @@ table stays: parts, masks, targets, strides, and widths and depths as shares of 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import Literal
 
 from mam2.config import Duration, Steps
 from mam2.data.clips import Data
 from mam2.model.encoder import EncoderConfig, vit_b
-from mam2.objectives import ObjectiveChoice
-from mam2.objectives.mae import MAEConfig
-from mam2.objectives.mam2 import MAM2Config
-from mam2.objectives.vjepa import VJEPAConfig
+from mam2.objectives.contract import Proportion
 from mam2.recipes.finetune import finetune_tiny
 from mam2.recipes.pretrain import mam2_tiny
 from mam2.targets.table import TargetsConfig
@@ -44,6 +40,11 @@ class Scale:
     pretrain: Pretrain
     finetune: Finetune
     tokens: dict[str, tuple[str, int]]
+
+    @property
+    def proportion(self) -> Proportion:
+        """The scale's sizes in proportion to ViT-B's."""
+        return Proportion(base=BASE, to=self.encoder)
 
 
 def _nano() -> Scale:
@@ -98,13 +99,13 @@ def scaled(config: Pretrain, scale: ScaleName) -> Pretrain:
         weight_decay_end=config.optim.weight_decay_end,
         # Over fewer blocks, so that the lowest one's rate is as small a share of the top's.
         layer_decay=config.optim.layer_decay ** (BASE.depth / to.encoder.depth),
-        encoder_waits=_times(loop.duration, 0.05) if config.optim.encoder_waits.value else Steps(0),
+        encoder_waits=loop.duration.times(0.05) if config.optim.encoder_waits.value else Steps(0),
     )
     return replace(
         config,
         data=_data(config.data),
         encoder=scaled_encoder(config.encoder, to),
-        objective=_objective(config.objective, to, loop.duration),
+        objective=config.objective.scaled(to.proportion, loop.duration),
         targets=_targets(config.targets, to),
         optim=optim,
         loop=loop,
@@ -123,12 +124,12 @@ def scaled_finetune(config: Finetune, scale: ScaleName) -> Finetune:
 
 def scaled_encoder(encoder: EncoderConfig, to: Scale) -> EncoderConfig:
     """The encoder's kind of attention, tubelets and positions, with sizes in proportion to ViT-B's."""
-    width, heads = _width(encoder.width, encoder.num_heads, to)
+    width, num_heads = to.proportion.width(encoder.width, encoder.num_heads)
     return replace(
         encoder,
         width=width,
-        num_heads=heads,
-        depth=_depth(encoder.depth, to),
+        num_heads=num_heads,
+        depth=to.proportion.depth(encoder.depth),
         frames=to.encoder.frames,
         size=to.encoder.size,
         patch_size=to.encoder.patch_size,
@@ -138,55 +139,17 @@ def scaled_encoder(encoder: EncoderConfig, to: Scale) -> EncoderConfig:
 def with_duration(config: Pretrain, duration: Duration) -> Pretrain:
     """The recipe for another duration; what follows from it, α's ramp and the rise of a momentum, is kept in
     proportion."""
-    share = duration.value / config.loop.duration.value if duration.unit == config.loop.duration.unit else None
+    before = config.loop.duration
     objective = config.objective
-    if share is not None and isinstance(objective, MAM2Config):
-        objective = replace(objective, alignment_ramp=_times(objective.alignment_ramp, share))
-    if share is not None and isinstance(objective, VJEPAConfig):
-        objective = replace(objective, momentum_rise=_times(objective.momentum_rise, share))
+    if duration.unit == before.unit:
+        objective = objective.stretched(duration.value / before.value)
     return replace(config, objective=objective, loop=replace(config.loop, duration=duration))
-
-
-def _times(duration: Duration, share: float) -> Duration:
-    value = duration.value * share
-    return replace(duration, value=round(value) if duration.unit == "steps" else value)
 
 
 def _data(data: Data) -> Data:
     return replace(data, repeats=1)
 
 
-def _objective(objective: ObjectiveChoice, to: Scale, duration: Duration) -> ObjectiveChoice:
-    match objective:
-        case MAM2Config():
-            width, heads = _width(objective.width or BASE.width, objective.num_heads or BASE.num_heads, to)
-            return replace(
-                objective,
-                width=width if objective.width else 0,
-                num_heads=heads if objective.num_heads else 0,
-                regressor_depth=_depth(objective.regressor_depth, to),
-                appearance_depth=_depth(objective.appearance_depth, to),
-                motion_depth=_depth(objective.motion_depth, to),
-                alignment_ramp=_times(duration, 0.5),  # a constant α can make small models collapse
-            )
-        case MAEConfig() | VJEPAConfig():
-            width, heads = _width(objective.width, objective.num_heads, to)
-            sized = replace(objective, width=width, num_heads=heads, depth=_depth(objective.depth, to))
-            return replace(sized, momentum_rise=_times(duration, 1.25)) if isinstance(sized, VJEPAConfig) else sized
-        case _:
-            return objective
-
-
 def _targets(targets: TargetsConfig, to: Scale) -> TargetsConfig:
     appearance, num_codes = to.tokens.get(targets.appearance, (targets.appearance, targets.num_codes))
     return replace(targets, appearance=appearance, num_codes=num_codes, vq_steps=200, file="")
-
-
-def _width(width: int, heads: int, to: Scale) -> tuple[int, int]:
-    heads = max(1, round(heads * to.encoder.num_heads / BASE.num_heads))
-    step = 4 * heads if heads % 2 else 2 * heads if heads % 4 else heads
-    return step * max(1, round(width * to.encoder.width / BASE.width / step)), heads
-
-
-def _depth(depth: int, to: Scale) -> int:
-    return ceil(depth * to.encoder.depth / BASE.depth)

@@ -53,7 +53,7 @@ def begin(
     start = checkpoint.load(folder, model, optimizer)
     return Training(
         model=model,
-        loader=train_loader(catalog, config.data, config.encoder, config.loop, start_step=start),
+        loader=train_loader(config, catalog, start_step=start),
         optimizer=optimizer,
         loop=config.loop,
         optim=config.optim,
@@ -64,12 +64,13 @@ def begin(
     )
 
 
-def train_loader(catalog: Catalog, data: Data, encoder: EncoderConfig, loop: Loop, *, start_step: int) -> TrainLoader:
+def train_loader(config: TrainConfig, catalog: Catalog, *, start_step: int) -> TrainLoader:
     """The batches of this process, from `start_step` to the end of the run."""
+    loop = config.loop
     return TrainLoader(
         catalog,
-        data,
-        ClipShape.of(encoder),
+        config.data,
+        ClipShape.of(config.encoder),
         batch_size=loop.batch_size,
         num_steps=loop.duration.steps(steps_per_epoch(len(catalog.items), loop.batch_size)),
         seed=loop.seed,

@@ -11,44 +11,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LOGITS_AT_ONCE = 2**23
+"""Size of a chunk of logits: 32 MiB in fp32."""
 
-def linear_cross_entropy(
-    x_SD: Tensor, weight_KD: Tensor, bias_K: Tensor, target_S: Tensor, *, logits_at_once: int = 2**23
-) -> Tensor:
-    """`F.cross_entropy(F.linear(x, weight, bias).float(), target)` without all logits in memory, or their gradients.
 
-    The logits (147 MiB a clip of the paper's ViT-B in fp32, several times) are made in portions, and with each portion
-    its share of the gradients. The same arithmetic in the same types, autocast's included; sums in another order.
+def linear_cross_entropy(x_SD: Tensor, weight_KD: Tensor, bias_K: Tensor, target_S: Tensor) -> Tensor:
+    """`F.cross_entropy(F.linear(x, weight, bias).float(), target)` without all logits, or their gradients, in memory.
+
+    The logits (147 MiB per clip for the paper's ViT-B in fp32, several times) are computed in chunks, and with each
+    chunk its share of the gradients. Arithmetic and types are the same, autocast's included; sums have another order.
 
     Args:
         x_SD: tokens (S, D).
-        weight_KD, bias_K: of the head.
+        weight_KD, bias_K: parameters of the head.
         target_S: int64 (S,), 0 .. K - 1.
-        logits_at_once: numbers of a portion; 2**23 are 32 MiB in fp32.
     """
     dtype = F.linear(x_SD[:0], weight_KD[:1], bias_K[:1]).dtype  # autocast's, where that is on
-    loss: Tensor = _LinearCrossEntropy.apply(x_SD, weight_KD, bias_K, target_S, dtype, logits_at_once)
+    loss: Tensor = _LinearCrossEntropy.apply(x_SD, weight_KD, bias_K, target_S, dtype)
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradients are computed in `forward`, while the logits are there, and scaled, in place, in `backward`, which
+    """Computes the gradients in `forward`, from the logits at hand, and scales them in place in `backward`, which
     therefore works once."""
 
     @staticmethod
     def forward(
-        ctx: Any, x_SD: Tensor, weight_KD: Tensor, bias_K: Tensor, target_S: Tensor, dtype: torch.dtype, at_once: int
+        ctx: Any, x_SD: Tensor, weight_KD: Tensor, bias_K: Tensor, target_S: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        num_tokens, rows = len(x_SD), max(1, at_once // len(weight_KD))
+        num_tokens = len(x_SD)
+        rows = max(1, LOGITS_AT_ONCE // len(weight_KD))
         wants_gradients = any(ctx.needs_input_grad[:3])
-        weight, bias = weight_KD.to(dtype), bias_K.to(dtype)
+        weight = weight_KD.to(dtype)
+        bias = bias_K.to(dtype)
         loss = torch.zeros((), device=x_SD.device)
         if wants_gradients:
             by_x_SD = torch.empty_like(x_SD)
             by_weight_KD = torch.zeros_like(weight_KD, dtype=torch.float32)
             by_bias_K = torch.zeros_like(bias_K, dtype=torch.float32)
         for start in range(0, num_tokens, rows):
-            x, target = x_SD[start : start + rows].to(dtype), target_S[start : start + rows, None]
+            x = x_SD[start : start + rows].to(dtype)
+            target = target_S[start : start + rows, None]
             logits = F.linear(x, weight, bias).float()
             top = logits.amax(dim=1, keepdim=True)
             at_target = logits.gather(1, target)
@@ -72,4 +75,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, []
         if not gradients:
             raise RuntimeError("linear_cross_entropy has gone backward already; compute it again for a second time.")
-        return *(by.mul_(gradient) for by in gradients), None, None, None
+        return *(by.mul_(gradient) for by in gradients), None, None

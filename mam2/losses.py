@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from mam2.cross_entropy import linear_cross_entropy
 
 Reduction = Literal["mean", "sum"]
-"""Over the channels of a token. Paper: summed in Eq. 1 and 3; here: a field each, by default the mean (decision 3)."""
+"""Reduction over the channels of a token. Paper: summed in Eq. 1 and 3; here: by default the mean (decision 3)."""
 
 Standardisation = Literal["plain", "batch", "layer_norm"]
 """A target as it is; each channel standardised over the batch; each token over its channels."""
 
 Distance = Literal["squared", "l1", "smooth_l1", "cosine"]
-"""Of predicted and true numbers of a patch: their squared error, absolute error, a smooth one between, or 1 less the
-cosine of their angle."""
+"""Distance of the predicted and the true numbers of a patch: squared error, absolute error, the smooth one between, or
+1 - the cosine of their angle."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Losses:
 
     Attributes:
         total: the scalar to minimise.
-        parts: its parts by name, before weighting, detached; and metrics to judge them by.
+        parts: parts of the total by name, before weighting, detached; and metrics to judge them by.
         features_BTD: the encoder's features averaged over the patches of a frame, detached: for health metrics; None
-            where these mean nothing.
+            where they mean nothing.
     """
 
     total: Tensor
@@ -41,7 +41,7 @@ class Losses:
 
 
 def average(losses: Sequence[Losses]) -> Losses:
-    """The mean of a batch's losses under several masks; features are those of the first."""
+    """The mean of the losses of a batch under several masks; features are those of the first."""
     if len(losses) == 1:
         return losses[0]
     parts = {name: torch.stack([each.parts[name] for each in losses]).mean() for name in losses[0].parts}
@@ -77,8 +77,9 @@ def alignment_loss(
 
 
 def distance_of(predicted: Tensor, target: Tensor, distance: Distance) -> Tensor:
-    """The distance of numbers (..., D), averaged over all tokens, and over D where it is no angle."""
-    predicted, target = predicted.float(), target.float()
+    """The distance of numbers (..., D), averaged over all tokens and, unless it is an angle, over D."""
+    predicted = predicted.float()
+    target = target.float()
     match distance:
         case "squared":
             return squared_error(predicted, target)
@@ -91,15 +92,15 @@ def distance_of(predicted: Tensor, target: Tensor, distance: Distance) -> Tensor
 
 
 def appearance_loss(hidden_BTMD: Tensor, head: nn.Linear, target: Tensor, distance: Distance = "squared") -> Tensor:
-    """Eq. 2 of the head's outputs: cross-entropy against codes int64 (B, T, M); a distance where the targets are
-    numbers (B, T, M, K)."""
+    """Eq. 2 of the head's outputs: cross-entropy against codes int64 (B, T, M), or a distance from numbers
+    (B, T, M, K)."""
     if target.is_floating_point():
         return distance_of(head(hidden_BTMD), target, distance)
     return linear_cross_entropy(hidden_BTMD.flatten(0, -2), head.weight, head.bias, target.flatten())
 
 
 def motion_loss(predicted: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Eq. 3: squared error over masked patches of all frames that have a target, i.e. all but the last.
+    """Eq. 3: squared error over masked patches of all frames but the last, which has no target.
 
     Args:
         predicted: (B, T, M, D), the motion decoder's output for all T frames; for clip order (B, M, 2).
@@ -111,7 +112,7 @@ def motion_loss(predicted: Tensor, target: Tensor, reduction: Reduction = "mean"
 
 
 def motion_loss_of_none(target: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """The motion loss of predicting no motion, or guessing the order: what a model that has learned any must beat."""
+    """Zero-motion baseline: the motion loss of predicting no motion, or of guessing the order."""
     if target.is_floating_point():
         return squared_error(target.new_zeros(()).expand_as(target), target, reduction)
     return torch.full((), math.log(2), device=target.device)

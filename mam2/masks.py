@@ -1,6 +1,6 @@
 """Masks: tube, cube and random ones (Sec. 2.1, App. E, Table 1d); rivals' blocks, and masks guided by motion.
 
-A mask depends on its sample's own number, so that neither the number of GPUs nor an interruption changes it.
+A mask depends on the number of its sample in the run: neither the number of GPUs nor an interruption changes it.
 To add a kind: one function and one line in MASKS (docs/add_a_mask.md).
 
 B clips, T frames, N patches per frame, V visible and M masked ones.
@@ -29,8 +29,8 @@ class Mask:
     Attributes:
         visible_BTV: int64 (B, T, V), in each frame the sorted positions in [0, N) that the encoder sees.
         masked_BTM: int64 (B, T, M), the sorted other positions, V + M = N; or those of them that are predicted.
-        aligned_BA: int64 (B, A), which of the M are aligned (Eq. 1); None: all.
-        second: another mask of the same clips, which is predicted apart (V-JEPA); None: there is one mask.
+        aligned_BA: int64 (B, A), indices of the aligned ones among the M (Eq. 1); None: all.
+        second: another mask of the same clips, predicted separately (V-JEPA); None: one mask.
     """
 
     visible_BTV: Tensor
@@ -64,7 +64,7 @@ class Mask:
         return take(x_BTMD, self.aligned_BA[:, None].expand(-1, x_BTMD.shape[1], -1))
 
     def same_in_all_frames(self) -> bool:
-        """Whether a patch that is masked in one frame of a clip is masked in all, as factorised attention needs."""
+        """True if a patch that is masked in one frame of a clip is masked in all, as factorised attention needs."""
         return bool((self.masked_BTM == self.masked_BTM[:, :1]).all())
 
 
@@ -95,7 +95,8 @@ def _mask_block(masked: Tensor, area: float, aspect: float, place: tuple[float, 
     high, wide = masked.shape
     rows = min(high, max(1, round(math.sqrt(area * aspect))))
     columns = min(wide, max(1, round(math.sqrt(area / aspect))))
-    top, left = int(place[0] * (high - rows + 1)), int(place[1] * (wide - columns + 1))
+    top = int(place[0] * (high - rows + 1))
+    left = int(place[1] * (wide - columns + 1))
     block = torch.zeros_like(masked)
     block[top : top + rows, left : left + columns] = True
     masked.view(-1)[(block & ~masked).flatten().nonzero()[:at_most, 0]] = True
@@ -115,7 +116,7 @@ def _blocks(num_frames: int, grid: tuple[int, int], num_masked: int, generator: 
     """Blocks of one size until exactly `num_masked` patches are masked, the last one cut short.
 
     V-JEPA draws a fixed number of blocks and cuts both parts to the shortest of the batch, so that a clip's mask
-    depends on its neighbours; here it does not.
+    depends on the other clips of its batch; here it does not.
     """
     masked = torch.zeros(grid, dtype=torch.bool)
     aspect = 0.75 + 0.75 * torch.rand(1, generator=generator).item()
@@ -128,8 +129,8 @@ def _blocks(num_frames: int, grid: tuple[int, int], num_masked: int, generator: 
 def guided(motion_N: Tensor, num_frames: int, num_masked: int, generator: Generator) -> Tensor:
     """Tubes guided by motion (TrackMAE): bool (T, N), True where masked.
 
-    The patches are split at the median of their motion, and half of the visible ones are drawn from each side; where
-    motion is equal, chance decides.
+    The patches are split at the median of their motion, ties at random; half of the visible ones are drawn from each
+    side.
     """
     num_patches = len(motion_N)
     shuffled = torch.randperm(num_patches, generator=generator)
@@ -146,7 +147,7 @@ def guided(motion_N: Tensor, num_frames: int, num_masked: int, generator: Genera
 def random(num_frames: int, grid: tuple[int, int], num_masked: int, generator: Generator) -> Tensor:
     """Random positions, drawn again for every frame: bool (T, N), True where masked.
 
-    As ST-MAE's space-time agnostic masks but for the count, which is the same in every frame. Needs joint attention.
+    As ST-MAE's space-time agnostic masks, but with the same count in every frame. Needs joint attention.
     """
     return torch.cat([tube(1, grid, num_masked, generator) for _ in range(num_frames)])
 
@@ -169,13 +170,13 @@ class MaskConfig:
     Attributes:
         kind: "tube", "cube", "random" (in space and time), "short_range" and "long_range" (V-JEPA's blocks), or
             "motion" (tubes; half of the visible ones where the clip moves more than its median, by `targets.motion`);
-            or a function of one's own, `package.module:name`.
+            or an import path, `package.module:name`, of a function.
         ratio: share of each frame's patches that is masked (the paper: 0.75, which is 147 of 196).
         predicted: share of the masked patches that is regressed and predicted, drawn at random (the paper: all); the
             others are left out, as in VideoMAE V2's dual masking.
-        aligned: share of those that is aligned, drawn at random (the paper: all).
-        second_kind: of a second mask of each clip, over which the loss is averaged (V-JEPA); "" is none.
-        second_ratio: share that it masks.
+        aligned: share of the predicted patches that is aligned, drawn at random (the paper: all).
+        second_kind: kind of a second mask of each clip, over which the loss is averaged (V-JEPA); "" for one mask.
+        second_ratio: share that the second mask masks.
     """
 
     kind: str = "tube"
@@ -195,7 +196,7 @@ class MaskConfig:
 
     @property
     def is_guided(self) -> bool:
-        """Whether the masks depend on the clip's motion."""
+        """True if the masks depend on the motion of the clip."""
         return GUIDED in (self.kind, self.second_kind)
 
     def __call__(
@@ -206,9 +207,9 @@ class MaskConfig:
         Args:
             num_frames: T.
             grid: patches (high, wide) in a frame.
-            sample_B: int64 (B,), each clip's number in the whole run.
-            seed: the run's seed.
-            motion_BN: motion of each patch position, for masks that it guides; None takes all as equal.
+            sample_B: int64 (B,), number of each clip in the whole run.
+            seed: seed of the run.
+            motion_BN: motion of each patch position, for guided masks; None: equal everywhere.
 
         Raises:
             UserError: the frame has so few patches that none would be masked, or none visible.
@@ -232,7 +233,9 @@ class MaskConfig:
             )
         num_predicted = max(1, round(self.predicted * num_masked))
         num_aligned = max(1, round(self.aligned * num_predicted))
-        clips, predicted, aligned = [], [], []
+        clips = list[Tensor]()
+        predicted = list[Tensor]()
+        aligned = list[Tensor]()
         motion_BN = torch.zeros(len(sample_B), num_patches) if motion_BN is None else motion_BN.cpu()
         for sample, motion_N in zip(sample_B.tolist(), motion_BN, strict=True):
             generator = Generator().manual_seed(seed_of(seed, sample, 0x3A5C))

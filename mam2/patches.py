@@ -1,6 +1,6 @@
 """Frames to patches and back, and ImageNet's statistics.
 
-Patches are numbered row by row; a patch's numbers run over channel, row, column.
+Patches are numbered row by row; the numbers of a patch run over channel, row, column.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from mam2.config import UserError
 
 
 def to_float(clip: Tensor) -> Tensor:
-    """RGB in [0, 1] as float32, from uint8 [0, 255] or from floats that are in [0, 1] already.
+    """RGB in [0, 1] as float32, from uint8 in [0, 255] or floats in [0, 1].
 
     Raises:
-        UserError: other types, or, on a CPU, floats far from [0, 1] (a GPU is not asked).
+        UserError: other types, or floats far from [0, 1], which is checked on a CPU only.
     """
     if clip.dtype == torch.uint8:
         return clip.float() / 255
@@ -32,11 +32,11 @@ def to_float(clip: Tensor) -> Tensor:
 
 
 DIFFERENCE_STD = 0.03
-"""Standard deviation of RGB differences between frames 3 apart of a speaking face, RGB in [0, 1]."""
+"""Standard deviation of RGB differences between frames 3 apart of a speaking face, for RGB in [0, 1]."""
 
 
 def scaled_differences(clip_BTCHW: Tensor) -> Tensor:
-    """Each frame's RGB difference to the next one over `DIFFERENCE_STD`, same shape; the last frame's is 0."""
+    """RGB difference of each frame to the next, over `DIFFERENCE_STD`, same shape; 0 for the last frame."""
     difference_BTCHW = torch.zeros_like(clip_BTCHW)
     difference_BTCHW[:, :-1] = (clip_BTCHW[:, 1:] - clip_BTCHW[:, :-1]) / DIFFERENCE_STD
     return difference_BTCHW
@@ -62,12 +62,10 @@ def unpatchify(patches_FND: Tensor, patch_size: int, grid: tuple[int, int]) -> T
 
 
 def normalise_patches(patches_ND: Tensor) -> Tensor:
-    """Each patch (..., D) less its mean, divided by its standard deviation, as MAE's target; flat patches go to 0."""
+    """Each patch (..., D) minus its mean, over its standard deviation, as in MAE; flat patches become 0."""
     var, mean = torch.var_mean(patches_ND, dim=-1, keepdim=True)
     return (patches_ND - mean) / (var + 1e-6).sqrt()
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-
-
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mam2 import cross_entropy
 from mam2.cross_entropy import linear_cross_entropy
 from mam2.losses import alignment_loss, appearance_loss, motion_loss, motion_loss_of_none
 
@@ -92,26 +93,29 @@ def test_the_loss_of_no_motion_is_that_of_predicting_zero() -> None:
 
 @pytest.mark.parametrize("logits_at_once", [1, 33, 1000])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_logits_in_portions_are_all_logits_at_once(logits_at_once: int, dtype: torch.dtype) -> None:
+def test_logits_in_chunks_are_all_logits_at_once(
+    logits_at_once: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", logits_at_once)
     torch.manual_seed(0)
     bf16 = dtype is torch.bfloat16  # as autocast has it, on float32 weights
     head, x, codes = nn.Linear(8, 11), torch.randn(13, 8, requires_grad=True), torch.randint(11, (13,))
     if dtype is torch.float64:
         head, x = head.double(), x.detach().double().requires_grad_()
     wanted = {}
-    for name in ("plain", "portions"):
+    for name in ("plain", "chunks"):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             if name == "plain":
                 logits = head(x)
                 loss = F.cross_entropy(logits.float() if bf16 else logits, codes)
             else:
-                loss = linear_cross_entropy(x, head.weight, head.bias, codes, logits_at_once=logits_at_once)
+                loss = linear_cross_entropy(x, head.weight, head.bias, codes)
             (3 * loss).backward()
         wanted[name] = (loss.detach(), x.grad, head.weight.grad, head.bias.grad)
         x.grad = head.weight.grad = head.bias.grad = None
     tolerance = {"rtol": 0.02, "atol": 1e-3} if bf16 else {"rtol": 1e-5, "atol": 1e-6}
-    for plain, portions in zip(*wanted.values(), strict=True):
-        torch.testing.assert_close(portions, plain, check_dtype=False, **tolerance)
+    for plain, chunks in zip(*wanted.values(), strict=True):
+        torch.testing.assert_close(chunks, plain, check_dtype=False, **tolerance)
 
 
 def test_no_gradient_is_made_where_none_is_asked_for() -> None:

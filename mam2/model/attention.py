@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WRITTEN_OUT_UP_TO_KEYS = 256
-"""Keys up to which a CPU is two to five times faster in bf16 with attention written out (docs/log/speed.md)."""
+"""Number of keys up to which attention written out is faster in bf16 on a CPU (docs/log/speed.md)."""
 
 LOCAL_GAIN = 1.5
-"""Scale of the query and key weights that start local; between 1 and 3, at which less is learned in as many steps
-(docs/log/learning.md)."""
+"""Scale of the query and key weights of a local start; 1 and 3 learn less in as many steps (docs/log/learning.md)."""
 
 AttentionKind = Literal["factorised", "joint"]
 """Self-attention over time and then over space, or over all tokens of a clip at once."""
@@ -36,7 +35,7 @@ class Rotation:
     """Rotary positions of S tokens: pairs of neighbouring channels of queries and keys turn by an angle (RoPE).
 
     Attributes:
-        cosine, sine: (B or 1, 1, S, D/heads); channels that stay as they are have cosine 1 and sine 0.
+        cosine, sine: (B or 1, 1, S, D/heads); channels that do not turn have cosine 1 and sine 0.
     """
 
     cosine: Tensor
@@ -74,7 +73,7 @@ class SelfAttention(nn.Module):
         return (q, k, v) if rotation is None else (rotation(q), rotation(k), v)
 
     def start_local(self) -> None:
-        """Gives queries and keys the same weights; see `start_alike`."""
+        """Gives queries and keys the same weights, in place."""
         query, key, _ = self.qkv.weight.detach().chunk(3)
         start_alike(query, key)
 
@@ -104,7 +103,7 @@ class CrossAttention(nn.Module):
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
     def start_local(self) -> None:
-        """Gives queries and keys the same weights; see `start_alike`."""
+        """Gives queries and keys the same weights, in place."""
         start_alike(self.q.weight.detach(), self.k.weight.detach())
 
 

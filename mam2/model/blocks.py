@@ -49,14 +49,14 @@ def layer_norm(width: int, eps: float = NORM_EPS) -> nn.LayerNorm:
 
 
 def mlp(width: int, *, ratio: float = 4.0, activation: Activation = "gelu") -> nn.Sequential:
-    """Linear, GELU, Linear, four times as wide inside (Table 9)."""
+    """Linear, activation, Linear; `ratio` times as wide inside (Table 9: GELU, four times)."""
     inside = round(ratio * width)
     act = {"gelu": nn.GELU(), "gelu_tanh": nn.GELU(approximate="tanh"), "quick_gelu": QuickGELU()}[activation]
     return nn.Sequential(nn.Linear(width, inside), act, nn.Linear(inside, width))
 
 
 class Residual(nn.Module):
-    """Layer scale, then drop path, of a branch before it is added to the stream; each only where asked for."""
+    """Layer scale and drop path of a branch before it is added to the stream; each is optional."""
 
     def __init__(self, width: int, *, layer_scale: float, drop_path: float) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Residual(nn.Module):
         self.drop_path = drop_path
 
     def reset(self) -> None:
-        """Sets the scale to where it starts."""
+        """Sets the scale to its initial value."""
         if self.scale_D is not None:
             nn.init.constant_(self.scale_D, self.initial_scale)
 
@@ -96,7 +96,7 @@ class LearnedTokens(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions:
-    """What blocks of published encoders do otherwise; the defaults are the paper's. `EncoderConfig` explains them."""
+    """Options of a block, for published encoders; the defaults are the paper's. `EncoderConfig` explains them."""
 
     layer_scale: float = 0.0
     drop_path: float = 0.0
@@ -107,15 +107,15 @@ class BlockOptions:
     prefix_per: Literal["frame", "clip"] = "frame"
 
     def norm(self, width: int) -> nn.LayerNorm:
-        """A LayerNorm."""
+        """A LayerNorm with this epsilon."""
         return layer_norm(width, self.norm_eps)
 
     def mlp(self, width: int) -> nn.Sequential:
-        """An MLP."""
+        """The block's MLP."""
         return mlp(width, ratio=self.mlp_ratio, activation=self.activation)
 
     def residual(self, width: int) -> Residual:
-        """What a branch passes before it is added."""
+        """Layer scale and drop path of one branch."""
         return Residual(width, layer_scale=self.layer_scale, drop_path=self.drop_path)
 
 
@@ -160,8 +160,9 @@ class SpaceTimeBlock(nn.Module):
         return torch.cat([x_BTVD[:, :, : self.num_prefix], patches_BTVD], dim=2)
 
     def averaged(self, x_BTVD: Tensor) -> Tensor:
-        """The same with the prefix tokens of all frames averaged: they stay one for the clip (TimeSformer)."""
-        prefix_BTPD, patches_BTVD = x_BTVD[:, :, : self.num_prefix], x_BTVD[:, :, self.num_prefix :]
+        """Tokens whose prefix tokens are averaged over the frames: they stay one per clip (TimeSformer)."""
+        prefix_BTPD = x_BTVD[:, :, : self.num_prefix]
+        patches_BTVD = x_BTVD[:, :, self.num_prefix :]
         return torch.cat([prefix_BTPD.mean(dim=1, keepdim=True).expand_as(prefix_BTPD), patches_BTVD], dim=2)
 
     def received(self, x_BTVD: Tensor, rotation: Rotation | None = None) -> Tensor:
@@ -227,7 +228,8 @@ def init_weights(module: nn.Module, start: Start = "xavier") -> None:
     """Initialises every parameter of `module`: Xavier-uniform Linear and convolution weights, zero biases, unit norms,
     then learned tokens from a normal distribution of standard deviation 0.02.
 
-    Where it starts "local", queries and keys have the same weights, and separable positions short wavelengths.
+    With a "local" start, queries and keys have the same weights, separable positions short wavelengths, and motion
+    heads zeros.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
@@ -255,12 +257,12 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs on a GPU. On CPUs it works but is not faster (docs/log/speed.md)."""
+    """True on a GPU with all that torch.compile needs. On CPUs it works but is not faster (docs/log/speed.md)."""
     return device.type == "cuda" and has_triton() and any(map(shutil.which, ("cc", "gcc", "clang")))
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compiles each block's forward pass when it is first called; the weights keep their names.
+    """Compiles the forward pass of each block when it is first called; the weights keep their names.
 
     Call it after `recompute_blocks`, so that the recomputation is compiled too: a backward pass runs in a thread of its
     own, which would compile again under limits of its own.

@@ -14,7 +14,7 @@ from mam2.model.blocks import layer_norm
 from mam2.model.encoder import VideoEncoder
 
 Pooling = Literal["all", "space"]
-"""Of features for a head: their mean over space and time, or over space, the frames one after another."""
+"""Pooling of features for a head: their mean over space and time, or over space, the frames one after another."""
 
 
 class Classifier(nn.Module):
@@ -24,10 +24,10 @@ class Classifier(nn.Module):
 
     Args:
         encoder: the encoder.
-        num_classes: of the head.
-        kind: what its numbers mean, see `scores_of`.
+        num_classes: number of the head's outputs.
+        kind: kind of labels, which tells what the outputs mean (`scores_of`).
         pooling: mean over "all", space and time, the paper's; or over "space": the head gets T × D numbers, which
-            tell what comes first.
+            keep the order of frames.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Classifier(nn.Module):
 
 
 def scores_of(logits_BK: Tensor, kind: LabelKind) -> Tensor:
-    """What a classifier's numbers say: probabilities that sum to 1, a probability for each class, or a number."""
+    """Scores from a classifier's outputs: probabilities that sum to 1, a probability for each class, or a number."""
     if kind == "numbers":
         return logits_BK
     return logits_BK.softmax(dim=1) if kind == "classes" else logits_BK.sigmoid()

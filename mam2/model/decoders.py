@@ -31,7 +31,7 @@ class AppearanceHead(nn.Module):
         return self.project(hidden_BTMD)
 
     def loss(self, hidden_BTMD: Tensor, target: Tensor) -> Tensor:
-        """Eq. 2; it does without all logits at once."""
+        """Eq. 2, without all logits in memory at once."""
         return appearance_loss(hidden_BTMD, self.project, target, self.distance)
 
 
@@ -62,7 +62,7 @@ class Decoder(nn.Module):
     """Self-attention among the latent's tokens: `decoder(latent, swapped_BM) -> hidden_BTMD` of masked patches.
 
     Args:
-        heads: what reads `hidden_BTMD`: the appearance head, the motion head, or, coupled (Table 2), both.
+        heads: heads on `hidden_BTMD`, by target: appearance, motion, or, coupled (Table 2), both.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Decoder(nn.Module):
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, latent: Latent, swapped_BM: Tensor | None = None) -> Tensor:
-        """Hidden states (B, T, M, D); the order of a tube's halves is of no interest here."""
+        """Hidden states (B, T, M, D); `swapped_BM` is OrderDecoder's."""
         return self.decode(latent.x_BTSD + latent.position_BTSD)[:, :, -latent.num_masked :]
 
     def decode(self, x_BTSD: Tensor) -> Tensor:
@@ -85,15 +85,18 @@ class Decoder(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """MAE's decoder: visible features and mask tokens, at positions of its own, to predictions for masked patches.
+    """MAE's decoder: visible features and mask tokens, with separate positions, to predictions for masked patches.
 
     `decoder(visible_BTVD, mask, layout) -> hidden_BTMD`; `decoder.head` makes predictions (B, T, M, K) of them.
 
     Args:
-        encoder: whose features come in; attention and positions follow it.
-        bias: whether the linear layer from the encoder's width has one.
+        encoder: configuration of the encoder; attention and positions follow it.
+        width: width of the decoder.
+        depth: number of blocks.
+        num_heads: attention heads.
+        bias: adds a bias to the linear layer from the encoder's width.
         num_outputs: K.
-        distance: of predicted and true numbers, where the target is no codes.
+        distance: distance of predicted and true numbers, for targets other than codes.
     """
 
     def __init__(
@@ -115,13 +118,13 @@ class MaskDecoder(nn.Module):
         self.transformer = Decoder(width=width, depth=depth, num_heads=num_heads, attention=encoder.attention, heads={})
 
     def forward(self, visible_BTVD: Tensor, mask: Mask, layout: tuple[int, tuple[int, int]]) -> Tensor:
-        """Hidden states (B, T, M, D); `layout` is the clip's, as `VideoEncoder.layout` has it."""
+        """Hidden states (B, T, M, D); `layout` is that of the clip, `VideoEncoder.layout`."""
         position_BTND = self.positions(*layout).expand(len(visible_BTVD), -1, -1, -1)
         return self.transformer(self.mask_tokens(self.project(visible_BTVD), position_BTND, mask))
 
 
 class OrderDecoder(nn.Module):
-    """Says for each masked tube whether its two halves in time were swapped: clip order prediction (Sec. 2.2).
+    """Clip order prediction (Sec. 2.2): for each masked tube, whether its two halves in time were swapped.
 
     A [CLS] token for each tube stands before the tube's frames and attends with them:
     `decoder(latent, swapped_BM) -> hidden_BMD`, the [CLS] tokens.
@@ -141,7 +144,7 @@ class OrderDecoder(nn.Module):
 
         Args:
             latent: masked patches in their true order; the positions of places in the sequence do not move.
-            swapped_BM: int64 or bool, whose halves to swap.
+            swapped_BM: int64 or bool, true for tubes whose halves to swap.
         """
         x_BTMD = latent.x_BTSD
         half = x_BTMD.shape[1] // 2

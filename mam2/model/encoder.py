@@ -47,7 +47,7 @@ class EncoderConfig:
     """Sizes of a VideoEncoder; the defaults are the paper's ViT-B on 16 × 224².
 
     Attributes:
-        width: D, numbers per token.
+        width: D, channels of a token.
         depth: number of blocks.
         num_heads: attention heads (the paper's models have 64 channels per head).
         frames: T, frames per clip.
@@ -57,19 +57,19 @@ class EncoderConfig:
             T counts tubelets in tensor names, and targets are those of each tubelet's first frame.
         attention: "factorised" over time and then space, the paper's, or "joint" over all tokens, as in VideoMAE.
             The decoders follow it.
-        positions: "separable" for time and space and learned, the paper's; "sequence", VideoMAE's fixed ones; "full",
+        positions: "separable", learned for time and for space, the paper's; "sequence", VideoMAE's fixed ones; "full",
             learned for each place in the clip; "rotary", V-JEPA 2's turns of queries and keys, with joint attention;
             "rotary_space", learned for time, with DINOv3's turns for space.
-        differences: each patch comes with its RGB difference to the next tubelet's first frame, as three more channels
-            of about the scale of the others. The paper's patches have none; motion is then 2 % of their mean square.
-        prefix_tokens: [CLS] and register tokens that attend with the patches of each frame, and are no features. 0 is
-            the paper's; published encoders have up to 5.
-        prefix_per: "frame", as each frame were an image of its own, or "clip": one for the clip (TimeSformer).
-        pre_norm: a LayerNorm before the first block (CLIP).
-        norm_eps: of every LayerNorm.
-        mlp_ratio: width of an MLP's inside, in widths of a token.
-        activation: of the MLPs.
-        layer_scale: initial value of a learned scale on every branch of a block (CAE: 0.1); 0 is none, the paper's.
+        differences: adds to each patch its RGB difference to the first frame of the next tubelet, as three more
+            channels of about the scale of the others. The paper has none; motion is then 2 % of the mean square.
+        prefix_tokens: number of [CLS] and register tokens that attend with the patches of each frame and are not among
+            the features. 0 is the paper's; published encoders have up to 5.
+        prefix_per: "frame", prefix tokens for each frame, as for an image; or "clip", for the clip (TimeSformer).
+        pre_norm: adds a LayerNorm before the first block (CLIP).
+        norm_eps: epsilon of every LayerNorm.
+        mlp_ratio: width inside an MLP, in widths of a token.
+        activation: activation of the MLPs.
+        layer_scale: initial value of a learned scale on every branch of a block (CAE: 0.1); 0, the paper's, adds none.
         drop_path: stochastic depth, rising linearly from 0 to this in the last block; 0 in pre-training.
     """
 
@@ -120,7 +120,7 @@ class EncoderConfig:
         return (self.size // self.patch_size,) * 2
 
     def block_options(self, index: int) -> BlockOptions:
-        """What the block of this number, from 0, does otherwise than the paper's."""
+        """Options of the block with this number, from 0."""
         return BlockOptions(
             layer_scale=self.layer_scale,
             drop_path=self.drop_path * index / max(self.depth - 1, 1),
@@ -139,11 +139,11 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where an encoder's weights come from, if not from this project.
+    """Source and licence of published weights that an encoder began with.
 
     Attributes:
-        source: the published encoder's name or file.
-        licence: of its weights, which holds for all that is made of them.
+        source: name or file of the published encoder.
+        licence: licence of its weights, which holds for all that is made of them.
     """
 
     source: str
@@ -187,8 +187,8 @@ class VideoEncoder(nn.Module):
     and any size, multiples of tubelet and patch, are accepted: positions are interpolated, and a log line says so.
 
     Attributes:
-        config: its sizes.
-        origin: the published encoder that its weights began with; None: random ones.
+        config: sizes of the encoder.
+        origin: the published encoder that its weights began with; None: random weights.
     """
 
     def __init__(self, config: EncoderConfig, *, origin: Origin | None = None) -> None:
@@ -196,7 +196,7 @@ class VideoEncoder(nn.Module):
         self.config = config
         self.origin = origin
         size = config.patch_size
-        # Paper: patches of 1 × 16 × 16 pixels; here: the same, with their motion beside them if asked for.
+        # Paper: patches of 1 × 16 × 16 pixels; here: the same, with their motion as more channels if asked for.
         channels = 3 * (config.tubelet + config.differences)
         self.patch_embed = nn.Conv2d(channels, config.width, kernel_size=size, stride=size)
         head_width = config.width // config.num_heads
@@ -233,7 +233,8 @@ class VideoEncoder(nn.Module):
         Raises:
             UserError: the clip has another shape than (B, T, 3, H, W), or is no multiple of the patch.
         """
-        patch_size, tubelet = self.config.patch_size, self.config.tubelet
+        patch_size = self.config.patch_size
+        tubelet = self.config.tubelet
         if not isinstance(clip_BTCHW, Tensor):
             raise UserError(f"A clip is a torch.Tensor, not {type(clip_BTCHW).__name__}. Use torch.as_tensor(clip).")
         shape = tuple(clip_BTCHW.shape)
@@ -287,7 +288,7 @@ class VideoEncoder(nn.Module):
 
         Args:
             tokens: tokens of `embed`, or some `.at` patches of each frame, which then see only each other.
-            norm: whether the final LayerNorm follows.
+            norm: applies the final LayerNorm.
         """
         rotation = self.rotation(tokens)
         x_BTVD = self.begin(tokens.x_BTVD)
@@ -297,7 +298,7 @@ class VideoEncoder(nn.Module):
         return self.norm(x_BTVD) if norm else x_BTVD
 
     def begin(self, x_BTVD: Tensor) -> Tensor:
-        """The first block's input: prefix tokens before each frame's patches, and the norm where one comes first."""
+        """The input of the first block: prefix tokens before the patches of each frame, and the pre-norm if any."""
         if self.prefix is not None:
             prefix_BTPD = self.prefix.value_PD.expand(*x_BTVD.shape[:2], -1, -1).to(x_BTVD.dtype)
             x_BTVD = torch.cat([prefix_BTPD, x_BTVD], dim=2)
@@ -306,7 +307,7 @@ class VideoEncoder(nn.Module):
 
     @torch.no_grad()
     def attention_received(self, clip_BTCHW: Tensor) -> Tensor:
-        """Attention that each patch of a frame gets in the last block: (B, T, N), sums to 1 over N."""
+        """Attention that each patch of a frame receives in the last block: (B, T, N), sums to 1 over N."""
         tokens = self.embed(clip_BTCHW)
         rotation = self.rotation(tokens)
         x_BTND = self.begin(tokens.x_BTVD)
@@ -319,7 +320,7 @@ class VideoEncoder(nn.Module):
 
 
 def own_positions(config: EncoderConfig) -> AddedPositions | None:
-    """Separable positions for parts that attend beside a rotary encoder; None where they share the encoder's.
+    """Separable positions for the regressor and decoders of a rotary encoder; None where they share the encoder's.
 
     Rotary positions can't be added to queries; and what "rotary_space" adds for time does not tell patches apart.
     """
@@ -330,7 +331,7 @@ def own_positions(config: EncoderConfig) -> AddedPositions | None:
 
 @functools.cache
 def warn_of_interpolation(config: EncoderConfig, frames: int, height: int, width: int) -> None:
-    """Logs, once for each kind of clip, that it is not what the encoder was trained on."""
+    """Logs, once per shape, that clips differ in shape from those the encoder was trained on."""
     log.warning(
         f"Positions are interpolated: the encoder was trained on {config.frames} frames of {config.size}², "
         f"this clip has {frames} frames of {height}×{width}."

@@ -1,4 +1,4 @@
-"""Positions: separable learnable ones, e^t and e^s (Sec. 2.1), and those of encoders that are published elsewhere.
+"""Positions: separable learnable ones, e^t and e^s (Sec. 2.1), and those of published encoders.
 
 T frames, N patches per frame, D width.
 """
@@ -13,14 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PositionKind = Literal["separable", "sequence", "full", "rotary", "rotary_space"]
-"""Learned, for time and for space (the paper); fixed sines and cosines of a token's place in the sequence of all
-tokens, frame after frame (VideoMAE); learned, one for each place in the clip; none that is added: queries and keys
-turn by angles for frame, row and column (V-JEPA 2); or learned for time, while queries and keys turn by angles for row
-and column (DINOv3)."""
-
+"""Learned for time and for space (the paper); fixed sines and cosines of a token's place in the sequence of all
+tokens, frame after frame (VideoMAE); learned for each place in the clip; rotary: queries and keys turn by angles for
+frame, row and column (V-JEPA 2); learned for time and rotary for row and column (DINOv3)."""
 
 SPACE_BASE = 100.0
-"""Ratio of the longest period, which is not in, to the shortest of rotary positions in space; the shortest spans half
+"""Ratio of the longest period, which is left out, to the shortest of rotary positions in space; the shortest is half
 a picture (DINOv3)."""
 
 
@@ -124,7 +122,7 @@ class RotaryPositions(nn.Module):
         self.head_width = head_width
 
     def forward(self, num_frames: int, grid: tuple[int, int]) -> Tensor:
-        """Nothing that is added to tokens: zeros (T, N, 1)."""
+        """Zeros (T, N, 1): nothing is added to tokens."""
         return torch.zeros(num_frames, grid[0] * grid[1], 1)
 
     def angles(self, patch_BTV: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -162,7 +160,7 @@ class SpaceRotaryPositions(nn.Module):
             self.time_TD.copy_(waves(torch.arange(num_frames), width))
 
     def forward(self, num_frames: int, grid: tuple[int, int]) -> Tensor:
-        """What is added to tokens, (T, N, D), for any number of frames: the same for all patches of a frame."""
+        """Positions (T, N, D) that are added, for any number of frames: the same for all patches of a frame."""
         return self.time(num_frames)[:, None].expand(-1, grid[0] * grid[1], -1)
 
     def time(self, num_frames: int) -> Tensor:
@@ -182,9 +180,9 @@ AddedPositions = Positions | SequencePositions | FullPositions
 
 
 def make_positions(kind: PositionKind, num_frames: int, grid: tuple[int, int], width: int) -> AddedPositions:
-    """Positions of a kind, which are added to tokens: `positions(num_frames, grid) -> (T, N, D)`.
+    """Positions that are added to tokens: `positions(num_frames, grid) -> (T, N, D)`.
 
-    Beside an encoder of either kind of rotary positions, other parts have separable ones.
+    With a rotary encoder, the other parts use separable positions.
     """
     kinds: dict[PositionKind, type[AddedPositions]] = {
         "separable": Positions,
@@ -197,20 +195,20 @@ def make_positions(kind: PositionKind, num_frames: int, grid: tuple[int, int], w
 
 
 def is_interpolated(kind: PositionKind, *, frames: bool, grid: bool) -> bool:
-    """Whether clips of another number of `frames`, or of another `grid`, make positions of a kind interpolate."""
+    """True if clips of another number of `frames`, or of another `grid`, need interpolated positions."""
     return (frames and kind != "rotary") or (grid and kind not in ("rotary", "rotary_space"))
 
 
 def stretched(time_TD: Tensor, num_frames: int) -> Tensor:
-    """Embeddings of frames (T, D), interpolated where the number is not the wanted one."""
+    """Embeddings of frames (T, D), interpolated to another number of frames."""
     if num_frames == len(time_TD):
         return time_TD
     return F.interpolate(time_TD.T[None], size=num_frames, mode="linear")[0].T
 
 
 def sine_cosine(places: Tensor, width: int, *, shortest: float = math.tau, longest: float = 1e4 * math.tau) -> Tensor:
-    """Sine-cosine embedding (len(places), width) with wavelengths in equal ratios from `shortest`, which is in, to
-    `longest`, which is not; `width` must be even."""
+    """Sine-cosine embedding (len(places), width) with wavelengths in equal ratios from `shortest`, included, to
+    `longest`, excluded; `width` must be even."""
     half = width // 2
     places = places if places.is_floating_point() else places.float()
     steps = torch.arange(half, dtype=places.dtype, device=places.device) / half
@@ -221,6 +219,6 @@ def sine_cosine(places: Tensor, width: int, *, shortest: float = math.tau, longe
 def local_sine_cosine(places: Tensor, width: int) -> Tensor:
     """Sine-cosine embedding with wavelengths from 2 to 16 places: neighbours differ in most channels.
 
-    Of the usual wavelengths, two thirds are so long that all places of a clip look the same.
+    Two thirds of the usual wavelengths are so long that all places of a clip look the same.
     """
     return sine_cosine(places, width, shortest=2.0, longest=16.0)

@@ -24,7 +24,7 @@ class Latent:
 
     Attributes:
         x_BTSD: tokens; the last M of each frame stand for the masked patches.
-        position_BTSD: their positions.
+        position_BTSD: positions of the tokens.
         num_masked: M.
     """
 
@@ -81,7 +81,7 @@ class Regressor(nn.Module):
 
 
 class MaskTokens(nn.Module):
-    """In the regressor's place, Table 2's "w/o regressor": visible features and mask queries side by side, as in MAE.
+    """Table 2's "w/o regressor", in its place: visible features and mask queries side by side, as in MAE.
 
     `mask_tokens(visible_BTVD, position_BTND, mask) -> Latent` of visible and masked patches.
     """

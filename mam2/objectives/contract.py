@@ -1,7 +1,8 @@
 """The contract of a pre-training method: its configuration, and the module that the loop trains.
 
-`train/`, `cost` and `pictures` know a method by these Protocols only. B clips, T frames, M masked patches, K codes,
-D numbers per patch.
+Training, costs, scales and pictures know a method by these Protocols only.
+
+B clips, T frames, M masked patches, K codes, D numbers per patch.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ class Proportion:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Predictions for masked patches; None where the method makes none.
+    """Predictions for masked patches; None for what the method does not predict.
 
     Attributes:
         appearance_BTMK: logits of codes, or pixels.
-        motion: (B, T, M, D), whose last frame has no target; for clip order logits (B, M, 2).
+        motion: (B, T, M, D), the last frame without a target; for clip order, logits (B, M, 2).
     """
 
     appearance_BTMK: Tensor | None
@@ -68,7 +69,7 @@ class Objective(Protocol):
         """The loss of a batch of clips, uint8 or floats in [0, 1]; `step` counts from 0 over the run."""
 
     def start_from(self, encoder: VideoEncoder, name: str) -> None:
-        """Takes over the weights of an encoder, which messages call `name`; UserError if it is of another kind."""
+        """Copies the weights of an encoder, which messages call `name`; UserError if it is of another architecture."""
 
     def after_step(self) -> None:
         """Called after each step of the optimiser."""
@@ -76,7 +77,7 @@ class Objective(Protocol):
     def reconstruct(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets) -> Reconstruction:
         """Predictions for masked patches, for pictures."""
 
-    # What is used of nn.Module.
+    # The part of nn.Module that is used.
     def train(self, mode: bool = True) -> Self: ...
 
     def eval(self) -> Self: ...
@@ -87,24 +88,24 @@ class Objective(Protocol):
 
 
 class ObjectiveConfig(Protocol):
-    """The configuration of a method: a frozen dataclass. One that inherits from this takes over its bodies."""
+    """The configuration of a method: a frozen dataclass. One that inherits from this class inherits its defaults."""
 
     @property
     def needs_appearance(self) -> bool:
-        """Whether an appearance target is predicted."""
+        """True if an appearance target is predicted."""
         return True
 
     @property
     def needs_motion(self) -> bool:
-        """Whether a motion target is predicted."""
+        """True if a motion target is predicted."""
         return False
 
     def check_fits(self, encoder: EncoderConfig, sizes: TargetSizes, *, same_mask_in_all_frames: bool) -> None:
-        """Raises UserError unless the method can work with this encoder, these targets and masks; all will do here."""
+        """Raises UserError unless the method works with this encoder, these targets and masks; by default it does."""
         return None
 
     def idle_options(self, mask: MaskConfig) -> list[str]:
-        """Options that are set and have no effect, because of others; here, as nothing is aligned."""
+        """Options that are set but without effect; by default those of alignment."""
         return ["mask.aligned"] if mask.aligned < 1 else []
 
     def build(self, encoder: EncoderConfig, sizes: TargetSizes, *, steps_per_epoch: int) -> Objective:
@@ -112,19 +113,19 @@ class ObjectiveConfig(Protocol):
 
         Args:
             encoder: the encoder's sizes.
-            sizes: what the targets ask of the decoders.
-            steps_per_epoch: for settings that change over epochs.
+            sizes: sizes of the targets, hence of the decoders' outputs.
+            steps_per_epoch: number of steps in an epoch, for settings that change over epochs.
         """
         ...
 
     def scaled(self, to: Proportion, duration: Duration) -> Self:
-        """The method beside an encoder of another scale, in a run of this duration; here the same."""
+        """The method for an encoder of another scale and a run of this duration; by default unchanged."""
         return self
 
     def stretched(self, share: float) -> Self:
-        """The method in a run that is `share` times as long; here the same."""
+        """The method for a run that is `share` times as long; by default unchanged."""
         return self
 
     def without_parts(self) -> dict[str, Self]:
-        """By name of a part, the same method without it: what a part costs is the difference; here none."""
+        """The method without each part, by name of the part, to measure what the part costs; by default no parts."""
         return {}

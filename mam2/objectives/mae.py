@@ -31,9 +31,9 @@ class MAEConfig(ObjectiveConfig):
     """The decoder of a masked autoencoder; the defaults are VideoMAE's for ViT-B.
 
     Attributes:
-        width: of the decoder; a linear layer leads there.
+        width: width of the decoder; a linear layer maps the encoder's features to it.
         depth: blocks of the decoder.
-        num_heads: its attention heads.
+        num_heads: attention heads of the decoder.
     """
 
     width: Annotated[int, Ge(1)] = 384
@@ -56,7 +56,7 @@ class MAEConfig(ObjectiveConfig):
         return replace(self, width=width, num_heads=num_heads, depth=to.depth(self.depth))
 
     def without_parts(self) -> dict[str, MAEConfig]:
-        """Without blocks of the decoder: their cost."""
+        """The method without decoder blocks."""
         return {"decoder": replace(self, depth=0)} if self.depth else {}
 
 
@@ -80,7 +80,7 @@ class MAE(nn.Module):
         init_weights(self)
 
     def forward(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets, step: int) -> Losses:
-        """The loss of a batch, averaged over its masks; `step` changes nothing."""
+        """The loss of a batch, averaged over its masks; `step` is unused."""
         return average([self.loss(clip_BTCHW, each, targets) for each in mask.all()])
 
     def loss(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets) -> Losses:
@@ -99,8 +99,8 @@ class MAE(nn.Module):
         return Reconstruction(self.decoder.head(self.predict(clip_BTCHW, mask)[1]), None)
 
     def start_from(self, encoder: VideoEncoder, name: str) -> None:
-        """Takes over the weights of an encoder, which messages call `name`; the decoder keeps its own."""
+        """Copies the weights of an encoder, which messages call `name`; the decoder keeps its own."""
         copy_encoder(encoder, self.encoder, name)
 
     def after_step(self) -> None:
-        """Nothing moves but by the optimiser."""
+        """Does nothing: only the optimiser moves weights."""

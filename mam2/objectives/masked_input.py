@@ -23,8 +23,7 @@ from mam2.targets.table import TargetSizes
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedInputConfig(ObjectiveConfig):
-    """Masked prediction by the encoder itself; nothing to set. The target makes the method: HOG is MaskFeat's, codes
-    are BEiT's and BEVT's."""
+    """Masked prediction by the encoder itself, without options. HOG targets make it MaskFeat, codes BEiT and BEVT."""
 
     def build(self, encoder: EncoderConfig, sizes: TargetSizes, *, steps_per_epoch: int = 1) -> MaskedInput:
         return MaskedInput(encoder, sizes)
@@ -41,7 +40,7 @@ class MaskedInput(nn.Module):
         init_weights(self)
 
     def forward(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets, step: int) -> Losses:
-        """The loss of a batch, averaged over its masks; `step` changes nothing."""
+        """The loss of a batch, averaged over its masks; `step` is unused."""
         return average([self.loss(clip_BTCHW, each, targets) for each in mask.all()])
 
     def loss(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets) -> Losses:
@@ -65,8 +64,8 @@ class MaskedInput(nn.Module):
         return Reconstruction(self.head(take(self.predict(clip_BTCHW, mask), mask.masked_BTM)), None)
 
     def start_from(self, encoder: VideoEncoder, name: str) -> None:
-        """Takes over the weights of an encoder, which messages call `name`."""
+        """Copies the weights of an encoder, which messages call `name`."""
         copy_encoder(encoder, self.encoder, name)
 
     def after_step(self) -> None:
-        """Nothing moves but by the optimiser."""
+        """Does nothing: only the optimiser moves weights."""

@@ -1,4 +1,4 @@
-"""V-JEPA: the features of masked patches, as a moving average of the encoder sees them in the whole clip
+"""V-JEPA: predicts features of masked patches, those of a moving average of the encoder on the whole clip
 (docs/rivals.md).
 
 B clips, T frames or tubelets, N patches per frame, V visible, M masked, D the encoder's width.
@@ -31,12 +31,12 @@ class VJEPAConfig(ObjectiveConfig):
     """Predictor and moving average; the defaults are V-JEPA's.
 
     Attributes:
-        width: of the predictor; linear layers lead there and back.
+        width: width of the predictor; linear layers map the encoder's features to it and back.
         depth: blocks of the predictor.
-        num_heads: its attention heads.
+        num_heads: attention heads of the predictor.
         momentum: share that the moving average of the encoder keeps of itself in the first step.
-        final_momentum: the same at the end; it rises linearly.
-        momentum_rise: over how long (V-JEPA: a quarter more than the run).
+        final_momentum: that share at the end of its linear rise.
+        momentum_rise: duration of the rise (V-JEPA: a quarter more than the run).
     """
 
     width: Annotated[int, Ge(1)] = 384
@@ -55,7 +55,7 @@ class VJEPAConfig(ObjectiveConfig):
 
     @property
     def needs_appearance(self) -> bool:
-        """Whether an appearance target is predicted."""
+        """False: the target is the encoder's own features."""
         return False
 
     def build(self, encoder: EncoderConfig, sizes: TargetSizes, *, steps_per_epoch: int = 1) -> VJEPA:
@@ -72,11 +72,11 @@ class VJEPAConfig(ObjectiveConfig):
         return replace(self, momentum_rise=self.momentum_rise.times(share))
 
     def without_parts(self) -> dict[str, VJEPAConfig]:
-        """All but one block of the predictor: their cost."""
+        """The method with one block of the predictor."""
         return {"predictor, all but a block": replace(self, depth=1)} if self.depth > 1 else {}
 
     def momentum_at(self, step: int, steps_per_epoch: int) -> float:
-        """What the moving average keeps of itself in a step."""
+        """Share that the moving average keeps of itself in a step."""
         progress = min(1.0, step / max(1, self.momentum_rise.steps(steps_per_epoch)))
         return self.momentum + (self.final_momentum - self.momentum) * progress
 
@@ -104,7 +104,7 @@ class VJEPA(nn.Module):
         self.step = 0
 
     def restart(self) -> None:
-        """The moving average begins as a copy of the encoder."""
+        """Makes the moving average a copy of the encoder."""
         self.teacher.load_state_dict(self.encoder.state_dict())
 
     def forward(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets, step: int) -> Losses:
@@ -127,11 +127,11 @@ class VJEPA(nn.Module):
         return Losses(loss, {"features": loss.detach()}, visible_BTVD.detach().float().mean(dim=2))
 
     def reconstruct(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets) -> Reconstruction:
-        """Nothing that can be drawn: features are predicted."""
+        """No predictions: features can't be drawn."""
         return Reconstruction(None, None)
 
     def start_from(self, encoder: VideoEncoder, name: str) -> None:
-        """Takes over the weights of an encoder, which messages call `name`; its moving average begins there too."""
+        """Copies the weights of an encoder, which messages call `name`; the moving average starts from them too."""
         copy_encoder(encoder, self.encoder, name)
         self.restart()
 

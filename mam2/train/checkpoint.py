@@ -18,11 +18,13 @@ from mam2.config import UserError
 from mam2.files import file_checksum, first_line, read_object, read_tensors, write_tensors, write_text, written_whole
 from mam2.model.weights import load_strictly
 
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"  # the files of a checkpoint
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.pt"
+STATE = "state.json"
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, *, keep: int) -> None:
-    """Writes checkpoints/step_N, N the number of steps done, then removes all but the newest `keep`."""
+    """Writes checkpoints/step_N after N steps, then removes all checkpoints but the newest `keep`."""
     place = folder / "checkpoints"
     part = place / f".part_{step:08d}"
     shutil.rmtree(part, ignore_errors=True)
@@ -39,13 +41,13 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """A run's finished checkpoints, oldest first; folders of other names are the user's."""
+    """The finished checkpoints of a run, oldest first; folders of other names are the user's."""
     found = (folder / "checkpoints").glob("step_*")
     return sorted(place for place in found if re.fullmatch(r"step_[0-9]{8,}", place.name))
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the halves of files and checkpoints that a killed process left in a run's folder."""
+    """Removes half-written files and checkpoints that a killed process left in the folder of a run."""
     for part in folder.glob("*.part"):
         part.unlink()
     for part in (folder / "checkpoints").glob(".part_*"):
@@ -56,7 +58,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
     """Loads the newest checkpoint.
 
     Returns:
-        The number of steps done; 0 where there is no checkpoint.
+        The number of steps done; 0 without a checkpoint.
 
     Raises:
         UserError: the checkpoint is damaged or of another architecture, or processes see different ones.
@@ -99,7 +101,7 @@ def load_model(file: Path, model: nn.Module) -> None:
     """Loads a state dict strictly.
 
     Raises:
-        UserError: no safetensors file, or one of another architecture.
+        UserError: not a safetensors file, or one of another architecture.
     """
     tensors, _ = read_tensors(file)
     load_strictly(model, tensors, file)

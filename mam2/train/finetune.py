@@ -35,7 +35,7 @@ from mam2.train.run import data_of, only_writer, open_run
 
 log = logging.getLogger("mam2")
 _MIX = 0x313  # keeps the seeds of mixing apart from others
-MOST_WEIGHT = 100.0  # of a class that few videos have
+MOST_WEIGHT = 100.0  # weight of a rare class, at most
 _IN_WORDS: dict[LabelKind, str] = {
     "classes": "of {} classes",
     "several": "with any of {} classes each",
@@ -55,14 +55,14 @@ class Finetune:
         init: a pre-training run's folder, an encoder.safetensors file, a published encoder (`mam2 import --help`), or
             "scratch".
         shots: labelled videos per class, drawn by the loop's seed; 0 takes all.
-        labels: "classes", one for each video; "several" classes, with ; or | between them in a .csv, or none;
-            "numbers", to be predicted; "auto" goes by their looks.
+        labels: kind of labels: "classes", one for each video; "several" classes, with ; or | between them in a .csv, or
+            none; "numbers", to be predicted; "auto" detects the kind from the labels.
         class_weights: weighs classes by how rare they are, for sets in which some are much rarer than others.
-        freeze: blocks that are not trained, from the first, and the patch embedding and positions with them; 0 trains
-            all.
-        pooling: of features for the head: mean over "all", space and time, the paper's; or over "space", the frames
-            one after another, where the order of what happens tells the class.
-        label_smoothing: as in Szegedy et al. (2016); numbers have none.
+        freeze: number of blocks, from the first, that are not trained, along with the patch embedding and positions; 0
+            trains all.
+        pooling: pooling of features for the head: mean over "all", space and time, the paper's; or over "space", the
+            frames one after another, where the order of what happens tells the class.
+        label_smoothing: label smoothing of Szegedy et al. (2016); without effect on numbers.
         mixup: λ ~ Beta(mixup, mixup) of two clips added; 0 is off.
         cutmix: λ ~ Beta(cutmix, cutmix) for a box of one clip in another; 0 is off. Half the batches get each.
         clips: windows per video in testing (the paper's protocol: 7 clips × 3 crops on Kinetics-400).
@@ -162,8 +162,8 @@ def as_pretrained(config: Finetune, init: str | Path) -> Finetune:
     """The configuration with the sizes of the encoder that `init` names, and with its stride where a run.json has it.
 
     Args:
-        config: a recipe's; its drop path stays.
-        init: a run's folder, of pre-training or fine-tuning, or a weight file.
+        config: configuration of a run; its drop path stays.
+        init: folder of a pre-training or a fine-tuning, or a weight file.
     """
     encoder = replace(read_encoder_config(init), drop_path=config.encoder.drop_path)
     found = data_of(init)
@@ -175,13 +175,13 @@ def as_pretrained(config: Finetune, init: str | Path) -> Finetune:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is learned: the kind of labels, and what the training set says of them.
+    """The labels to learn, with their statistics in the training set.
 
     Attributes:
-        kind: of the labels.
+        kind: kind of labels.
         num_classes: K; 1 for numbers.
-        weight_K: of each class, by how rare it is; None weighs all alike.
-        mean, std: of numbers, which are learned less their mean, in units of their standard deviation.
+        weight_K: weight of each class, by how rare it is; None weighs all alike.
+        mean, std: mean and standard deviation of numbers, by which they are standardised.
     """
 
     kind: LabelKind
@@ -192,10 +192,10 @@ class Task:
 
 
 def task_of(config: Finetune, catalog: Catalog) -> Task:
-    """The task that a training set poses.
+    """The task of a training set.
 
-    Weights are inverse to the number of videos. One class each: their mean over the videos is 1. Several: what a video
-    that has the class counts beside one that does not, at most MOST_WEIGHT.
+    Weights are inverse to the number of videos. With one class per video, their mean over the videos is 1. With
+    several, a weight is that of a video with the class relative to one without, at most MOST_WEIGHT.
 
     Raises:
         UserError: class weights of numbers, or numbers that are all equal.
@@ -222,7 +222,7 @@ def task_of(config: Finetune, catalog: Catalog) -> Task:
 
 @contextmanager
 def in_units(classifier: Classifier, task: Task) -> Iterator[None]:
-    """Has a classifier of numbers give them in their own units, as users want it, in place of the units of training."""
+    """Rescales a regression head to label units while it is saved."""
     if task.kind != "numbers":
         yield
         return
@@ -239,8 +239,8 @@ def in_units(classifier: Classifier, task: Task) -> Iterator[None]:
 
 
 def loss_function(config: Finetune, task: Task) -> LossOf[Batch]:
-    """The loss of a batch against the targets of mixup, cutmix and label smoothing: cross-entropy of classes, binary
-    cross-entropy where a video has several, squared error of numbers in units of their standard deviation."""
+    """The loss of a batch against the targets of mixup, cutmix and label smoothing: cross-entropy for one class per
+    video, binary cross-entropy for several, squared error for standardised numbers."""
 
     def target_of(label: Tensor) -> Tensor:
         if task.kind == "several":
@@ -273,8 +273,8 @@ def loss_function(config: Finetune, task: Task) -> LossOf[Batch]:
 
 
 def build(config: Finetune, *, num_classes: int, kind: LabelKind = "classes") -> Classifier:
-    """The classifier with its initial weights: a new head on the encoder that `init` names, of which the first
-    `freeze` blocks are not trained.
+    """The classifier with its initial weights: a new head on the encoder that `init` names; its first `freeze` blocks
+    are not trained.
 
     Raises:
         UserError: no init, or one of another architecture than the configuration's.

@@ -28,9 +28,9 @@ from mam2.losses import Losses
 from mam2.train.tracking import TrackerName, begin_tracking
 
 log = logging.getLogger("mam2")
-COLLAPSED_STD = 0.02  # of features that a LayerNorm keeps near 1
-OF_NONE = "_of_none"  # "motion_of_none" is the motion loss of predicting no motion
-LEARNED_NOTHING = 0.99  # of that loss
+COLLAPSED_STD = 0.02  # standard deviation of features that a LayerNorm keeps near 1
+OF_NONE = "_of_none"  # "motion_of_none" is the zero-motion baseline, the motion loss of predicting no motion
+LEARNED_NOTHING = 0.99  # share of that loss
 
 
 class RunLog:
@@ -95,7 +95,7 @@ class RunLog:
 
     @contextmanager
     def _board_written(self) -> Iterator[None]:
-        """Names TensorBoard's folder where its writer, a thread of its own, has met a full disk."""
+        """Names TensorBoard's folder in the error where its writer, a thread, has met a full disk."""
         try:
             yield
         except OSError as error:
@@ -108,7 +108,7 @@ def speed_line(row: dict[str, Any]) -> str:
 
 
 def losses_line(row: dict[str, Any]) -> str:
-    """The loss of a row of log.jsonl and its parts, for the bar; each beside that of predicting none, if known."""
+    """The loss of a row of log.jsonl and its parts, for the bar, with those of predicting none, if known."""
     names = list(row)
     parts = [name for name in names[names.index("loss") + 1 : names.index("grad_norm")] if not name.endswith(OF_NONE)]
     none = {name: f" (none {row[name + OF_NONE]:.3f})" for name in parts if name + OF_NONE in row}
@@ -116,7 +116,7 @@ def losses_line(row: dict[str, Any]) -> str:
 
 
 class HostCopy:
-    """A tensor's copy in main memory: started now, waited for when it is read, so that a GPU need not stop for it."""
+    """A copy of a tensor in main memory: starts now, and is waited for when it is read, so that a GPU need not stop."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._copied: torch.cuda.Event | None = None
@@ -129,7 +129,7 @@ class HostCopy:
             self._copied.record()
 
     def read(self) -> Tensor:
-        """The copy, when it is complete."""
+        """The copy; waits until it is complete."""
         if self._copied:
             self._copied.synchronize()
         return self._tensor
@@ -139,12 +139,12 @@ class StepMetrics:
     """Metrics of one step of the optimiser, on their way from the device.
 
     Args:
-        step: counted from 1.
-        results: of each accumulated part.
-        norm: of the gradients, before clipping.
-        logged: whether the losses are averaged over all processes, and the features kept.
-        numbers: more metrics, of the host.
-        num_clips: of this process.
+        step: number of the step, from 1.
+        results: losses of each accumulated part.
+        norm: norm of the gradients, before clipping.
+        logged: averages the losses over all processes, and keeps the features.
+        numbers: more metrics, from the host.
+        num_clips: clips of this process.
     """
 
     def __init__(
@@ -175,12 +175,12 @@ class StepMetrics:
         self._values.read()
 
     def values(self) -> dict[str, float]:
-        """Loss, its parts, and the gradient's norm."""
+        """The loss, its parts, and the norm of the gradient."""
         return dict(zip(self._names, self._values.read().tolist(), strict=True))
 
 
 class RunLoader(Protocol):
-    """The part of a run's loader that a report needs; see `engine.Loader`."""
+    """The part of `engine.Loader` that a report needs."""
 
     steps_per_epoch: int
     num_steps: int
@@ -223,16 +223,16 @@ class Reporter:
             self._run_log.close()
 
     def restart_clock(self) -> None:
-        """Leaves out of the steps' seconds what was done since the last reading, such as saving."""
+        """Excludes what was done since the last reading, such as saving, from the seconds of steps."""
         self._last_read = time.perf_counter()
 
     def add(self, step: int, results: list[Losses], norm: Tensor, numbers: dict[str, float], *, num_clips: int) -> None:
-        """Starts the way of a step's metrics from the device; `step` counts from 1, `num_clips` are this process's."""
+        """Starts the copy of a step's metrics from the device; `step` counts from 1, `num_clips` are this process's."""
         logged = step % self._log_every == 0 or step == self._loader.num_steps
         self._waiting.append(StepMetrics(step, results, norm, logged=logged, numbers=numbers, num_clips=num_clips))
 
     def note(self, step: int, numbers: dict[str, float]) -> None:
-        """Adds a line of numbers to the log, such as an online probe's; for rank 0."""
+        """Adds a line of numbers to the log, such as those of an online probe; for rank 0."""
         if self._run_log:
             self._run_log.write({"step": step, "epoch": step / self._loader.steps_per_epoch, **numbers})
 
@@ -270,7 +270,7 @@ class Reporter:
         return row
 
     def _judge(self, row: dict[str, Any]) -> None:
-        """Warns, once each, of features that collapse and of parts of which nothing is learned."""
+        """Warns, once each, of collapsing features and of parts that are not learned."""
         if row.get("feature_std", 1.0) < COLLAPSED_STD and "collapse" not in self._warned:
             self._warned.add("collapse")
             log.warning(
@@ -308,7 +308,7 @@ def health(features_BTD: Tensor) -> dict[str, float]:
 
 
 def not_finite(values: dict[str, float], step: int) -> str:
-    """The message for a step whose gradient is not finite; it names the part of the loss that is to blame."""
+    """The message for a step with a gradient that is not finite; it names the part of the loss that is to blame."""
     bad = [name for name, value in values.items() if name not in ("loss", "grad_norm") and not math.isfinite(value)]
     where = f"the {' and '.join(sorted(bad))} loss is" if bad else "all losses here are finite but a gradient is"
     return (

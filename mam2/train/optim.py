@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups, and the course of learning rate and weight decay (App. B, Tables 7 and 8)."""
+"""AdamW, its parameter groups, and the schedules of learning rate and weight decay (App. B, Tables 7 and 8)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mam2.config import Duration, Epochs, Steps, check
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """The defaults are Table 7's, for Kinetics-400.
+    """Settings of AdamW and its schedules; the defaults are Table 7's, for Kinetics-400.
 
     Attributes:
         base_lr: learning rate for a batch of 256 videos; the rate used is base_lr × batch size / 256.
-        min_lr: where the cosine ends, scaled likewise.
-        weight_decay: on matrices; norms, biases, positions and the mask query have none.
-        weight_decay_end: where half a cosine takes it by the end of the run; 0 keeps it constant.
-        betas: AdamW's momenta.
-        warmup: linear from 0, step by step.
-        max_grad_norm: gradients are clipped to this norm; 0 is off.
-        layer_decay: factor from each block's learning rate to that of the block below; 1 is off.
-        encoder_waits: how long the encoder keeps its weights at first, while the parts around it learn.
+        min_lr: learning rate at the end of the cosine, scaled likewise.
+        weight_decay: weight decay of matrices; norms, biases, positions and the mask query have none.
+        weight_decay_end: weight decay at the end of the run, reached by half a cosine; 0 keeps it constant.
+        betas: momenta of AdamW.
+        warmup: duration of the linear warm-up from 0, step by step.
+        max_grad_norm: norm to which gradients are clipped; 0 is off.
+        layer_decay: ratio of the learning rate of a block to that of the block above; 1 is off.
+        encoder_waits: duration, at the start, for which the encoder is frozen while the parts around it learn.
     """
 
     base_lr: Annotated[float, Gt(0)] = 1.5e-4
@@ -71,8 +71,10 @@ def make_optimizer(
     """AdamW over the trainable parameters; every group carries the `lr_scale` that layer-wise decay gives it.
 
     Args:
+        model: the model to train.
+        optim: settings.
         depth: number of the encoder's blocks.
-        layer_id: name and depth to a number from 0 (patch embedding) to depth + 1 (head); None: no layer-wise decay.
+        layer_id: (name, depth) to a number from 0 (patch embedding) to depth + 1 (head); None: no layer-wise decay.
     """
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -95,14 +97,14 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, *, encoder_waits: bool = False) -> None:
-    """Gives each group its share of the rate; the encoder's groups none while it waits."""
+    """Sets the learning rate of each group to its share of the rate; 0 for the encoder's groups while it waits."""
     for group in optimizer.param_groups:
         waits = encoder_waits and group.get("is_encoder", False)  # checkpoints of version 0.1 don't say
         group["lr"] = 0.0 if waits else rate * group["lr_scale"]
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, decay: float) -> None:
-    """Gives it to the groups that have any."""
+    """Sets the weight decay of the groups that have one."""
     for group in optimizer.param_groups:
         if group.get("decays", group["weight_decay"] > 0):  # checkpoints of version 0.1 don't say
             group["weight_decay"] = decay

@@ -49,8 +49,8 @@ class Pretrain:
     """A complete pre-training run; the defaults are the paper's ViT-B on Kinetics-400.
 
     Attributes:
-        init: what the encoder starts from: a run, a file, or a published one (`mam2 import --help`); by default random
-            weights. Regressor and decoders start from random weights.
+        init: initial weights of the encoder: a run, a file, or a published encoder (`mam2 import --help`); by default
+            random. Regressor and decoders start from random weights.
     """
 
     init: str = ""
@@ -100,7 +100,7 @@ class Pretrain:
         self.objective.check_fits(encoder, sizes, same_mask_in_all_frames=same)
 
     def idle_options(self) -> list[str]:
-        """Options that are set and have no effect, because of others."""
+        """Options that are set but without effect, because of others."""
         targets = self.targets
         appearance = self.objective.needs_appearance
         flow = (self.objective.needs_motion or self.mask.is_guided) and targets.motion == "optical_flow"
@@ -195,7 +195,7 @@ def make_watcher(config: Pretrain, folder: Path, encoder: VideoEncoder, start_st
 
 
 def loss_function(encoder: EncoderConfig, mask: MaskConfig, targets: TargetMaker, *, seed: int) -> LossOf[Batch]:
-    """The loss of a batch at a step: its masks and its targets, and what the model makes of them."""
+    """The loss of a batch at a step: draws masks, makes targets, and calls the model."""
 
     def loss_of(model: nn.Module, batch: Batch, step: int) -> Losses:
         motion_BN = targets.motion_of(batch.clip_BTCHW) if mask.is_guided else None
@@ -208,12 +208,12 @@ def loss_function(encoder: EncoderConfig, mask: MaskConfig, targets: TargetMaker
 
 
 def trains_tokenizer(config: Pretrain) -> bool:
-    """Whether the run trains a small VQ tokenizer on its own videos."""
+    """True if the run trains a small VQ tokenizer on its own videos."""
     return config.objective.needs_appearance and config.targets.appearance == "vq" and not config.targets.file
 
 
 def make_tokenizer(config: Pretrain, catalog: Catalog, file: Path) -> None:
-    """Trains the run's own tokenizer, unless an earlier session has."""
+    """Trains the run's own tokenizer, unless an earlier process has."""
     if not file.exists():
         vq = VQConfig(patch_size=config.encoder.patch_size, num_codes=config.targets.num_codes)
         num_steps = config.targets.vq_steps
@@ -222,7 +222,7 @@ def make_tokenizer(config: Pretrain, catalog: Catalog, file: Path) -> None:
 
 
 def make_targets(config: Pretrain, folder: Path, device: torch.device) -> TargetMaker:
-    """The run's target maker; a tokenizer that the run trains lies in its folder."""
+    """The target maker of the run; a tokenizer that the run trains lies in its folder."""
     targets = config.targets
     if trains_tokenizer(config):
         targets = replace(targets, file=str(folder / "tokenizer.safetensors"))
@@ -239,12 +239,12 @@ def make_targets(config: Pretrain, folder: Path, device: torch.device) -> Target
 
 
 def has_teacher(config: Pretrain) -> bool:
-    """Whether the appearance target is the features of a frozen encoder."""
+    """True if the appearance target is the features of a frozen encoder."""
     return config.objective.needs_appearance and config.targets.appearance == "teacher"
 
 
 def load_teacher(config: Pretrain, device: torch.device) -> Teacher:
-    """The frozen encoder that `targets.file` names; UserError if it names none, or one that does not fit."""
+    """The frozen encoder that `targets.file` names; UserError for a missing one, or one that does not fit."""
     if not config.targets.file:
         raise UserError(
             "targets.appearance 'teacher' needs an encoder: --targets.file RUN, FILE, or a published one such as "
@@ -257,8 +257,7 @@ def load_teacher(config: Pretrain, device: torch.device) -> Teacher:
 
 
 def sizes_of(config: Pretrain) -> TargetSizes:
-    """What the targets ask of the decoders, before they are loaded; a teacher that is not named yet counts as
-    ViT-B."""
+    """Sizes of the targets before they are loaded; a teacher that is not named yet counts as ViT-B."""
     encoder = config.encoder
     sizes = target_sizes(config.targets, patch_size=encoder.patch_size, tubelet=encoder.tubelet)
     if has_teacher(config) and config.targets.file:
@@ -267,7 +266,7 @@ def sizes_of(config: Pretrain) -> TargetSizes:
 
 
 def token_cache(config: Pretrain, catalog: Catalog, tokenizer: Tokenizer) -> TokenCache:
-    """The codes of the run's fixed clips on disk, for this tokenizer, these videos, this way to make clips.
+    """The codes of the run's fixed clips on disk, for this tokenizer, these videos and these data settings.
 
     Raises:
         UserError: more codes than two bytes hold, or no room on the disk.
@@ -309,9 +308,9 @@ def build(config: Pretrain, sizes: TargetSizes | None = None, *, steps_per_epoch
     """The model of a pre-training with its initial weights, which depend on the run's seed only.
 
     Args:
-        config: a recipe's, such as `get_recipe("mam2_b_k400")`.
-        sizes: what the targets ask of the decoders; by default what the configuration says.
-        steps_per_epoch: for settings that change over epochs.
+        config: configuration of a run, such as `get_recipe("mam2_b_k400")`.
+        sizes: sizes of the targets; by default those of the configuration.
+        steps_per_epoch: number of steps in an epoch, for settings that change over epochs.
 
     Returns:
         An `nn.Module`: `model(clip_BTCHW, mask, targets, step) -> Losses`; `model.encoder` is kept after training.
@@ -325,7 +324,7 @@ def load_run(folder: str | Path, *, device: torch.device | None = None) -> tuple
     """The whole pre-trained model of a run, in eval mode, with its targets: for pictures of its predictions.
 
     Raises:
-        UserError: the folder is no pre-training run, or has no checkpoint yet.
+        UserError: not the folder of a pre-training, or one without a checkpoint yet.
     """
     folder = Path(folder)
     record = read_run(folder)

@@ -21,7 +21,7 @@ from mam2.masks import MaskConfig
 from mam2.model.encoder import EncoderConfig
 from mam2.pictures.report import read_log
 from mam2.recipes import RECIPES, get_recipe
-from mam2.recipes.scales import SCALES, Scale, scaled, scaled_finetune
+from mam2.recipes.scales import SCALES, Scale, scaled, scaled_finetune, with_duration
 from mam2.studies import run as running
 from mam2.studies.budget import parse_budget
 from mam2.studies.builtin import STUDIES
@@ -383,6 +383,25 @@ def test_scaled_rows_of_a_table_still_differ() -> None:
     assert reductions == {("mean", "raw"), ("sum", "raw"), ("mean", "clip"), ("sum", "clip")}
     jepa = scaled(get_recipe("vjepa_b_k400"), "tiny")
     assert jepa.objective.momentum_rise == Steps(3750)
+
+
+def test_a_run_of_another_duration_keeps_what_depends_on_it_in_proportion() -> None:
+    base = scaled(get_recipe("mam2_b_k400", Pretrain), "tiny")
+    ramp, length = base.objective.alignment_ramp, base.loop.duration
+    assert ramp == length.times(0.5)
+    short = with_duration(base, length.times(0.1))
+    assert short == replace(
+        base,
+        objective=replace(base.objective, alignment_ramp=ramp.times(0.1)),
+        loop=replace(base.loop, duration=length.times(0.1)),
+    )
+    assert with_duration(base, Epochs(1)).objective == base.objective  # epochs and steps have no proportion
+    jepa = scaled(get_recipe("vjepa_b_k400", Pretrain), "tiny")
+    assert with_duration(jepa, jepa.loop.duration.times(2)).objective.momentum_rise == Steps(7500)
+    feat = get_recipe("maskfeat_b_k400", Pretrain)
+    assert (
+        with_duration(feat, feat.loop.duration.times(2)).objective == scaled(feat, "nano").objective == feat.objective
+    )
 
 
 def test_built_in_studies_name_recipes_that_are_there() -> None:

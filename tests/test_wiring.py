@@ -629,6 +629,30 @@ def test_the_learning_rate_is_that_of_the_batch_of_all_processes(
     assert rates == pytest.approx([0.256 * 8 / 256] * 3)
 
 
+def test_events_come_at_their_steps(tmp_path: Path) -> None:
+    model = Line()
+    optim = Optim(warmup=Steps(0))
+    optimizer = make_optimizer(model, optim)
+    loop = Loop(batch_size=4, duration=Steps(3), save_every=Steps(2))
+    calls = list[str]()
+
+    def evaluation(step: int) -> dict[str, float]:
+        calls.append(f"eval {step}")
+        return {"score": float(step)}
+
+    events = Events(
+        on_save=lambda: calls.append("save"),
+        on_step=lambda: calls.append("step"),
+        on_eval=evaluation,
+        eval_every=Steps(2),
+    )
+    assert fit(numbers_of(model, optimizer, loop=loop, optim=optim, folder=tmp_path), squares, events)
+    assert calls == ["step", "step", "eval 2", "save", "step", "eval 3", "save"]
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["score"]) for row in rows if "score" in row] == [(2, 2.0), (3, 3.0)]
+    assert [place.name for place in checkpoint.checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
+
+
 # Evaluation
 
 

@@ -27,13 +27,13 @@ BASE = vit_b()
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Sizes that replace ViT-B's.
+    """Sizes that replace those of ViT-B.
 
     Attributes:
-        encoder: its sizes in place of ViT-B's; ViT-L keeps its ratio to that.
-        pretrain: whose optimiser, batch and length pre-trainings get.
-        finetune: whose optimiser, batch, length, augmentation, pooling and views fine-tunings get.
-        tokens: tokenizers that stand for the paper's: a name of APPEARANCES and a number of codes.
+        encoder: encoder in place of ViT-B; ViT-L keeps its ratio to that.
+        pretrain: run that gives pre-trainings their optimiser, batch and length.
+        finetune: run that gives fine-tunings their optimiser, batch, length, augmentation, pooling and views.
+        tokens: tokenizers in place of the paper's: a name of APPEARANCES and a number of codes.
     """
 
     encoder: EncoderConfig
@@ -60,7 +60,8 @@ def _tiny() -> Scale:
 
 
 def _small() -> Scale:
-    tiny, encoder = _tiny(), EncoderConfig(width=384, depth=12, num_heads=6, frames=16, size=112, patch_size=8)
+    tiny = _tiny()
+    encoder = EncoderConfig(width=384, depth=12, num_heads=6, frames=16, size=112, patch_size=8)
     optim = replace(tiny.pretrain.optim, base_lr=1.2e-3, warmup=Steps(500))
     loop = replace(tiny.pretrain.loop, batch_size=128, duration=Steps(20_000), save_every=Steps(1000))
     tuning = replace(tiny.finetune.optim, base_lr=1e-3)
@@ -137,8 +138,7 @@ def scaled_encoder(encoder: EncoderConfig, to: Scale) -> EncoderConfig:
 
 
 def with_duration(config: Pretrain, duration: Duration) -> Pretrain:
-    """The recipe for another duration; what follows from it, α's ramp and the rise of a momentum, is kept in
-    proportion."""
+    """The recipe for another duration; what depends on it, as α's ramp does, stays in proportion."""
     before = config.loop.duration
     objective = config.objective
     if duration.unit == before.unit:

@@ -55,7 +55,7 @@ def test_operations_are_those_counted_by_hand() -> None:
 
 def test_vit_b_is_what_the_step_benchmark_counts() -> None:
     cost = estimate(get_recipe("mam2_b_k400", Pretrain))
-    assert cost.train_tflop == pytest.approx(2.538, abs=0.002)  # benchmarks/results/step_vit_b_cpu.json
+    assert cost.train_tflop == pytest.approx(2.538, abs=0.002)  # benchmarks/results/step/vit_b_cpu.json
     assert cost.tflop == pytest.approx(4.26, abs=0.01)
     assert cost.state_gib == pytest.approx(16 * 198.6e6 / 2**30, rel=0.1)
     assert 1 < cost.clip_gib < 3
@@ -119,7 +119,7 @@ def test_the_tokenizers_cost_what_the_table_says(name: str) -> None:
 def test_parts_add_up_and_are_what_the_step_benchmark_counts() -> None:
     parts = parts_of(get_recipe("mam2_b_k400", Pretrain))
     assert sum(parts.values()) == pytest.approx(estimate(get_recipe("mam2_b_k400", Pretrain)).tflop)
-    assert parts == {  # benchmarks/results/step_vit_b_cpu.json
+    assert parts == {  # benchmarks/results/step/vit_b_cpu.json
         "encoder, visible patches": pytest.approx(0.547, abs=0.001),
         "alignment target": pytest.approx(0.547, abs=0.001),
         "rest": pytest.approx(0.434, abs=0.001),

@@ -1,7 +1,7 @@
 """The figures of the documents, from study.json files: top-1 of each cell, or top-1 against what pre-training costs.
 
-python benchmarks/plot_studies.py "Rendered motion=rendered/study.json" "Lips=lips/study.json" --out docs/flash.png
-python benchmarks/plot_studies.py "Rendered motion=fig2/study.json" --against epochs minutes --out docs/fig2.png
+python benchmarks/plot_studies.py "Rendered motion=rendered/study.json" "Lips=lips/study.json" --out rows.png
+python benchmarks/plot_studies.py "Rendered motion=fig2/study.json" --against epochs minutes --out lines.png
 """
 
 from __future__ import annotations

@@ -74,9 +74,9 @@ README_ROWS = {
 """Data sets of README's table, and their protocols: Fig. 2 of the paper, as many steps for each method."""
 
 README_NOTE = """\
-Means of three seeds, encoders of 0.35 to 0.46 M parameters, as many steps of pre-training for each (flash on lips: 15 %
-fewer). **Bold**: ahead of VideoMAE, the 95 % interval of the paired difference excludes zero. ↑: ahead of the same
-encoder's random weights. On lips only flash's encoder, which was chosen there, fits its training clips."""
+Three seeds. **Bold**: ahead of VideoMAE, the 95 % interval of the paired difference excludes zero. ↑: ahead of random
+weights of the same encoder. On lips flash has 15 % fewer steps; only its encoder, which was chosen on these test clips,
+fits the training clips."""
 
 Scores = dict[int, float]  # top-1 in per cent by seed
 Verdict = Literal["ahead", "behind", "equal", "inconclusive"]

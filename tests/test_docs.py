@@ -26,6 +26,16 @@ def test_pages_and_the_files_that_they_name_are_there(page: Path) -> None:
     assert page.name in (ROOT / "mkdocs.yml").read_text()
 
 
+def test_contributing_names_every_test_file_and_real_modules() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("## Tests, by subject")[1].split("##")[0]
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    named = [name for row in rows for name in re.findall(r"`(test_\w+\.py)`", row[1])]
+    assert sorted(named) == sorted(path.name for path in (ROOT / "tests").glob("test_*.py"))
+    for module in (name for row in rows for name in re.findall(r"`([\w/]+)`", row[2])):
+        place = ROOT / "mam2" / module
+        assert place.is_dir() or place.with_suffix(".py").is_file(), f"CONTRIBUTING.md names {module}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_page_works_as_it_stands(page: str, videos: Path, tmp_path: Path) -> None:

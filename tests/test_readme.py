@@ -1,33 +1,37 @@
-"""The README's Python example runs, and what it links to is there."""
+"""The README's Python examples run, and the targets of its links exist."""
 
 import re
 from pathlib import Path
 
 import pytest
-from helpers import TINY, mam2
+from helpers import TINY_ENCODER, mam2
 
-SHORT = ("--loop.duration", "2 steps")
+SHORT = (*TINY_ENCODER, "--loop.duration", "2 steps")
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_python_example_runs(videos, tmp_path, monkeypatch):
-    done = mam2(
-        "pretrain",
-        "mam2_tiny",
-        "--data.root",
-        videos,
-        "--out",
-        tmp_path / "runs" / "mine",
-        *TINY,
-        *SHORT,
-    )
+def test_the_python_examples_run(videos, tmp_path, monkeypatch):
+    run = tmp_path / "runs" / "tuned"
+    done = mam2("finetune", "finetune_tiny", "--init", "scratch", "--data.root", videos, "--out", run, *SHORT)
     assert done.returncode == 0, done.stderr
+    (tmp_path / "video.mp4").symlink_to(videos / "left" / "0.mp4")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1), names)
-    assert names["clip_feature"].shape == (2, 16)
+    first, second = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(first, names)
+    assert names["clip_feature"].shape == (1, 16)
+    assert names["scores"].shape == (1, 2)
+    assert names["scores"].sum().item() == pytest.approx(1)
+    exec(second, names)
     assert names["config"].mask.ratio == 0.75
+
+
+def test_the_first_screen_has_a_picture_and_begins_with_a_command_not_with_figures():
+    start = README.split("    make quickstart")[0]
+    assert "![" in start
+    assert "±" not in start
+    assert README.count("<!-- results:begin -->") == README.count("<!-- results:end -->") == 1
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", README))

@@ -1,7 +1,7 @@
 """The file by which transformers' AutoModel finds this package's models; it lies beside the weights."""
 
 CODE_FILE = "modeling_mam2.py"
-CODE = '''"""The models of this folder for transformers' AutoModel; they are in a package: pip install mam2."""
+CODE = '''"""The models of this folder for transformers' AutoModel; they are in the package mam2."""
 
 from mam2.share.transformers_model import Mam2Config, Mam2ForVideoClassification, Mam2Model
 

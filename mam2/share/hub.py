@@ -149,7 +149,7 @@ def _header(about: _About) -> str:
 def _usage(about: _About) -> str:
     encoder = about.encoder
     shape = f"(2, {encoder.frames}, 3, {encoder.size}, {encoder.size})"
-    lines = ["## Use", "", "```python", "import torch, mam2  # pip install 'mam2[hf]'", ""]
+    lines = ["## Use", "", "```python", "import torch, mam2  # from the repository of mam2, with its extra hf", ""]
     lines += [f"clip = torch.randint(256, {shape}, dtype=torch.uint8)  # (B, T, 3, H, W), RGB"]
     address = f'"{HUB}{about.name}"'
     if about.classes:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from helpers import TINY_ENCODER, mam2
 
+from mam2.data.synthetic import MOTIONS, render, write_video
+
 SHORT = (*TINY_ENCODER, "--loop.duration", "2 steps")
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -15,7 +17,7 @@ def test_the_python_examples_run(videos, tmp_path, monkeypatch):
     run = tmp_path / "runs" / "tuned"
     done = mam2("finetune", "finetune_tiny", "--init", "scratch", "--data.root", videos, "--out", run, *SHORT)
     assert done.returncode == 0, done.stderr
-    (tmp_path / "video.mp4").symlink_to(videos / "left" / "0.mp4")
+    write_video(tmp_path / "video.mp4", render(MOTIONS[0], seed=0, num_frames=40, size=24))
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     first, second = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

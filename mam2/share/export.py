@@ -239,6 +239,7 @@ def _write_onnx(model: nn.Module, clips_BTCHW: Tensor, part: Path, about: dict[s
         program = torch.onnx.export(
             _program(model, clips_BTCHW),
             dynamo=True,
+            dynamic_shapes=({0: "batch"},),  # the name of the axis in the file
             input_names=["clip"],
             output_names=[about["output"].split(":")[0]],
             verbose=False,

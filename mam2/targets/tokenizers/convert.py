@@ -1,7 +1,7 @@
 """Converts the official tokenizers to safetensors, running nothing of what their files hold.
 
-Three are known: the Lightning checkpoints of the two VQGANs (taming-transformers), and DALL-E's dVAE, whose encoder
-and decoder are two files, each a pickled module. `mam2.inert` reads them.
+Accepted are the Lightning checkpoints of the two VQGANs (taming-transformers), and DALL-E's dVAE, whose encoder and
+decoder are two files, each a pickled module. `mam2.inert` reads them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from mam2.config import UserError
 from mam2.files import check_tensors
-from mam2.inert import Inert, module_tensors, read_torch_file
+from mam2.inert import Inert, read_torch_file
 from mam2.targets.tokenizers.dalle import DALLEConfig, dalle_shapes, save_dalle
 from mam2.targets.tokenizers.vqgan import Quantizer, VQGANConfig, gumbel_f8, save_vqgan, vqgan_shapes
 
+MAX_DEPTH = 32  # of modules within modules; the official ones have 5 levels
 KEPT = ("encoder.", "quant_conv.", "quantize.", "decoder.", "post_quant_conv.")
 ACCEPTED = (
     "Accepted: last.ckpt of 'VQGAN ImageNet (f=16), 16384' or of 'VQGAN OpenImages (f=8), 8192, "
@@ -89,6 +90,36 @@ def read_tensors_of(source: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict):
         raise UserError(f"{source} holds {type(state).__name__[:80]!r}, neither a state dict nor a module. {ACCEPTED}")
     return {name: part for name, part in state.items() if isinstance(name, str) and isinstance(part, Tensor)}
+
+
+def module_tensors(module: Inert) -> dict[str, Tensor]:
+    """The parameters and buffers of a pickled torch module that came out inert, under their dotted names.
+
+    Raises:
+        UserError: modules within themselves or very deep, as only a hostile file has them.
+    """
+    tensors = dict[str, Tensor]()
+    seen = set[int]()
+
+    def walk(module: Inert, prefix: str, depth: int) -> None:
+        if id(module) in seen or depth > MAX_DEPTH:
+            raise UserError(f"The module {prefix[:80]!r} is there twice, or lies too deep. Download the file again.")
+        seen.add(id(module))
+        for group in ("_parameters", "_buffers"):
+            found = members(module, group)
+            tensors.update({f"{prefix}{name}": part for name, part in found.items() if isinstance(part, Tensor)})
+        for name, child in members(module, "_modules").items():
+            if isinstance(child, Inert):
+                walk(child, f"{prefix}{name}.", depth + 1)
+
+    walk(module, "", 0)
+    return tensors
+
+
+def members(module: Inert, group: str) -> dict[str, object]:
+    """One of the dictionaries in which a torch module keeps its parts."""
+    found = module.state.get(group) if isinstance(module.state, dict) else None
+    return {name: part for name, part in found.items() if isinstance(name, str)} if isinstance(found, dict) else {}
 
 
 def find_kind(found: Mapping[str, Tensor], source: Path) -> Literal["vqgan_16384", "vqgan_8192", "dalle"]:

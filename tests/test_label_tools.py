@@ -12,7 +12,8 @@ from helpers import mam2, write_video
 
 from mam2.config import UserError
 from mam2.data.catalog import read_catalog
-from mam2.data.prepare.label_tools import read_exports, seconds_of
+from mam2.data.prepare.label_tools import read_exports
+from mam2.data.prepare.labelled import seconds_of
 from mam2.data.prepare.manifest import prepare
 from mam2.data.shape import Listing
 from mam2.data.video.open import open_video
@@ -244,7 +245,7 @@ def test_a_cvat_project_and_a_job(folder, xml, tmp_path):
     ("text", "message"),
     [
         ("x", r"annotations\.xml is no XML: .*line 1"),
-        (cvat("<track>"), r"annotations\.xml, line 5: <track> has no label"),
+        (cvat("<track></track>"), r"annotations\.xml, line 5: <track> has no label"),
         (cvat("<track label='x'>"), r"annotations\.xml is no XML: mismatched tag: line 6"),
         ("<html></html>", r"is no export of CVAT: it begins with <html>\. Choose CVAT for video 1\.1"),
         (cvat(), r"holds no labels"),

@@ -34,8 +34,9 @@ ROOMS = {
         "csv_list video/index",
         "labels",
         "catalog video/frame_file video/jpeg_folder video/pyav video/segment video/still video/torchcodec",
-        "video/open prepare/label_tools prepare/official_lists",
-        "clips prepare/inspect",
+        "video/open prepare/labelled prepare/official_lists",
+        "clips prepare/cvat prepare/inspect prepare/label_studio",
+        "prepare/label_tools",
         "loader views windows prepare/extract prepare/manifest",
     ),
     "model": (

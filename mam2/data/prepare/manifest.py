@@ -19,7 +19,8 @@ from mam2.data.catalog import SPLIT_WORDS, VIDEO_SUFFIXES, split_folders, video_
 from mam2.data.csv_list import read_rows
 from mam2.data.labels import SEPARATORS
 from mam2.data.prepare.inspect import VideoInfo, inspect_videos, relative_to, shown, writing
-from mam2.data.prepare.label_tools import TOOLS, VideoFinder, read_exports, seconds_of
+from mam2.data.prepare.label_tools import TOOLS, read_exports
+from mam2.data.prepare.labelled import VideoFinder, seconds_of
 from mam2.data.prepare.official_lists import BENCHMARKS, Benchmark, Lists, read_lists, same_name
 from mam2.data.video.index import frame_at
 from mam2.files import segment_ending, segment_of, write_text

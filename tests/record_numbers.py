@@ -28,8 +28,9 @@ from torchvision.models.optical_flow import raft_small
 from mam2.__main__ import main as mam2
 from mam2.data.synthetic import MOTIONS, render
 from mam2.recipes import RECIPES
-from mam2.targets.tokenizers.dalle import DALLE, DALLEConfig, save_dalle
-from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, save_vqgan
+from mam2.targets.tokenizers.codes import save_tokenizer
+from mam2.targets.tokenizers.dalle import DALLE, DALLEConfig
+from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig
 
 TIMINGS = {"data_seconds", "clips_per_second", "memory_gib"}
 LOOP = ["--loop.precision", "fp32", "--loop.compile", "off", "--loop.log-every", "1", "--loop.duration", "12 steps"]
@@ -68,9 +69,9 @@ def write_tokenizers(folder: Path) -> dict[str, list[str]]:
     nearest = VQGANConfig(ch_mult=(1, 1, 1, 1, 1), **sizes)
     gumbel = VQGANConfig(ch_mult=(1, 1, 1, 1), quantizer="gumbel", **sizes)
     dalle = DALLEConfig(width=8, num_blocks=1, decoder_width=8, num_codes=64)
-    save_vqgan(VQGAN(nearest).state_dict(), folder / "vqgan_16384.safetensors", config=nearest)
-    save_vqgan(VQGAN(gumbel).state_dict(), folder / "vqgan_8192.safetensors", config=gumbel)
-    save_dalle(DALLE(dalle).state_dict(), folder / "dalle.safetensors", config=dalle)
+    save_tokenizer(VQGAN(nearest).state_dict(), folder / "vqgan_16384.safetensors", config=nearest)
+    save_tokenizer(VQGAN(gumbel).state_dict(), folder / "vqgan_8192.safetensors", config=gumbel)
+    save_tokenizer(DALLE(dalle).state_dict(), folder / "dalle.safetensors", config=dalle)
     torch.save(raft_small(weights=None).state_dict(), folder / "raft_small.pth")
     names = ("vqgan_16384", "vqgan_8192", "dalle")
     options = {name: ["--targets.file", str(folder / f"{name}.safetensors")] for name in names}

@@ -27,7 +27,8 @@ from mam2.model.load import load_encoder
 from mam2.model.weights import load_classifier, read_origin
 from mam2.recipes import get_recipe
 from mam2.studies.builtin import STUDIES
-from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, save_vqgan
+from mam2.targets.tokenizers.codes import save_tokenizer
+from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig
 from mam2.train.finetune import Finetune
 
 PRETRAIN = ("pretrain", "mam2_tiny", *TINY, "--loop.duration", "2 steps")
@@ -418,7 +419,7 @@ def test_variants_train_resume_and_are_shown(run, videos, tmp_path, name) -> Non
             sizes = VQGANConfig(
                 ch=32, ch_mult=levels, num_res_blocks=1, z_channels=32, embed_dim=8, num_codes=23, quantizer=quantizer
             )
-            save_vqgan(VQGAN(sizes).state_dict(), files[key], config=sizes)
+            save_tokenizer(VQGAN(sizes).state_dict(), files[key], config=sizes)
     options = [files.get(option, option) for option in VARIANTS[name]]
     command = (*PRETRAIN, *options, "--loop.save-every", "1 steps", "--data.root", videos, "--out")
     whole, parts = tmp_path / "whole", tmp_path / "parts"

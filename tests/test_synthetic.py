@@ -135,11 +135,11 @@ def test_a_dataset_has_a_folder_a_class_and_keeps_what_is_there(tmp_path: Path) 
     kept = tmp_path / "left" / "00001.mp4"
     kept.parent.mkdir()
     kept.write_bytes(b"already here")
-    write_dataset(tmp_path, videos_per_class=2, seed=5, num_frames=4, size=32, num_processes=1)
+    write_dataset(tmp_path, videos_per_class=2, seed=5, num_frames=4, size=32)
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert files == sorted(f"{motion}/{i:05d}.mp4" for motion in MOTIONS for i in range(2))
     assert kept.read_bytes() == b"already here"
     written = {path: path.read_bytes() for path in tmp_path.rglob("*.mp4")}
     assert len(set(written.values())) == 16
-    write_dataset(str(tmp_path), videos_per_class=2, seed=5, num_frames=4, size=32, num_processes=1)
+    write_dataset(str(tmp_path), videos_per_class=2, seed=5, num_frames=4, size=32)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.mp4")} == written

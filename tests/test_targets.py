@@ -15,8 +15,9 @@ from mam2.patches import patchify, to_float, unpatchify
 from mam2.targets.maker import TargetMaker, Targets
 from mam2.targets.motion import clip_order, rgb_difference
 from mam2.targets.table import APPEARANCES, MOTIONS, TargetsConfig, TargetSizes, target_sizes
+from mam2.targets.tokenizers.codes import save_tokenizer
 from mam2.targets.tokenizers.random_projection import RandomProjection
-from mam2.targets.tokenizers.vq import VQ, VQConfig, save_vq
+from mam2.targets.tokenizers.vq import VQ, VQConfig
 from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig
 
 RANDOM = TargetsConfig(appearance="random_projection", num_codes=64)
@@ -222,7 +223,8 @@ def test_a_missing_tokenizer_is_a_users_error(tmp_path: Path) -> None:
 
 def test_a_tokenizer_of_another_patch_size_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "vq.safetensors"
-    save_vq(VQ(VQConfig(patch_size=8, num_codes=16, code_dim=4, width=16)), file)
+    sizes = VQConfig(patch_size=8, num_codes=16, code_dim=4, width=16)
+    save_tokenizer(VQ(sizes).state_dict(), file, config=sizes)
     config = TargetsConfig(appearance="vq", file=str(file))
     assert TargetMaker(config, patch_size=8, device=CPU).sizes.appearance == 16
     with pytest.raises(UserError, match="patches of 8 pixels, the encoder has 16"):

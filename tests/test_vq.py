@@ -8,7 +8,7 @@ from vector_quantize_pytorch import RandomProjectionQuantizer
 from mam2.config import UserError
 from mam2.patches import patchify
 from mam2.targets.tokenizers.random_projection import RandomProjection
-from mam2.targets.tokenizers.vq import VQ, VQConfig, code_usage, load_vq, save_vq, train_vq
+from mam2.targets.tokenizers.vq import VQ, VQConfig, code_usage, train_vq
 
 CONFIG = VQConfig(patch_size=4, num_codes=32, code_dim=8, width=48)
 
@@ -24,7 +24,7 @@ def textures(num_frames: int, *, seed: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[VQ, dict[str, float]]:
-    return train_vq([textures(8, seed=s) for s in range(8)], CONFIG, num_steps=600, lr=3e-3, seed=0)
+    return train_vq([textures(8, seed=s) for s in range(8)], CONFIG, num_steps=600, seed=0)
 
 
 def test_code_usage() -> None:
@@ -166,34 +166,3 @@ def test_batches_that_end_are_refused() -> None:
             train_vq(batches, CONFIG, num_steps=1)
     with pytest.raises(UserError, match="num_steps is 0"):
         train_vq([textures(8, seed=0)], CONFIG, num_steps=0)
-
-
-def test_save_and_load_are_equal(trained: tuple[VQ, dict[str, float]], tmp_path) -> None:
-    vq, _ = trained
-    save_vq(vq, tmp_path / "vq.safetensors")
-    loaded = load_vq(tmp_path / "vq.safetensors")
-    assert (loaded.config, loaded.patch_size, loaded.num_codes, loaded.training) == (CONFIG, 4, 32, False)
-    frames_FCHW = textures(5, seed=79)
-    codes_FN = vq(frames_FCHW)
-    assert torch.equal(loaded(frames_FCHW), codes_FN)
-    assert torch.equal(loaded.decode(codes_FN, grid=(4, 5)), vq.decode(codes_FN, grid=(4, 5)))
-
-
-def test_wrong_files_are_refused(trained: tuple[VQ, dict[str, float]], tmp_path) -> None:
-    for file in (tmp_path / "none.safetensors", ""):
-        with pytest.raises(UserError, match="mam2 tokenizer train"):
-            load_vq(file)
-    (tmp_path / "noise").write_bytes(b"not a tensor file at all")
-    with pytest.raises(UserError, match="no safetensors file"):
-        load_vq(tmp_path / "noise")
-    wrong = VQ(CONFIG)
-    wrong.encoder = wrong.encoder[:4]
-    save_vq(wrong, tmp_path / "wrong.safetensors")
-    with pytest.raises(UserError, match=r"missing: encoder\.4"):
-        load_vq(tmp_path / "wrong.safetensors")
-
-
-def test_wrong_frames_are_refused(trained: tuple[VQ, dict[str, float]]) -> None:
-    for tokenizer in (trained[0], RandomProjection(patch_size=4)):
-        with pytest.raises(UserError, match="multiples of 4"):
-            tokenizer(torch.rand(1, 3, 16, 18))

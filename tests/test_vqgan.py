@@ -1,4 +1,4 @@
-"""VQGAN: official names and sizes, an independent re-computation of its codes, its pictures and its files."""
+"""VQGAN: official names and sizes, an independent re-computation of its codes and its pictures."""
 
 import dataclasses
 import json
@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from mam2.config import UserError, to_json
-from mam2.targets.tokenizers import codes
-from mam2.targets.tokenizers.codes import likeliest_code, nearest_code
-from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, gumbel_f8, load_vqgan, save_vqgan, vqgan_shapes
+from mam2.targets.tokenizers.codes import likeliest_code, nearest_code, save_tokenizer
+from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, gumbel_f8, load_vqgan, vqgan_shapes
 
 TINY = VQGANConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, z_channels=32, embed_dim=8, num_codes=23)
 TINY_GUMBEL = dataclasses.replace(TINY, quantizer="gumbel")
@@ -205,13 +204,6 @@ def test_gumbel_pictures_follow_the_embedding(tiny_gumbel: VQGAN, frames_FCHW: t
     torch.testing.assert_close(tiny_gumbel.decode(codes_FN, grid=(4, 6)), expected_FCHW)
 
 
-def test_portions_do_not_change_codes(tiny: VQGAN, frames_FCHW: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    codes_FN, shown_FCHW = tiny(frames_FCHW), tiny.decode(tiny(frames_FCHW), grid=(4, 6))
-    monkeypatch.setattr(codes, "FRAMES_AT_ONCE", 2)
-    assert torch.equal(tiny(frames_FCHW), codes_FN)
-    torch.testing.assert_close(tiny.decode(codes_FN, grid=(4, 6)), shown_FCHW)
-
-
 def test_decode_gives_pictures_in_range_that_follow_the_codes(tiny: VQGAN, frames_FCHW: torch.Tensor) -> None:
     codes_FN = tiny(frames_FCHW)
     shown_FCHW = tiny.decode(codes_FN, grid=(4, 6))
@@ -232,81 +224,9 @@ def test_nearest_code_is_fp32_under_autocast() -> None:
         assert torch.equal(nearest_code(z_ND, codebook_KD), expected)
 
 
-def test_frozen(tiny: VQGAN, frames_FCHW: torch.Tensor) -> None:
-    assert not tiny.training
-    assert not any(p.requires_grad for p in tiny.parameters())
-    assert not tiny.decode(tiny(frames_FCHW.requires_grad_()), grid=(4, 6)).requires_grad
-
-
-@pytest.mark.parametrize(
-    ("frames", "says"),
-    [
-        (torch.rand(1, 3, 8, 7), "multiples of 2"),
-        (torch.rand(1, 1, 8, 8), r"\(1, 1, 8, 8\)"),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "Divide uint8"),
-    ],
-)
-def test_wrong_frames_are_refused(tiny: VQGAN, frames: torch.Tensor, says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        tiny(frames)
-
-
-def test_save_and_load_are_equal(tiny: VQGAN, frames_FCHW: torch.Tensor, tmp_path) -> None:
-    save_vqgan(tiny.state_dict(), tmp_path / "a" / "vqgan.safetensors", config=TINY)
-    loaded = load_vqgan(tmp_path / "a" / "vqgan.safetensors")
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["vqgan.safetensors"]  # no draft is left
-    assert (loaded.config, loaded.training) == (TINY, False)
-    assert not any(p.requires_grad for p in loaded.parameters())
-    codes_FN = tiny(frames_FCHW)
-    assert torch.equal(loaded(frames_FCHW), codes_FN)
-    torch.testing.assert_close(loaded.decode(codes_FN, grid=(4, 6)), tiny.decode(codes_FN, grid=(4, 6)))
-
-
-def test_a_loaded_one_has_channels_last(tiny: VQGAN, frames_FCHW: torch.Tensor, tmp_path) -> None:
-    save_vqgan(tiny.state_dict(), tmp_path / "vqgan.safetensors", config=TINY)
-    loaded = load_vqgan(tmp_path / "vqgan.safetensors")
-    assert loaded.encoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    shown = []
-    loaded.encoder.conv_out.register_forward_hook(lambda module, inputs, output: shown.append(output))
-    loaded(frames_FCHW)
-    assert shown[0].is_contiguous(memory_format=torch.channels_last)
-
-
-def test_without_decoder(tiny: VQGAN, frames_FCHW: torch.Tensor, tmp_path) -> None:
-    tensors = {n: t for n, t in tiny.state_dict().items() if not n.startswith(("decoder.", "post_quant_conv."))}
-    save_vqgan(tensors, tmp_path / "vqgan.safetensors", config=TINY)
-    loaded = load_vqgan(tmp_path / "vqgan.safetensors")
-    assert torch.equal(loaded(frames_FCHW), tiny(frames_FCHW))
-    with pytest.raises(UserError, match="no decoder"):
-        loaded.decode(loaded(frames_FCHW), grid=(4, 6))
-
-
-def test_missing_file_says_what_to_do(tmp_path) -> None:
-    for file in (tmp_path / "none.safetensors", ""):
-        with pytest.raises(UserError) as error:
-            load_vqgan(file)
-        for words in (
-            "taming-transformers",
-            "VQGAN ImageNet (f=16), 16384",
-            "mam2 tokenizer convert last.ckpt --out vqgan_f16_16384.safetensors",
-            "--targets.file",
-            "mam2_tiny",
-            "mam2_b_k400_rp",
-        ):
-            assert words in str(error.value)
-
-
-def test_missing_gumbel_file_names_its_own_download(tmp_path) -> None:
-    with pytest.raises(UserError) as error:
-        load_vqgan(tmp_path / "none.safetensors", quantizer="gumbel")
-    assert "VQGAN OpenImages (f=8), 8192, GumbelQuantization" in str(error.value)
-    assert "--out vqgan_gumbel_f8.safetensors" in str(error.value)
-    assert "16384" not in str(error.value)
-
-
 def test_each_kind_is_refused_where_the_other_is_asked_for(tiny: VQGAN, tiny_gumbel: VQGAN, tmp_path) -> None:
-    save_vqgan(tiny.state_dict(), tmp_path / "nearest.safetensors", config=TINY)
-    save_vqgan(tiny_gumbel.state_dict(), tmp_path / "gumbel.safetensors", config=TINY_GUMBEL)
+    save_tokenizer(tiny.state_dict(), tmp_path / "nearest.safetensors", config=TINY)
+    save_tokenizer(tiny_gumbel.state_dict(), tmp_path / "gumbel.safetensors", config=TINY_GUMBEL)
     assert load_vqgan(tmp_path / "gumbel.safetensors", quantizer="gumbel").config == TINY_GUMBEL
     with pytest.raises(UserError, match=r"quantizer 'gumbel', but 'nearest' is asked for.*appearance` to vqgan_8192"):
         load_vqgan(tmp_path / "gumbel.safetensors")
@@ -318,30 +238,3 @@ def test_files_without_the_quantizer_still_load(tiny: VQGAN, frames_FCHW: torch.
     sizes = {name: size for name, size in to_json(TINY).items() if name != "quantizer"}
     save_file(tiny.state_dict(), tmp_path / "old", {"format": "mam2.vqgan", "config": json.dumps(sizes)})
     assert torch.equal(load_vqgan(tmp_path / "old")(frames_FCHW), tiny(frames_FCHW))
-
-
-def test_wrong_files_are_refused(tiny: VQGAN, tmp_path) -> None:
-    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
-    with pytest.raises(UserError, match=r"mam2 tokenizer convert last.ckpt"):
-        load_vqgan(tmp_path / "last.ckpt")
-    (tmp_path / "last.ckpt").rename(tmp_path / "renamed.safetensors")
-    with pytest.raises(UserError, match="Convert it"):
-        load_vqgan(tmp_path / "renamed.safetensors")
-    (tmp_path / "noise").write_bytes(b"not a tensor file at all")
-    with pytest.raises(UserError, match="no safetensors file"):
-        load_vqgan(tmp_path / "noise")
-    save_file({"a": torch.zeros(1)}, tmp_path / "other", {"format": "pt"})
-    with pytest.raises(UserError, match=r"accepted: 'mam2\.vqgan'"):
-        load_vqgan(tmp_path / "other")
-    save_file({"a": torch.zeros(1)}, tmp_path / "field", {"format": "mam2.vqgan", "config": json.dumps({"chh": 1})})
-    with pytest.raises(UserError, match="Did you mean"):
-        load_vqgan(tmp_path / "field")
-
-    tensors = dict(tiny.state_dict())
-    tensors["encoder.extra"] = tensors.pop("encoder.conv_in.bias")
-    tensors["quant_conv.bias"] = torch.zeros(9)
-    save_vqgan(tensors, tmp_path / "wrong.safetensors", config=TINY)
-    with pytest.raises(UserError) as error:
-        load_vqgan(tmp_path / "wrong.safetensors")
-    assert "1 missing: encoder.conv_in.bias; 1 unexpected: encoder.extra" in str(error.value)
-    assert "1 of another shape: quant_conv.bias (9,) instead of (8,)" in str(error.value)

@@ -25,6 +25,8 @@ from mam2.files import written_whole
 MOTIONS = ("left", "right", "up", "down", "clockwise", "counter_clockwise", "approach", "recede")
 TRAVEL = 0.7  # how far a shape goes to either side of the middle of the video; half the frame is 1
 TURN = math.pi / 2  # how far it turns to either side, radians
+NUM_WAVES = 3  # of a texture
+NUM_PROCESSES = 2  # that render
 GROWTH = 0.55  # log of how much it grows to either side
 
 
@@ -82,12 +84,12 @@ def render(motion: str, *, seed: int, num_frames: int = 20, size: int = 48) -> T
     return (video.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _texture(x: Tensor, y: Tensor, rng: random.Random, *, num_waves: int = 3) -> Tensor:
+def _texture(x: Tensor, y: Tensor, rng: random.Random) -> Tensor:
     """A smooth random colour pattern at coordinates (T, H, W): (T, 3, H, W) in [0, 1]. Smooth, as real video is:
     in fine random patterns the difference between two frames is noise that nothing can predict."""
     base = [rng.uniform(0.3, 0.7) for _ in range(3)]
     color = torch.tensor(base).view(1, 3, 1, 1).expand(len(x), 3, *x.shape[1:]).clone()
-    for _ in range(num_waves):
+    for _ in range(NUM_WAVES):
         direction, frequency, phase = (
             rng.uniform(0, 2 * math.pi),
             rng.uniform(2.0, 4.5),
@@ -118,7 +120,6 @@ def write_dataset(
     seed: int,
     num_frames: int = 20,
     size: int = 48,
-    num_processes: int = 2,
 ) -> None:
     """Writes class folders of videos: `folder/left/00000.mp4` and so on. Existing videos are kept."""
     folder = Path(folder)
@@ -127,7 +128,7 @@ def write_dataset(
         (folder / motion).mkdir(parents=True, exist_ok=True)
         for i in range(videos_per_class):
             jobs.append((folder / motion / f"{i:05d}.mp4", motion, seed_of(seed, number, i)))
-    with ProcessPoolExecutor(num_processes, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(NUM_PROCESSES, initializer=_start_worker) as pool:
         list(pool.map(partial(_write_one, num_frames=num_frames, size=size), jobs, chunksize=16))
 
 

@@ -55,36 +55,31 @@ def multi_scale_crop(clip_TCHW: torch.Tensor, *, size: int, rng: random.Random) 
     return resized_crop(clip_TCHW, top, left, crop_height, crop_width, size)
 
 
-def random_resized_crop(
-    clip_TCHW: torch.Tensor,
-    *,
-    size: int,
-    rng: random.Random,
-    area: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> torch.Tensor:
-    """The crop of fine-tuning: a random area and aspect ratio, resized to a square.
+CROP_AREA = (0.08, 1.0)  # shares of the frame
+CROP_RATIO = (3 / 4, 4 / 3)  # width / height
+
+
+def random_resized_crop(clip_TCHW: torch.Tensor, *, size: int, rng: random.Random) -> torch.Tensor:
+    """The crop of fine-tuning, resized to a square: 8 to 100 % of the frame, 3:4 to 4:3, evenly in the logarithm.
 
     Args:
         clip_TCHW: uint8 (T, 3, H, W).
         size: S, pixels.
         rng: draws the crop.
-        area: smallest and largest share of the frame's area.
-        ratio: smallest and largest width / height; drawn evenly in its logarithm.
 
     Returns:
         uint8 (T, 3, S, S).
     """
     height, width = clip_TCHW.shape[-2:]
     for _ in range(10):
-        crop_area = height * width * rng.uniform(*area)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        crop_area = height * width * rng.uniform(*CROP_AREA)
+        aspect = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
         crop_height, crop_width = round(math.sqrt(crop_area / aspect)), round(math.sqrt(crop_area * aspect))
         if 0 < crop_height <= height and 0 < crop_width <= width:
             top, left = rng.randint(0, height - crop_height), rng.randint(0, width - crop_width)
             return resized_crop(clip_TCHW, top, left, crop_height, crop_width, size)
     # A very long or tall frame: the largest central crop with an accepted ratio.
-    crop_height, crop_width = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
+    crop_height, crop_width = min(height, round(width / CROP_RATIO[0])), min(width, round(height * CROP_RATIO[1]))
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
     return resized_crop(clip_TCHW, top, left, crop_height, crop_width, size)
 

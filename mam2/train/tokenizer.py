@@ -15,7 +15,8 @@ from mam2.data.clips import Data
 from mam2.data.loader import TrainLoader
 from mam2.data.shape import ClipShape
 from mam2.device import local_device
-from mam2.targets.tokenizers.vq import VQConfig, save_vq, train_vq
+from mam2.targets.tokenizers.codes import save_tokenizer
+from mam2.targets.tokenizers.vq import VQConfig, train_vq
 
 log = logging.getLogger("mam2")
 FRAMES_PER_VIDEO = 4  # neighbouring frames are alike: many videos with few frames each make a better codebook
@@ -66,6 +67,6 @@ def train_tokenizer(
     log.info(f"Training a VQ tokenizer with {config.num_codes} codes on {len(catalog.items)} videos.")
     vq, report = train_vq(_Frames(loader), config, num_steps=num_steps, seed=seed, device=local_device())
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_vq(vq, file)
+    save_tokenizer(vq.state_dict(), file, config=vq.config)
     log.info(f"Wrote {file}: {', '.join(f'{name} {value:.4g}' for name, value in report.items())}.")
     return report

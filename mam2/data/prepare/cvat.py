@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import cast
 from xml.etree.ElementTree import Element, ParseError, XMLPullParser
 
 from mam2.config import UserError
@@ -66,7 +67,7 @@ def _elements(file: Path) -> Iterator[tuple[int, Element]]:
                     parser.feed(line)
                 else:
                     parser.close()
-                for event, element in parser.read_events():
+                for event, element in cast(Iterator[tuple[str, Element]], parser.read_events()):
                     if event == "end":
                         around.pop()
                         if len(around) == 1:

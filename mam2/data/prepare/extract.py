@@ -38,7 +38,8 @@ log = logging.getLogger("mam2")
 _STDERR = Console(stderr=True)
 
 _BLOCK_BYTES = 4096  # a file takes a multiple of this of a disk
-_NUM_SAMPLES = 5  # frames per video
+_NUM_SAMPLES = 5  # frames per video that the estimate of the disk's space reads
+_NUM_VIDEOS = 12  # videos that it reads
 
 
 def write_frames(video_path: str | Path, folder: str | Path, *, short_side: int = 256, quality: int = 90) -> JpegFolder:
@@ -197,10 +198,10 @@ def _folder_of(path: str) -> str:
     return f"{stem}_{digest}"
 
 
-def _estimate(paths: list[str], short_side: int, quality: int, num_samples: int = 12) -> int:
+def _estimate(paths: list[str], short_side: int, quality: int) -> int:
     """Bytes for all videos, from some that are spread over the list; 0 if none of those can be read."""
     sizes = []
-    for path in paths[:: max(1, len(paths) // num_samples)]:
+    for path in paths[:: max(1, len(paths) // _NUM_VIDEOS)]:
         with contextlib.suppress(UserError):
             sizes.append(estimate_bytes(path, short_side=short_side, quality=quality))
     return sum(sizes) * len(paths) // max(1, len(sizes))

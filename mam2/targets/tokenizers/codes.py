@@ -1,4 +1,4 @@
-"""Shared by all appearance tokenizers: the check of their input, the search for codes, their files.
+"""Search for codes, check of the input, and files: shared by all appearance tokenizers.
 
 F frames, C channels, H W pixels, N vectors, D width, K codes.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +17,21 @@ from torch import Tensor, nn
 from mam2.config import UserError, to_json
 from mam2.files import check_finite, check_tensors, config_of, read_tensors, shapes_of, write_tensors
 
-FRAMES_AT_ONCE = 8  # encoded or decoded, to bound memory
-ConfigT = TypeVar("ConfigT")
+FRAMES_AT_ONCE = 8  # encoded or decoded in one call, to bound memory
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def in_portions(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function(x)`, computed for some rows of x at a time."""
+class TokenizerConfig(Protocol):
+    """Configuration of a tokenizer: a dataclass that names the format of its files."""
+
+    FORMAT: ClassVar[str]
+
+
+ConfigT = TypeVar("ConfigT", bound=TokenizerConfig)
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Computes `function(x)` for a few rows of x at a time."""
     return torch.cat([function(part) for part in x.split(FRAMES_AT_ONCE)])
 
 
@@ -43,7 +51,7 @@ def check_frames(frames_FCHW: Tensor, *, patch_size: int) -> None:
 
 
 def nearest_code(z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-    """The index of the nearest code by squared distance, for (..., D) vectors; int64, computed in fp32.
+    """Index of the nearest code by squared distance, for (..., D) vectors; int64, computed in fp32.
 
     |z - e|² = |z|² - 2 z·e + |e|², and |z|² is the same for every code: one matrix product is enough.
     Autocast is off, because bf16 cannot tell thousands of codes apart.
@@ -55,7 +63,7 @@ def nearest_code(z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
 
 
 def likeliest_code(z_FCHW: Tensor, weight_KD11: Tensor, bias_K: Tensor) -> Tensor:
-    """The index of the greatest of K logits, a 1×1 convolution of the features, at each place; in fp32.
+    """Index of the greatest of K logits, a 1×1 convolution of the features, at each place; in fp32.
 
     Returns:
         int64 (F, H·W), row by row.
@@ -65,19 +73,29 @@ def likeliest_code(z_FCHW: Tensor, weight_KD11: Tensor, bias_K: Tensor) -> Tenso
         return logits_FKHW.argmax(1).flatten(1)
 
 
-def save_tokenizer(tensors: Mapping[str, Tensor], file: Path | str, *, format: str, config: Any) -> None:
-    """Writes tensors and the tokenizer's configuration as safetensors, whole or not at all."""
+def save_tokenizer(tensors: Mapping[str, Tensor], file: Path | str, *, config: TokenizerConfig) -> None:
+    """Writes a tokenizer's tensors and configuration as safetensors, whole or not at all."""
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(Path(file), tensors, {"format": format, "config": json.dumps(to_json(config))})
+    write_tensors(Path(file), tensors, {"format": config.FORMAT, "config": json.dumps(to_json(config))})
 
 
-def read_tokenizer(file: Path | str, *, format: str, config: type[ConfigT]) -> tuple[dict[str, Tensor], ConfigT]:
-    """The fp32 tensors of a file by `save_tokenizer`, and the tokenizer's configuration.
+def load_tokenizer(
+    file: Path | str, make: Callable[[ConfigT, bool], ModuleT], config_type: type[ConfigT], *, if_missing: str
+) -> ModuleT:
+    """Loads a tokenizer that `save_tokenizer` wrote, frozen and in eval mode, with its decoder if the file holds one.
+
+    Args:
+        file: the safetensors file.
+        make: builds the tokenizer from its configuration, with the decoder or without; called on the meta device.
+        config_type: class of the configuration, whose FORMAT the file must have.
+        if_missing: the error's message where there is no such file.
 
     Raises:
-        UserError: a file as it was published, no safetensors file, or one of another format.
+        UserError: no such file, a file as it was published, one of another format, or tensors that do not fit.
     """
     file = Path(file)
+    if not file.is_file():
+        raise UserError(if_missing)
     with file.open("rb") as handle:
         start = handle.read(2)
     if start in (b"PK", b"\x80\x02") or file.suffix in (".ckpt", ".pkl"):
@@ -85,25 +103,17 @@ def read_tokenizer(file: Path | str, *, format: str, config: type[ConfigT]) -> t
             f"{file} is a checkpoint as it was published. Convert it once: "
             f"`mam2 tokenizer convert {file.name} --out {file.stem}.safetensors`, and name the result."
         )
-    tensors, metadata = read_tensors(file)
-    if metadata.get("format") != format:
+    found, metadata = read_tensors(file)
+    if metadata.get("format") != config_type.FORMAT:
         raise UserError(
-            f"{file} is of format {metadata.get('format')!r}; accepted: {format!r}. Give another file, or the "
-            "--targets.appearance that it belongs to."
+            f"{file} is of format {metadata.get('format')!r}; accepted: {config_type.FORMAT!r}. Give another file, or "
+            "the --targets.appearance that it belongs to."
         )
-    sizes = config_of(metadata, config, file=file)
-    check_finite(tensors, file=file)
-    return {name: tensor.float() for name, tensor in tensors.items()}, sizes
-
-
-def load_frozen(make: Callable[[], ModuleT], tensors: Mapping[str, Tensor], *, file: Path | str) -> ModuleT:
-    """A tokenizer with the given tensors, frozen and in eval mode; nothing is initialised in vain.
-
-    Raises:
-        UserError: names or shapes do not fit.
-    """
-    with torch.device("meta"):
-        model = make()
+    config = config_of(metadata, config_type, file=file)
+    check_finite(found, file=file)
+    tensors = {name: tensor.float() for name, tensor in found.items()}
+    with torch.device("meta"):  # nothing is initialised in vain
+        model = make(config, any(name.startswith("decoder.") for name in tensors))
     check_tensors(tensors, shapes_of(model), where=f"{file} does not hold the tensors of this tokenizer")
     model.load_state_dict(tensors, assign=True)
     # Channels last is what GPUs take for convolutions in bf16; on a CPU it is no slower, and the codes the same.

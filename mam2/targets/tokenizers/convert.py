@@ -15,8 +15,9 @@ from torch import Tensor
 from mam2.config import UserError
 from mam2.files import check_tensors
 from mam2.inert import Inert, read_torch_file
-from mam2.targets.tokenizers.dalle import DALLEConfig, dalle_shapes, save_dalle
-from mam2.targets.tokenizers.vqgan import Quantizer, VQGANConfig, gumbel_f8, save_vqgan, vqgan_shapes
+from mam2.targets.tokenizers.codes import save_tokenizer
+from mam2.targets.tokenizers.dalle import DALLEConfig, dalle_shapes
+from mam2.targets.tokenizers.vqgan import Quantizer, VQGANConfig, gumbel_f8, vqgan_shapes
 
 MAX_DEPTH = 32  # of modules within modules; the official ones have 5 levels
 KEPT = ("encoder.", "quant_conv.", "quantize.", "decoder.", "post_quant_conv.")
@@ -60,7 +61,7 @@ def convert_checkpoint(
         tensors = dalle_half("encoder", found, source, config)
         if decoder is not None:
             tensors |= dalle_half("decoder", read_tensors_of(Path(decoder)), Path(decoder), config)
-        save_dalle(tensors, out, config=config)
+        save_tokenizer(tensors, out, config=config)
     else:
         if decoder is not None:
             raise UserError(f"{source} is a VQGAN, which has its decoder in the same file. Leave {decoder} out.")
@@ -69,7 +70,7 @@ def convert_checkpoint(
         num_dropped = len(found) - len(kept)
         with_decoder = any(name.startswith(("decoder.", "post_quant_conv.")) for name in kept)
         tensors = checked(kept, vqgan_shapes(sizes, with_decoder=with_decoder), source)
-        save_vqgan(tensors, out, config=sizes)
+        save_tokenizer(tensors, out, config=sizes)
     return {
         "file": str(out),
         "kind": kind,

@@ -9,10 +9,9 @@ P patch side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +22,11 @@ from mam2.config import UserError, check
 from mam2.files import shapes_of
 from mam2.targets.tokenizers.codes import (
     check_frames,
-    in_portions,
+    in_chunks,
     likeliest_code,
-    load_frozen,
-    read_tokenizer,
-    save_tokenizer,
+    load_tokenizer,
 )
 
-FORMAT = "mam2.dalle"
 MULTIPLES = (1, 2, 4, 8)  # widths of the four groups, in multiples of `width`
 EPS = 0.1  # pixels are kept this far from 0 and 1, as its logit-Laplace likelihood wants
 
@@ -45,6 +41,8 @@ class DALLEConfig:
         decoder_width: of the decoder's input.
         num_codes: K.
     """
+
+    FORMAT: ClassVar[str] = "mam2.dalle"
 
     width: Annotated[int, Ge(1), Le(65536)] = 256
     num_blocks: Annotated[int, Ge(1), Le(1024)] = 2
@@ -156,7 +154,7 @@ class DALLE(nn.Module):
             UserError: frames of another shape or type.
         """
         check_frames(frames_FCHW, patch_size=self.patch_size)
-        return in_portions(self._encode, frames_FCHW)
+        return in_chunks(self._encode, frames_FCHW)
 
     @torch.no_grad()
     def decode(self, codes_FN: Tensor, *, grid: tuple[int, int]) -> Tensor:
@@ -180,7 +178,7 @@ class DALLE(nn.Module):
             out_FCHW = last(decoder(z_FND.transpose(1, 2).unflatten(2, grid)))
             return out_FCHW[:, :3].float().sigmoid()  # the other three channels are scales
 
-        return ((in_portions(decode, codes_FN) - EPS) / (1 - 2 * EPS)).clamp(0, 1)
+        return ((in_chunks(decode, codes_FN) - EPS) / (1 - 2 * EPS)).clamp(0, 1)
 
     def _encode(self, frames_FCHW: Tensor) -> Tensor:
         x_FCHW = (1 - 2 * EPS) * frames_FCHW + EPS
@@ -195,11 +193,6 @@ def dalle_shapes(config: DALLEConfig, *, with_decoder: bool) -> dict[str, tuple[
         return shapes_of(DALLE(config, with_decoder=with_decoder))
 
 
-def save_dalle(tensors: Mapping[str, Tensor], file: Path | str, *, config: DALLEConfig) -> None:
-    """Writes tensors, named as `dalle_shapes` names them, for `load_dalle`."""
-    save_tokenizer(tensors, file, format=FORMAT, config=config)
-
-
 def load_dalle(file: Path | str) -> DALLE:
     """Loads a converted DALL-E tokenizer, with its decoder where the file holds one.
 
@@ -209,13 +202,12 @@ def load_dalle(file: Path | str) -> DALLE:
     Raises:
         UserError: no such file, a file as it was published, or tensors that do not fit.
     """
-    if not Path(file).is_file():
-        raise UserError(
-            f"There is no DALL-E file {str(file)!r}. Download encoder.pkl and, to draw codes, decoder.pkl, both named "
-            "in the notebook of https://github.com/openai/DALL-E, run "
-            "`mam2 tokenizer convert encoder.pkl --decoder decoder.pkl --out dalle.safetensors`, and name the result "
-            "with `--targets.file`. mam2_tiny, mam2_b_k400_rp and mam2_lite_* need no file."
-        )
-    tensors, config = read_tokenizer(file, format=FORMAT, config=DALLEConfig)
-    with_decoder = any(name.startswith("decoder.") for name in tensors)
-    return load_frozen(lambda: DALLE(config, with_decoder=with_decoder), tensors, file=file)
+    if_missing = (
+        f"There is no DALL-E file {str(file)!r}. Download encoder.pkl and, to draw codes, decoder.pkl, both named "
+        "in the notebook of https://github.com/openai/DALL-E, run "
+        "`mam2 tokenizer convert encoder.pkl --decoder decoder.pkl --out dalle.safetensors`, and name the result "
+        "with `--targets.file`. mam2_tiny, mam2_b_k400_rp and mam2_lite_* need no file."
+    )
+    return load_tokenizer(
+        file, lambda config, decoder: DALLE(config, with_decoder=decoder), DALLEConfig, if_missing=if_missing
+    )

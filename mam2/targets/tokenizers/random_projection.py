@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mam2.patches import patchify
-from mam2.targets.tokenizers.codes import check_frames, in_portions
+from mam2.targets.tokenizers.codes import check_frames, in_chunks
 
 # Measured on dark 112² and ordinary 224² video, 16² patches. The raw patch: nearly all share a direction, so 3 (12)
 # codes do all the work. Per-patch normalisation, as in BEST-RQ: 988 (623), but brightness is lost, and faint noise
@@ -55,7 +55,7 @@ class RandomProjection(nn.Module):
         """
         check_frames(frames_FCHW, patch_size=self.patch_size)
         with torch.autocast(frames_FCHW.device.type, enabled=False):
-            return in_portions(self._encode, frames_FCHW)
+            return in_chunks(self._encode, frames_FCHW)
 
     def _encode(self, frames_FCHW: Tensor) -> Tensor:
         size = [self.side * pixels // self.patch_size for pixels in frames_FCHW.shape[-2:]]

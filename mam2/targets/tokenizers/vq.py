@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +24,12 @@ from mam2.config import UserError, check
 from mam2.patches import patchify, to_float, unpatchify
 from mam2.targets.tokenizers.codes import (
     check_frames,
-    in_portions,
-    load_frozen,
+    in_chunks,
+    load_tokenizer,
     nearest_code,
-    read_tokenizer,
-    save_tokenizer,
 )
 
-FORMAT = "mam2.vq"
+LEARNING_RATE = 1e-3  # of Adam: constant for the first half of training, then linear to zero
 
 
 def code_usage(codes: Tensor, *, num_codes: int) -> dict[str, float]:
@@ -58,6 +56,8 @@ class VQConfig:
         code_dim: the width of a code.
         width: of the hidden layers.
     """
+
+    FORMAT: ClassVar[str] = "mam2.vq"
 
     patch_size: Annotated[int, Ge(1), Le(1024)] = 16
     num_codes: Annotated[int, Ge(1), Le(2**24)] = 1024
@@ -94,7 +94,7 @@ class VQ(nn.Module):
             UserError: frames of another shape or type.
         """
         check_frames(frames_FCHW, patch_size=self.patch_size)
-        return in_portions(lambda part: self.encode_patches(patchify(part, self.patch_size)), frames_FCHW)
+        return in_chunks(lambda part: self.encode_patches(patchify(part, self.patch_size)), frames_FCHW)
 
     @torch.no_grad()
     def decode(self, codes_FN: Tensor, *, grid: tuple[int, int]) -> Tensor:
@@ -135,7 +135,6 @@ def train_vq(
     config: VQConfig,
     *,
     num_steps: int,
-    lr: float = 1e-3,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> tuple[VQ, dict[str, float]]:
@@ -145,7 +144,6 @@ def train_vq(
         batches: frames (F, 3, H, W), uint8 or floats in [0, 1]; gone through again when they end.
         config: the sizes.
         num_steps: optimiser steps, one batch each; the first takes as many as the codebook's start needs.
-        lr: of Adam, constant for the first half and then linear to zero.
         seed: of the weights and of the codes' starting places.
         device: where to train; the tokenizer comes back on it.
 
@@ -176,14 +174,14 @@ def train_vq(
             threshold_ema_dead_code=dead_below,  # without it 8 codes of 1024 were left after 200 steps
             sync_codebook=False,
         ).to(device)
-        optimizer = torch.optim.Adam(vq.parameters(), lr=lr)
+        optimizer = torch.optim.Adam(vq.parameters(), lr=LEARNING_RATE)
         recent: deque[Tensor] = deque(maxlen=16)
         for step in range(num_steps):
             patches_ND = first_ND if step == 0 else next(patches)
             z_ND, _, commitment = quantizer(vq.encoder(scale(patches_ND)))
             loss = F.mse_loss(vq.decoder(z_ND), scale(patches_ND)) + commitment
             for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, 2 * (num_steps - step) / num_steps)
+                group["lr"] = LEARNING_RATE * min(1.0, 2 * (num_steps - step) / num_steps)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -222,13 +220,8 @@ def report(vq: VQ, patches_ND: Tensor) -> dict[str, float]:
     }
 
 
-def save_vq(vq: VQ, file: Path | str) -> None:
-    """Writes a VQ tokenizer as safetensors with its configuration; the file appears whole or not at all."""
-    save_tokenizer(vq.state_dict(), file, format=FORMAT, config=vq.config)
-
-
 def load_vq(file: Path | str) -> VQ:
-    """Loads what `save_vq` wrote.
+    """Loads a VQ tokenizer trained on one's own video.
 
     Args:
         file: safetensors, as `mam2 tokenizer train` writes it.
@@ -236,10 +229,8 @@ def load_vq(file: Path | str) -> VQ:
     Raises:
         UserError: no such file, a file of another kind, or tensors that do not fit.
     """
-    if not Path(file).is_file():
-        raise UserError(
-            f"There is no VQ tokenizer {str(file)!r}. Train one on your own video with "
-            "`mam2 tokenizer train`, and name it with `--targets.file`."
-        )
-    tensors, config = read_tokenizer(file, format=FORMAT, config=VQConfig)
-    return load_frozen(lambda: VQ(config), tensors, file=file)
+    if_missing = (
+        f"There is no VQ tokenizer {str(file)!r}. Train one on your own video with "
+        "`mam2 tokenizer train`, and name it with `--targets.file`."
+    )
+    return load_tokenizer(file, lambda config, decoder: VQ(config), VQConfig, if_missing=if_missing)

@@ -9,10 +9,9 @@ P patch side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +22,12 @@ from mam2.config import UserError, check
 from mam2.files import shapes_of
 from mam2.targets.tokenizers.codes import (
     check_frames,
-    in_portions,
+    in_chunks,
     likeliest_code,
-    load_frozen,
+    load_tokenizer,
     nearest_code,
-    read_tokenizer,
-    save_tokenizer,
 )
 
-FORMAT = "mam2.vqgan"
 Quantizer = Literal["nearest", "gumbel"]
 TITLE_OF: dict[Quantizer, str] = {
     "nearest": "VQGAN ImageNet (f=16), 16384",
@@ -51,6 +47,8 @@ class VQGANConfig:
         quantizer: how a code is chosen: "nearest", the codebook's nearest vector; "gumbel", the greatest of K
             logits that a 1×1 convolution gives.
     """
+
+    FORMAT: ClassVar[str] = "mam2.vqgan"
 
     ch: Annotated[int, Ge(1), Le(65536)] = 128
     ch_mult: tuple[Annotated[int, Ge(1), Le(64)], ...] = (1, 1, 2, 2, 4)
@@ -249,7 +247,7 @@ class VQGAN(nn.Module):
             UserError: frames of another shape or type.
         """
         check_frames(frames_FCHW, patch_size=self.patch_size)
-        return in_portions(self._encode, frames_FCHW)
+        return in_chunks(self._encode, frames_FCHW)
 
     @torch.no_grad()
     def decode(self, codes_FN: Tensor, *, grid: tuple[int, int]) -> Tensor:
@@ -269,7 +267,7 @@ class VQGAN(nn.Module):
             z_FND = self._codebook_KD[codes_FN]
             return decoder(z_FND.transpose(1, 2).unflatten(2, grid)).float()
 
-        return ((in_portions(decode, codes_FN) + 1) / 2).clamp(0, 1)
+        return ((in_chunks(decode, codes_FN) + 1) / 2).clamp(0, 1)
 
     @property
     def _codebook_KD(self) -> Tensor:
@@ -291,11 +289,6 @@ def vqgan_shapes(config: VQGANConfig, *, with_decoder: bool) -> dict[str, tuple[
         return shapes_of(VQGAN(config, with_decoder=with_decoder))
 
 
-def save_vqgan(tensors: Mapping[str, Tensor], file: Path | str, *, config: VQGANConfig) -> None:
-    """Writes tensors under their official names, as `load_vqgan` reads them."""
-    save_tokenizer(tensors, file, format=FORMAT, config=config)
-
-
 def load_vqgan(file: Path | str, *, quantizer: Quantizer = "nearest") -> VQGAN:
     """Loads a converted VQGAN, with its decoder where the file holds one.
 
@@ -307,19 +300,20 @@ def load_vqgan(file: Path | str, *, quantizer: Quantizer = "nearest") -> VQGAN:
         UserError: no such file, a checkpoint that is not converted yet, the other kind, or tensors that do not fit.
     """
     title = TITLE_OF[quantizer]
-    if not Path(file).is_file():
-        raise UserError(
-            f"There is no VQGAN file {str(file)!r}. Download last.ckpt of '{title}' "
-            "from https://github.com/CompVis/taming-transformers (model zoo), run "
-            f"`mam2 tokenizer convert last.ckpt --out {FILE_OF[quantizer]}`, and name the result with "
-            "`--targets.file`. mam2_tiny, mam2_b_k400_rp and mam2_lite_* need no file."
-        )
-    tensors, config = read_tokenizer(file, format=FORMAT, config=VQGANConfig)
+    if_missing = (
+        f"There is no VQGAN file {str(file)!r}. Download last.ckpt of '{title}' "
+        "from https://github.com/CompVis/taming-transformers (model zoo), run "
+        f"`mam2 tokenizer convert last.ckpt --out {FILE_OF[quantizer]}`, and name the result with "
+        "`--targets.file`. mam2_tiny, mam2_b_k400_rp and mam2_lite_* need no file."
+    )
+    vqgan = load_tokenizer(
+        file, lambda config, decoder: VQGAN(config, with_decoder=decoder), VQGANConfig, if_missing=if_missing
+    )
+    config = vqgan.config
     if config.quantizer != quantizer:
         raise UserError(
             f"{file} holds a VQGAN of {config.num_codes} codes with the quantizer {config.quantizer!r}, but "
             f"{quantizer!r} is asked for. Name a file of '{title}', or set `--targets.appearance` to "
             f"{APPEARANCE_OF[config.quantizer]}."
         )
-    with_decoder = any(name.startswith("decoder.") for name in tensors)
-    return load_frozen(lambda: VQGAN(config, with_decoder=with_decoder), tensors, file=file)
+    return vqgan

@@ -17,9 +17,9 @@ from mam2.objectives.masked_input import MaskedInputConfig
 from mam2.objectives.vjepa import VJEPAConfig
 from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
 from mam2.recipes import get_recipe
+from mam2.targets.hog import hog, num_hog
 from mam2.targets.maker import TargetMaker, Targets
 from mam2.targets.table import TargetsConfig, TargetSizes, target_sizes
-from mam2.targets.values import hog, num_hog
 
 CPU = torch.device("cpu")
 ENCODER = EncoderConfig(

@@ -1,4 +1,4 @@
-"""Motion targets: RGB difference and clip order (Sec. 2.2, Eq. 3, Table 1f); raft.py has optical flow."""
+"""RGB difference, the motion target of MAM² (Sec. 2.2, Eq. 3), and clip order, an alternative to it (Table 1f)."""
 
 from __future__ import annotations
 

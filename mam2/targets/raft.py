@@ -1,4 +1,4 @@
-"""Optical flow, a motion target of Table 1f, by torchvision's RAFT with its official weights.
+"""Optical flow, a motion target of Table 1f, computed by torchvision's RAFT with its official weights.
 
 B clips, T frames, F frames in a row, Q pairs of neighbouring frames, C channels, H W pixels.
 """

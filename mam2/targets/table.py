@@ -18,8 +18,9 @@ from torch import Tensor
 
 from mam2.config import UserError, check, did_you_mean, is_own_part, own_part
 from mam2.losses import Distance
+from mam2.targets.hog import hog, num_hog
 from mam2.targets.motion import rgb_difference
-from mam2.targets.values import hog, num_hog, num_pixels, num_pixels_of_tubelets, pixels, pixels_of_tubelets
+from mam2.targets.pixels import num_pixels, num_pixels_of_tubelets, pixels, pixels_of_tubelets
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Appearance targets that are numbers, not codes: pixels (MAE, VideoMAE) and HOG (MaskFeat).
+"""Histograms of oriented gradients (HOG), an appearance target: MaskFeat's.
 
 B clips, T tubelets of U frames, C channels, H W pixels, N patches per frame, P patch side, K numbers of a patch.
 """
@@ -12,30 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mam2.config import UserError
-from mam2.patches import normalise_patches, patchify
+from mam2.patches import patchify
 
-ST_MAE_STD = 0.225
-"""ST-MAE divides pixels by this before it normalises patches: what is added to a variance is small in the dark too."""
 HOG_CELL = 8
 """Side of a HOG cell, pixels; a smaller patch is one cell."""
 HOG_BINS = 9
-
-
-def pixels(clip_BTUCHW: Tensor, patch_size: int) -> Tensor:
-    """Pixels of each tubelet's first frame, each patch to mean 0 and variance 1 (ST-MAE): (B, T, N, 3·P²)."""
-    return normalise_patches(patchify(clip_BTUCHW[:, :, 0] / ST_MAE_STD, patch_size))
-
-
-def pixels_of_tubelets(clip_BTUCHW: Tensor, patch_size: int) -> Tensor:
-    """Pixels of all frames of a tubelet, each channel to mean 0 and deviation 1 over the tubelet (VideoMAE).
-
-    Returns:
-        (B, T, N, 3·U·P²); a token's numbers run over channel, frame, row, column.
-    """
-    x = patchify(clip_BTUCHW, patch_size).unflatten(-1, (3, -1))  # B, T, U, N, C, P²
-    x = x.permute(0, 1, 3, 4, 2, 5).flatten(4)  # B, T, N, C, U·P²
-    std, mean = torch.std_mean(x, dim=-1, keepdim=True)
-    return ((x - mean) / (std + 1e-6)).flatten(3)
 
 
 def hog(clip_BTUCHW: Tensor, patch_size: int) -> Tensor:
@@ -60,16 +41,6 @@ def hog(clip_BTUCHW: Tensor, patch_size: int) -> Tensor:
     cell = min(HOG_CELL, patch_size)
     cells_FKhw = F.normalize(F.avg_pool2d(votes_FKHW, cell), dim=1)  # a sum but for a factor
     return patchify(cells_FKhw.unflatten(0, frames_BTCHW.shape[:3]).flatten(2, 3), patch_size // cell)
-
-
-def num_pixels(patch_size: int, tubelet: int) -> int:
-    """K of `pixels`."""
-    return 3 * patch_size**2
-
-
-def num_pixels_of_tubelets(patch_size: int, tubelet: int) -> int:
-    """K of `pixels_of_tubelets`."""
-    return 3 * tubelet * patch_size**2
 
 
 def num_hog(patch_size: int, tubelet: int) -> int:

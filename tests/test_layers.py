@@ -32,7 +32,7 @@ ROOMS = {
     "data": (
         "bad_videos mixing sampling shape synthetic transforms video/orientation video/source workers",
         "csv_list video/index",
-        "labels",
+        "labels video/even_frames",
         "catalog video/frame_file video/jpeg_folder video/pyav video/segment video/still video/torchcodec",
         "video/open prepare/labelled prepare/official_lists",
         "clips prepare/cvat prepare/inspect prepare/label_studio",
@@ -50,7 +50,7 @@ ROOMS = {
         "load",
     ),
     "targets": (
-        "cache motion raft teacher values tokenizers/codes",
+        "cache hog motion pixels raft teacher tokenizers/codes",
         "tokenizers/dalle tokenizers/random_projection tokenizers/vq tokenizers/vqgan",
         "table tokenizers/convert",
         "maker",

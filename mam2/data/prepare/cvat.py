@@ -53,7 +53,7 @@ def _elements(file: Path) -> Iterator[tuple[int, Element]]:
     Raises:
         UserError: no XML, no export of CVAT, or a document type: its entities may grow without end.
     """
-    parser = XMLPullParser(("start", "end"))
+    parser: XMLPullParser[Element] = XMLPullParser(("start", "end"))
     around = list[Element]()
     begun = 0
     try:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any
 
 import numpy as np
-import torch
 
-from mam2.data.video.index import VideoError, check_indices, frame_at, time_of
+from mam2.data.video.even_frames import EvenFrames
+from mam2.data.video.index import VideoError
 from mam2.data.video.source import VideoSource
 from mam2.files import first_line, written_whole
 
 SUFFIX = ".npy"
 
 
-class FrameFile:
-    """A source of frames that are decoded already; see `VideoSource`.
+class FrameFile(EvenFrames):
+    """Frames that are decoded already; a `VideoSource`.
 
     Raises:
         VideoError: no array of frames.
     """
 
-    num_missing = 0
     fps: float | None = None
 
     def __init__(self, path: str) -> None:
@@ -37,28 +35,9 @@ class FrameFile:
             raise VideoError(f"{path} is an array {found}; frames are uint8 (T, H, W, 3). Remove it.")
         self.num_frames, self.height, self.width, _ = self._frames.shape
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def frames(self, indices: Sequence[int]) -> torch.Tensor:
-        """See `VideoSource.frames`."""
-        check_indices(self, sorted(indices))
-        return torch.from_numpy(self._frames[list(indices)]).permute(0, 3, 1, 2)
-
-    def frame_at(self, seconds: float) -> int:
-        """See `VideoSource.frame_at`."""
-        return frame_at(seconds, fps=self.fps, num_frames=self.num_frames, path=self.path)
-
-    def time_of(self, index: int) -> float:
-        """See `VideoSource.time_of`."""
-        return time_of(index, fps=self.fps, path=self.path)
-
-    def each(self) -> Iterator[torch.Tensor]:
-        """See `VideoSource.each`."""
-        yield from (torch.from_numpy(frame.copy()).permute(2, 0, 1) for frame in self._frames)
+    def read(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """See `EvenFrames.read`."""
+        return np.array(self._frames[index])
 
 
 def write_frames(video: VideoSource, file: Path) -> None:

@@ -1,21 +1,21 @@
-"""Frames at given indices from a folder of JPEG files."""
+"""Folder of JPEG files as a video, read at any place without decoding what lies before it."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps
 
 from mam2.config import UserError
-from mam2.data.video.index import MAX_PIXELS, VideoError, check_indices, frame_at, reason_of, scaled_down, time_of
+from mam2.data.video.even_frames import EvenFrames
+from mam2.data.video.index import MAX_PIXELS, VideoError, reason_of, scaled_down
 from mam2.files import parse_json
 
 FRAME_SUFFIXES = (".jpg", ".jpeg")
@@ -25,7 +25,7 @@ META = "meta.json"
 """The file about a folder's frames: `fps` and `count`, and how they were made."""
 
 
-class JpegFolder:
+class JpegFolder(EvenFrames):
     """A folder of JPEG frames; a `VideoSource`.
 
     The frames are sorted by the last number in their names: 1.jpg, img_00002.jpeg, clip7_3.jpg. Gaps in the numbers
@@ -36,14 +36,12 @@ class JpegFolder:
         VideoError: no such folder, no frames in it, or names that give them no order.
     """
 
-    num_missing = 0
-
     def __init__(self, folder: str | Path, *, short_side: int = 0) -> None:
         self.path = str(folder)
         self._names = _sorted_names(self.path)
         meta = read_meta(self.path)
         self.num_frames = len(self._names)
-        self.fps: float | None = meta.get("fps")
+        self.fps = meta.get("fps")
         if meta.get("count", self.num_frames) != self.num_frames:
             there = f"its {META} promises {meta['count']} frames, but {self.num_frames} are there"
             raise VideoError(_message(self.path, there))
@@ -54,32 +52,8 @@ class JpegFolder:
         self.height, self.width = scaled_down(height, width, short_side)
         self._is_scaled = (height, width) != (self.height, self.width)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def frames(self, indices: Sequence[int]) -> torch.Tensor:
-        """See `VideoSource.frames`."""
-        check_indices(self, sorted(indices))
-        decoded = {index: self._read(index) for index in set(indices)}
-        return torch.from_numpy(np.stack([decoded[index] for index in indices])).permute(0, 3, 1, 2)
-
-    def frame_at(self, seconds: float) -> int:
-        """See `VideoSource.frame_at`."""
-        return frame_at(seconds, fps=self.fps, num_frames=self.num_frames, path=self.path)
-
-    def time_of(self, index: int) -> float:
-        """See `VideoSource.time_of`."""
-        return time_of(index, fps=self.fps, path=self.path)
-
-    def each(self) -> Iterator[torch.Tensor]:
-        """See `VideoSource.each`."""
-        yield from (torch.from_numpy(self._read(index)).permute(2, 0, 1) for index in range(self.num_frames))
-
-    def _read(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """RGB, uint8 (height, width, 3), upright."""
+    def read(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """See `EvenFrames.read`."""
         with self._opened(index) as image:
             stored = image.size
             if self._is_scaled:

@@ -29,6 +29,7 @@ from mam2.targets.cache import row_bytes
 from mam2.targets.maker import Targets
 from mam2.targets.table import appearance_row, motion_row
 from mam2.train.pretrain import Pretrain, build, has_teacher, sizes_of
+from mam2.version import __version__
 
 COUNTING_DTYPE = torch.float16
 """Autocast dtype while counting. It is as wide as bfloat16, which on a CPU would select the hand-written attention and
@@ -135,13 +136,11 @@ def estimate(config: Pretrain) -> Cost:
 
 
 def remembered(config: Pretrain) -> Cost:
-    """`estimate`, counted once per machine and version of this package: later calls read it from `$XDG_CACHE_HOME/mam2`
-    (`~/.cache/mam2`)."""
+    """Cost by `estimate`, counted once per version of this package and of torch; later calls read it from
+    `$XDG_CACHE_HOME/mam2` (`~/.cache/mam2`). Who changes a model's code empties that folder."""
     fields = to_json(config)
     counted = [fields[name] for name in ("encoder", "objective", "mask", "targets")]
-    key = hashlib.sha256(json.dumps([torch.__version__, config.loop.recompute, *counted]).encode())
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
-        key.update(source.read_bytes())
+    key = hashlib.sha256(json.dumps([__version__, torch.__version__, config.loop.recompute, *counted]).encode())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mam2"
     file = folder / f"cost_{key.hexdigest()[:16]}.json"
     with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged

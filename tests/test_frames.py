@@ -19,8 +19,8 @@ from torchvision.transforms.v2 import functional
 from mam2.config import UserError
 from mam2.data.catalog import read_catalog
 from mam2.data.prepare import extract
-from mam2.data.prepare.extract import estimate_bytes, write_all_frames, write_frames
-from mam2.data.prepare.manifest import prepare
+from mam2.data.prepare.extract import Extract, estimate_bytes, write_all_frames, write_frames
+from mam2.data.prepare.manifest import Prepare, prepare
 from mam2.data.shape import Listing
 from mam2.data.synthetic import render, write_video
 from mam2.data.video.index import VideoError
@@ -317,7 +317,7 @@ def test_all_videos_of_a_manifest_become_folders_that_train_as_the_videos_do(vid
     lines = [f"{path},{path.parent.name},{('train', 'val')[number % 2]}" for number, path in enumerate(paths)]
     table.write_text("\n".join(["path,label,split", *lines, f"{tmp_path / 'bad.mp4'},left,train"]))
     with caplog.at_level(logging.INFO, logger="mam2"):
-        done = write_all_frames(table, out, num_workers=2, max_bad_share=0.2)
+        done = write_all_frames(table, Extract(frames=out), num_workers=2, max_bad_share=0.2)
     assert done.num_videos == len(paths) == 8
     assert done.bad.keys() == {str(tmp_path / "bad.mp4")}
     assert done.estimated_bytes > 8 * 10 * 100
@@ -336,7 +336,7 @@ def test_all_videos_of_a_manifest_become_folders_that_train_as_the_videos_do(vid
     shutil.rmtree(gone)
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="mam2"):
-        write_all_frames(table, out, num_workers=1, max_bad_share=0.2)
+        write_all_frames(table, Extract(frames=out), num_workers=1, max_bad_share=0.2)
     assert "2 of 9 videos to extract" in caplog.text  # the lost one, and the damaged one again
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.jpg") if gone not in path.parents}
     assert kept.items() <= before.items()
@@ -350,7 +350,7 @@ def test_frames_that_do_not_fit_on_the_disk_are_not_begun(videos, tmp_path, monk
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(UserError, match="Make room"):
-        write_all_frames(table, tmp_path / "frames")
+        write_all_frames(table, Extract(frames=tmp_path / "frames"))
     assert not list((tmp_path / "frames").iterdir())
 
 
@@ -358,9 +358,9 @@ def test_frame_folders_are_prepared_again(tmp_path):
     (tmp_path / "videos").mkdir()
     for name in ("a", "b"):
         write_video(tmp_path / "videos" / f"{name}.mp4", render("left", seed=ord(name), num_frames=4, size=32))
-    manifest = prepare("folder", tmp_path / "videos", num_workers=0).manifest
-    made = write_all_frames(manifest, tmp_path / "frames", num_workers=0)
-    report = prepare("folder", made.manifest, num_workers=1)
+    manifest = prepare(Prepare(name="folder", root=tmp_path / "videos", num_workers=0)).manifest
+    made = write_all_frames(manifest, Extract(frames=tmp_path / "frames"), num_workers=0)
+    report = prepare(Prepare(name="folder", root=made.manifest, num_workers=1))
     assert (report.missing.count, report.unreadable.count, report.duplicates.count) == (0, 0, 0)
     rows = report.manifest.read_text().splitlines()[1:]
     assert [row.split(",")[2] for row in rows] == ["4", "4"]

@@ -14,7 +14,7 @@ from mam2.config import UserError
 from mam2.data.catalog import read_catalog
 from mam2.data.prepare.label_tools import read_exports
 from mam2.data.prepare.labelled import seconds_of
-from mam2.data.prepare.manifest import prepare
+from mam2.data.prepare.manifest import Prepare, prepare
 from mam2.data.shape import Listing
 from mam2.data.video.open import open_video
 
@@ -73,7 +73,9 @@ def test_label_studio(folder, export, tmp_path):
         task("s3://bucket/gone.mp4", timeline(5, 9, "jump")),
     )
     out = tmp_path / "manifest.csv"
-    report = prepare("label_studio", folder, annotations=file, out=out, num_workers=0, max_missing_share=0.5)
+    report = prepare(
+        Prepare(name="label_studio", root=folder, annotations=file, out=out, num_workers=0, max_missing_share=0.5)
+    )
     assert report.manifest == out
     assert report.missing.first == (f"bucket/gone.mp4 ({file}, task 3, annotation 41, result 1)",)
     assert (report.num_classes, report.num_read, report.splits[0].listed, report.splits[0].written) == (2, 2, 4, 3)
@@ -91,7 +93,7 @@ def test_choices_are_of_whole_videos_and_a_task_may_name_its_split(folder, expor
     first = task("ring.mp4", choice("indoors "))
     first["data"]["split"] = "validation"
     file = export(first, task("https://host/x/day/match%20one.mp4?sig=1", choice("outdoors")))
-    report = prepare("label_studio", folder, annotations=file, out=tmp_path / "m.csv", num_workers=0)
+    report = prepare(Prepare(name="label_studio", root=folder, annotations=file, out=tmp_path / "m.csv", num_workers=0))
     assert [(row["path"], row["label"], row["split"], row["frames"]) for row in rows_of(report)] == [
         (str(folder / "ring.mp4"), "indoors", "val", "40"),
         (str(folder / "day/match one.mp4"), "outdoors", "train", "40"),
@@ -101,7 +103,13 @@ def test_choices_are_of_whole_videos_and_a_task_may_name_its_split(folder, expor
 def test_several_labels_of_the_same_frames_are_one_line(folder, export, tmp_path):
     results = [timeline(1, 3, "jump"), timeline(1, 3, "fall"), timeline(1, 3, "jump"), timeline(2, 3, "run", "fall")]
     report = prepare(
-        "label_studio", folder, annotations=export(task("ring.mp4", *results)), out=tmp_path / "m.csv", num_workers=0
+        Prepare(
+            name="label_studio",
+            root=folder,
+            annotations=export(task("ring.mp4", *results)),
+            out=tmp_path / "m.csv",
+            num_workers=0,
+        )
     )
     assert [row["label"] for row in rows_of(report)] == ["jump;fall", "run;fall"]
     assert (report.num_classes, report.splits[0].listed) == (3, 2)
@@ -113,7 +121,9 @@ def test_several_labels_of_the_same_frames_are_one_line(folder, export, tmp_path
 def test_frames_counted_at_another_rate(folder, export, tmp_path):
     """Label Studio counts by the frameRate of its configuration: its frame 13 of 24 a second is shown after 0.5 s."""
     file = export(task("ring.mp4", timeline(13, 24, "jump")))
-    report = prepare("label_studio", folder, annotations=file, label_fps=24, out=tmp_path / "m.csv", num_workers=0)
+    report = prepare(
+        Prepare(name="label_studio", root=folder, annotations=file, label_fps=24, out=tmp_path / "m.csv", num_workers=0)
+    )
     (item,) = read_catalog(Listing(root=report.manifest), labelled=True).items
     assert grey_levels(item.path) == list(range(15, 30))
 
@@ -201,7 +211,7 @@ def test_tracks_of_cvat(folder, xml, tmp_path):
         ("ring.mp4", "jump", (20, 36)),  # two tracks that overlap; the last is seen in its last frame
         ("ring.mp4", "a & b", (39, 40)),
     ]
-    report = prepare("cvat", folder, annotations=file, out=tmp_path / "m.csv", num_workers=0)
+    report = prepare(Prepare(name="cvat", root=folder, annotations=file, out=tmp_path / "m.csv", num_workers=0))
     paths = [item.path for item in read_catalog(Listing(root=report.manifest), labelled=True).items]
     assert [grey_levels(path) for path in paths] == [[3, 4], list(range(20, 36)), [39]]
     assert read_exports("cvat", file)[1].place == f"{file}, line 5"
@@ -236,8 +246,8 @@ def test_a_cvat_project_and_a_job(folder, xml, tmp_path):
     job = xml(cvat(track("jump", 1, -9), meta="<job><id>3</id><mode>interpolation</mode></job>"))
     out = tmp_path / "m.csv"
     with pytest.raises(UserError, match=r"line 5: the export names no video, as those of a CVAT job do not"):
-        prepare("cvat", folder, annotations=job, out=out, num_workers=0)
-    report = prepare("cvat", folder / "ring.mp4", annotations=job, out=out, num_workers=0)
+        prepare(Prepare(name="cvat", root=folder, annotations=job, out=out, num_workers=0))
+    report = prepare(Prepare(name="cvat", root=folder / "ring.mp4", annotations=job, out=out, num_workers=0))
     assert [row["path"] for row in rows_of(report)] == [f"{folder / 'ring.mp4'}#t=0.016667,0.283333"]
 
 
@@ -267,7 +277,7 @@ def test_wrong_arguments(folder, export, xml, tmp_path):
 
     def fails(message, name="label_studio", root=folder, **arguments):
         with pytest.raises(UserError, match=message):
-            prepare(name, root, out=out, num_workers=0, **arguments)
+            prepare(Prepare(name=name, root=root, out=out, num_workers=0, **arguments))
 
     fails(r"match one\.mp4 can be .*day/match one\.mp4 or .*night.*Give a root that", annotations=file)
     fails(r"No export of label_studio is given", annotations=None)
@@ -284,7 +294,7 @@ def test_wrong_arguments(folder, export, xml, tmp_path):
 def test_a_list_of_segments(folder, tmp_path):
     listed = tmp_path / "list.csv"
     listed.write_text(f"path,start,end,label\n{folder}/ring.mp4,0.5,1,jump\n{folder}/ring.mp4,,0.1,fall\n")
-    report = prepare("folder", listed, num_workers=0)
+    report = prepare(Prepare(name="folder", root=listed, num_workers=0))
     assert report.manifest == tmp_path / "list_manifest.csv"
     catalog = read_catalog(Listing(root=report.manifest), labelled=True)
     assert [(catalog.classes[i.label], grey_levels(i.path)) for i in catalog.items if i.label is not None] == [
@@ -341,7 +351,7 @@ def test_the_snippets_for_fiftyone(folder, tmp_path, monkeypatch):
     """Out to FiftyOne and back gives the frames that were labelled."""
     export = tmp_path / "export.json"
     export.write_text(json.dumps([task("ring.mp4", timeline(1, 10, "jump"), timeline(16, 40, "fall"))]))
-    prepare("label_studio", folder, annotations=export, out=tmp_path / "labels.csv", num_workers=0)
+    prepare(Prepare(name="label_studio", root=folder, annotations=export, out=tmp_path / "labels.csv", num_workers=0))
     shown = []
     stub = SimpleNamespace(
         Sample=Sample,

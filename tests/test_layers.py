@@ -30,14 +30,15 @@ ROOMS = {
         "distributed files inert losses masks patches",
     ),
     "data": (
-        "bad_videos mixing sampling shape synthetic transforms video/orientation video/source workers",
+        "bad_videos benchmarks mixing sampling shape synthetic transforms video/orientation video/source workers",
         "csv_list video/index",
         "labels video/even_frames",
         "catalog video/frame_file video/jpeg_folder video/pyav video/segment video/still video/torchcodec",
         "video/open prepare/labelled prepare/official_lists",
         "clips prepare/cvat prepare/inspect prepare/label_studio",
         "prepare/label_tools",
-        "loader views windows prepare/extract prepare/manifest",
+        "loader views windows prepare/extract prepare/find",
+        "prepare/manifest",
     ),
     "model": (
         "attention positions weight_file importers/names",

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from mam2.config import UserError
+from mam2.data.benchmarks import BENCHMARKS
 from mam2.data.catalog import read_catalog
 from mam2.data.prepare import inspect as journals
-from mam2.data.prepare.manifest import COLUMNS, Report, prepare
-from mam2.data.prepare.official_lists import BENCHMARKS, read_lists
+from mam2.data.prepare.manifest import COLUMNS, Prepare, Report, prepare
+from mam2.data.prepare.official_lists import read_lists
 from mam2.data.shape import Listing
 from mam2.data.synthetic import render, write_video
 
@@ -108,7 +109,7 @@ SSV2 = {
 
 def test_ucf101(tree, opened):
     root = tree(UCF101 | UCF101_VIDEOS | {"Other/v_Other_g01_c01.avi": None})
-    report = prepare("ucf101", root, num_workers=0)
+    report = prepare(Prepare(name="ucf101", root=root, num_workers=0))
     assert report.manifest == root / "ucf101_split1.csv"
     assert labels_and_splits(report) == {
         "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi": ("ApplyEyeMakeup", "train"),
@@ -132,7 +133,7 @@ def test_ucf101(tree, opened):
         "The lists hold 2 classes; UCF101 has 101.",
     )
     assert (report.num_read, len(opened)) == (3, 3)
-    second = prepare("ucf101", root, split=2, num_workers=0)
+    second = prepare(Prepare(name="ucf101", root=root, split=2, num_workers=0))
     assert (second.num_read, len(opened)) == (0, 3), "another split opens no video again"
     assert Counter(row["split"] for row in rows_of(second).values()) == {"train": 1, "val": 2}
     catalog = read_catalog(Listing(root=second.manifest, split="train"), labelled=True)
@@ -142,14 +143,14 @@ def test_ucf101(tree, opened):
 
 def test_the_manifest_moves_with_its_folder_or_lies_elsewhere(tree, tmp_path):
     root = tree(UCF101 | UCF101_VIDEOS)
-    report = prepare("ucf101", root, out=tmp_path / "new" / "list.csv", num_workers=0)
+    report = prepare(Prepare(name="ucf101", root=root, out=tmp_path / "new" / "list.csv", num_workers=0))
     assert all(Path(path).is_absolute() for path in rows_of(report))
     assert (tmp_path / "new" / "ucf101.journal.jsonl").is_file()
     assert len(read_catalog(Listing(root=report.manifest, split="train"), labelled=True).items) == 2
-    report = prepare("ucf101", root, num_workers=0)
+    report = prepare(Prepare(name="ucf101", root=root, num_workers=0))
     moved = root.rename(tmp_path / "moved")
     assert len(read_catalog(Listing(root=moved / report.manifest.name, split="train"), labelled=True).items) == 2
-    assert prepare("ucf101", moved, num_workers=0).num_read == 0
+    assert prepare(Prepare(name="ucf101", root=moved, num_workers=0)).num_read == 0
 
 
 def test_hmdb51_names_that_are_not_plain(tree):
@@ -166,7 +167,7 @@ def test_hmdb51_names_that_are_not_plain(tree):
             "wave/d.avi": None,  # chew's is missing; the same name in another class is another video
         }
     )
-    report = prepare("hmdb51", root, split=2, num_workers=0, max_missing_share=0.5)
+    report = prepare(Prepare(name="hmdb51", root=root, split=2, num_workers=0, max_missing_share=0.5))
     assert labels_and_splits(report) == {
         f"wave/{decomposed}.avi": ("wave", "train"),
         "wave/b_wave.avi": ("wave", "val"),
@@ -177,7 +178,7 @@ def test_hmdb51_names_that_are_not_plain(tree):
 
 def test_something_something(tree):
     root = tree(SSV2 | {"20bn/2.webm": None, "20bn/10.webm": None, "20bn/30.webm": None, "20bn/31.webm": None})
-    report = prepare("ssv2", root, num_workers=0)
+    report = prepare(Prepare(name="ssv2", root=root, num_workers=0))
     assert labels_and_splits(report) == {
         "20bn/2.webm": ("Holding something", "train"),
         "20bn/10.webm": ("Attaching something to something", "val"),
@@ -206,7 +207,7 @@ def test_kinetics_by_its_official_csv(tree):
             "train/abseiling/7cIhg_uLmQ.mp4": None,
         }
     )
-    report = prepare("k400", root, num_workers=0, max_missing_share=0.25)
+    report = prepare(Prepare(name="k400", root=root, num_workers=0, max_missing_share=0.25))
     assert labels_and_splits(report) == {
         "train/abseiling/-3B32lodo2M_000059_000069.mp4": ("abseiling", "train"),
         "train/air_drumming/_dbcJuKJQNs.mp4": ("air drumming", "train"),
@@ -270,11 +271,11 @@ def test_a_whole_benchmark(real_data, tmp_path, video, monkeypatch, name, counts
         os.link(video, path)
     probe, numbers = journals.inspect_video(str(video)), iter(range(99_999))
     monkeypatch.setattr(journals, "inspect_video", lambda path: dataclasses.replace(probe, digest=str(next(numbers))))
-    report = prepare(name, tmp_path, annotations=real_data / "annotations", num_workers=0)
+    report = prepare(Prepare(name=name, root=tmp_path, annotations=real_data / "annotations", num_workers=0))
     assert [count.written for count in report.splits] == counts
     assert (report.missing.count, report.extra.count, report.duplicates.count, report.notes) == (0, 0, 0, ())
     assert report.num_read == sum(counts)
-    second = prepare(name, tmp_path, annotations=real_data / "annotations", num_workers=0, split=2)
+    second = prepare(Prepare(name=name, root=tmp_path, annotations=real_data / "annotations", num_workers=0, split=2))
     assert second.num_read == (0 if name == "ucf101" else len(rows_of(second).keys() - rows_of(report).keys()))
     val = read_catalog(Listing(root=second.manifest, split="val"), labelled=True)
     assert len(val.classes) == report.num_classes == BENCHMARKS[name].num_classes
@@ -301,12 +302,12 @@ def test_real_clips(real_data, tmp_path):
     for clip in (real_data / "clips").iterdir():
         (root / clip.name.removeprefix("hmdb51_")).symlink_to(clip)
     options = {"annotations": real_data / "annotations", "num_workers": 0, "max_missing_share": 1.0}
-    hmdb51 = prepare("hmdb51", root, **options)
+    hmdb51 = prepare(Prepare(name="hmdb51", root=root, **options))
     assert sum(count.written for count in hmdb51.splits) + hmdb51.extra.count <= 10
     assert {row["label"] for row in rows_of(hmdb51).values()} == {"cartwheel", "wave"}
     assert (hmdb51.unreadable.count, hmdb51.short.count) == (0, 0)
     assert hmdb51.num_classes == 51
-    ucf101 = prepare("ucf101", root, **options)
+    ucf101 = prepare(Prepare(name="ucf101", root=root, **options))
     assert labels_and_splits(ucf101) == {
         "v_SoccerJuggling_g23_c01.avi": ("SoccerJuggling", "train"),
         "v_SoccerJuggling_g24_c01.avi": ("SoccerJuggling", "train"),
@@ -326,7 +327,7 @@ def test_own_folder_with_splits_in_two_processes(tree, short_video, capfd):
             "validation/jump, high/broken.mp4": "no video",
         }
     )
-    report = prepare("folder", root, max_missing_share=0.25)
+    report = prepare(Prepare(name="folder", root=root, max_missing_share=0.25))
     assert report.manifest == root / "manifest.csv"
     assert labels_and_splits(report) == {
         "Train/run/a.mp4": ("run", "train"),
@@ -347,13 +348,15 @@ def test_own_folder_with_splits_in_two_processes(tree, short_video, capfd):
     ]
     (root / "Train/run/a.mp4").unlink()
     shutil.copyfile(short_video, root / "Train/run/a.mp4")
-    again = prepare("folder", root, max_missing_share=0.25)
+    again = prepare(Prepare(name="folder", root=root, max_missing_share=0.25))
     assert again.num_read == 2, "what changed, and what could not be read"
     assert again.short.count == 2
 
 
 def test_own_folders_without_splits_or_labels(tree):
-    assert labels_and_splits(prepare("folder", tree({"b/a.mp4": None, "c.mp4": None}), num_workers=0)) == {
+    assert labels_and_splits(
+        prepare(Prepare(name="folder", root=tree({"b/a.mp4": None, "c.mp4": None}), num_workers=0))
+    ) == {
         "b/a.mp4": ("b", "train"),
         "c.mp4": ("", "train"),
     }
@@ -368,8 +371,8 @@ def test_own_csv(tree):
         }
     )
     with pytest.raises(UserError, match=r"^1 of the 3 listed videos are missing .* \(33\.3%\); the first: .*none\.mp4"):
-        prepare("folder", root / "list.csv", num_workers=0)
-    report = prepare("folder", root / "list.csv", num_workers=0, max_missing_share=0.5)
+        prepare(Prepare(name="folder", root=root / "list.csv", num_workers=0))
+    report = prepare(Prepare(name="folder", root=root / "list.csv", num_workers=0, max_missing_share=0.5))
     assert report.manifest == root / "list_manifest.csv"
     assert labels_and_splits(report) == {"x/a.mp4": ("run", "val"), "x/b.mp4": ("jump", "train")}
     assert [(s.split, s.listed, s.written) for s in report.splits] == [("train", 1, 1), ("test", 1, 0), ("val", 1, 1)]
@@ -387,16 +390,18 @@ def test_a_killed_run_goes_on(tree, monkeypatch, opened):
     with monkeypatch.context() as patch:
         patch.setattr(journals, "inspect_video", killed_at_the_fourth)
         with pytest.raises(KeyboardInterrupt):
-            prepare("folder", root, num_workers=0)
+            prepare(Prepare(name="folder", root=root, num_workers=0))
     journal = root / "folder.journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-20])  # killed while it wrote the third line
     assert not (root / "manifest.csv").exists()
     opened.clear()
-    report = prepare("folder", root, num_workers=0)
+    report = prepare(Prepare(name="folder", root=root, num_workers=0))
     assert opened == ["2.mp4", "3.mp4", "4.mp4", "5.mp4"]
     assert report.num_read == 4
     assert len(rows_of(report)) == 6
-    assert prepare("folder", root, num_workers=0).num_read == 0, "no line is lost behind the one cut short"
+    assert prepare(Prepare(name="folder", root=root, num_workers=0)).num_read == 0, (
+        "no line is lost behind the one cut short"
+    )
 
 
 def full(*arguments):
@@ -410,21 +415,21 @@ def test_a_full_disk_keeps_what_was_read(tree, monkeypatch, opened):
         with pytest.raises(
             UserError, match=r"manifest\.csv can't be written: No space left.*Make room.*is kept in .*jsonl"
         ):
-            prepare("folder", root, num_workers=0)
+            prepare(Prepare(name="folder", root=root, num_workers=0))
     assert sorted(path.name for path in root.iterdir()) == ["a.mp4", "b.mp4", "folder.journal.jsonl"]
     opened.clear()
-    assert len(rows_of(prepare("folder", root, num_workers=0))) == 2
+    assert len(rows_of(prepare(Prepare(name="folder", root=root, num_workers=0)))) == 2
     assert opened == []
 
 
 def test_a_manifest_is_replaced_whole_or_not_at_all(tree, monkeypatch):
     root = tree({"a.mp4": None})
-    before = prepare("folder", root, num_workers=0).manifest.read_bytes()
+    before = prepare(Prepare(name="folder", root=root, num_workers=0)).manifest.read_bytes()
     tree({"b.mp4": None})
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="No space left"):
-            prepare("folder", root, num_workers=0)
+            prepare(Prepare(name="folder", root=root, num_workers=0))
     assert (root / "manifest.csv").read_bytes() == before
 
 
@@ -432,18 +437,18 @@ def test_a_full_disk_while_the_journal_grows(tree, monkeypatch, opened):
     root = tree({"a.mp4": None, "b.mp4": None})
     (root / "folder.journal.jsonl").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"folder\.journal\.jsonl can't be written: No space left"):
-        prepare("folder", root, num_workers=0)
+        prepare(Prepare(name="folder", root=root, num_workers=0))
     assert opened == ["a.mp4"]
 
 
 def test_what_can_not_be_written_is_said_before_anything_is_read(tree, opened):
     root = tree({"a.mp4": None, "file": "no folder"})
     with pytest.raises(UserError, match=r"file/folder\.journal\.jsonl can't be written: .*`out`"):
-        prepare("folder", root, out=root / "file" / "m.csv", num_workers=0)
+        prepare(Prepare(name="folder", root=root, out=root / "file" / "m.csv", num_workers=0))
     if os.geteuid() != 0:
         (root / "locked").mkdir(mode=0o500)
         with pytest.raises(UserError, match=r"can't be written: Permission denied"):
-            prepare("folder", root, out=root / "locked" / "m.csv", num_workers=0)
+            prepare(Prepare(name="folder", root=root, out=root / "locked" / "m.csv", num_workers=0))
     assert opened == []
 
 
@@ -453,8 +458,8 @@ def test_names_that_a_csv_can_not_hold(tree):
     shutil.copyfile(root / "a.mp4", root / bad)
     (root / "nowhere.mp4").symlink_to(root / "gone.mp4")
     with pytest.raises(UserError, match=r"^1 of the 4 listed videos .*nowhere\.mp4\. At most"):
-        prepare("folder", root, num_workers=0)
-    report = prepare("folder", root, num_workers=0, max_missing_share=0.75)
+        prepare(Prepare(name="folder", root=root, num_workers=0))
+    report = prepare(Prepare(name="folder", root=root, num_workers=0, max_missing_share=0.75))
     assert list(rows_of(report)) == ["a.mp4"]
     lost = [*report.missing.first, *report.unreadable.first]
     assert len(lost) == 3
@@ -473,7 +478,7 @@ def test_a_video_that_ends_or_stalls_its_reader_is_unreadable(tree, monkeypatch,
         return honest(path)
 
     monkeypatch.setattr(journals, "open_video", treacherous)
-    report = prepare("folder", root, num_workers=1, timeout_seconds=2, max_missing_share=0.5)
+    report = prepare(Prepare(name="folder", root=root, num_workers=1, timeout_seconds=2, max_missing_share=0.5))
     said = {"dies": "ends the process that decodes it", "hangs": "could not be decoded within 2 seconds"}[fault]
     assert report.unreadable.count == 1
     assert said in report.unreadable.first[0]
@@ -570,26 +575,28 @@ def test_wrong_lists(tree, name, files, message):
 
 def test_splits_that_are_not_there(tree):
     with pytest.raises(UserError, match=r"The split is 4; UCF101 has 1, 2, 3\."):
-        prepare("ucf101", tree(UCF101 | UCF101_VIDEOS), split=4)
+        prepare(Prepare(name="ucf101", root=tree(UCF101 | UCF101_VIDEOS), split=4))
     with pytest.raises(UserError, match=r"The split is 2; Kinetics-400 has 1\."):
-        prepare("k400", tree({}), split=2)
+        prepare(Prepare(name="k400", root=tree({}), split=2))
     with pytest.raises(UserError, match=r"holds no trainlist03\.txt, an official list of UCF101"):
-        prepare("ucf101", tree({}), split=3)
+        prepare(Prepare(name="ucf101", root=tree({}), split=3))
 
 
 def test_too_many_missing(tree, opened):
     root = tree(UCF101 | {"ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi": None})
     with pytest.raises(UserError, match=r"2 of the 3 listed .*\(66\.7%\); the first: HandstandPushups/.*At most 5\.0%"):
-        prepare("ucf101", root, num_workers=0)
+        prepare(Prepare(name="ucf101", root=root, num_workers=0))
     assert opened == [], "known before any video is opened"
-    assert prepare("ucf101", root, num_workers=0, max_missing_share=0.67).missing.count == 2
+    assert prepare(Prepare(name="ucf101", root=root, num_workers=0, max_missing_share=0.67)).missing.count == 2
 
 
 def test_nothing_to_prepare(tree, tmp_path):
     with pytest.raises(UserError, match=r"holds no videos"):
-        prepare("ucf101", tree(UCF101))
+        prepare(Prepare(name="ucf101", root=tree(UCF101)))
     with pytest.raises(UserError, match=r"^0 of the 1 listed .* and 1 can't be read \(100\.0%\)"):
-        prepare("folder", tree({"own/x.mp4": "no video"}) / "own", num_workers=0, max_missing_share=1)
+        prepare(
+            Prepare(name="folder", root=tree({"own/x.mp4": "no video"}) / "own", num_workers=0, max_missing_share=1)
+        )
 
 
 @pytest.mark.parametrize(
@@ -615,4 +622,4 @@ def test_nothing_to_prepare(tree, tmp_path):
 def test_arguments(tree, monkeypatch, arguments, message):
     monkeypatch.chdir(tree({"a.mp4": None, "file": "", "list.csv": "path\na.mp4\n"}))
     with pytest.raises(UserError, match=message):
-        prepare(**({"name": "folder", "root": "."} | arguments))
+        prepare(Prepare(**{"name": "folder", "root": "."} | arguments))

@@ -14,8 +14,8 @@ from mam2.cli import tables
 from mam2.cli.parse import finished, parse, say
 from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data
-from mam2.data.prepare.extract import write_all_frames
-from mam2.data.prepare.manifest import prepare
+from mam2.data.prepare.extract import Extract, write_all_frames
+from mam2.data.prepare.manifest import Prepare, prepare
 from mam2.data.shape import Listing
 from mam2.targets.tokenizers.convert import convert_checkpoint
 from mam2.targets.tokenizers.vq import VQConfig
@@ -114,9 +114,9 @@ def main(verb: str, arguments: list[str]) -> None:
 
 def prepare_data_set(command: PrepareCommand) -> None:
     """Writes a manifest, and frames if asked."""
-    report = prepare(
-        command.name,
-        command.root,
+    config = Prepare(
+        name=command.name,
+        root=command.root,
         split=command.split,
         annotations=command.annotations,
         control=command.control,
@@ -126,13 +126,12 @@ def prepare_data_set(command: PrepareCommand) -> None:
         timeout_seconds=command.timeout_seconds,
         max_missing_share=command.max_missing_share,
     )
+    report = prepare(config)
     tables.print_prepared(report)
     if command.frames:
         done = write_all_frames(
             report.manifest,
-            command.frames,
-            short_side=command.short_side,
-            quality=command.quality,
+            Extract(frames=command.frames, short_side=command.short_side, quality=command.quality),
             num_workers=command.num_workers,
             timeout_seconds=30 * command.timeout_seconds,
             max_bad_share=command.max_missing_share,

@@ -105,41 +105,60 @@ def read_catalog(
             )
         if kind not in ("auto", "classes"):
             raise UserError(f"{root} is a folder: its labels are classes, not {kind}. Give a .csv with path and label.")
-        kind = "classes"
-        rows = all_rows = _read_folder(root, labelled=labelled)
-    elif root.suffix.lower() == ".csv" and root.is_file():
-        needed = ("path", "label") if labelled else ("path",)
-        all_rows = read_rows(root, needed=needed, listing=listing)
-        rows = _of_split(all_rows, split, csv_path=root)
-        if kind == "auto":
-            kind = kind_of(all_rows, csv_path=root) if labelled else "classes"
-        _check_rows(rows, labelled=labelled, csv_path=root, can_be_empty=kind == "several")
-    else:
+        rows = _read_folder(root, labelled=labelled)
+        return _of_class_folders(rows, classes) if labelled else _without_labels(rows)
+    if root.suffix.lower() != ".csv" or not root.is_file():
         found = "is neither a folder nor a .csv" if root.exists() else "does not exist"
         raise UserError(f"{root} {found}. Accepted: a folder of videos, or a .csv with the columns path and label.")
+    needed = ("path", "label") if labelled else ("path",)
+    all_rows = read_rows(root, needed=needed, listing=listing)
+    rows = _of_split(all_rows, split, csv_path=root)
+    if kind == "auto":
+        kind = kind_of(all_rows, csv_path=root) if labelled else "classes"
+    _check_rows(rows, labelled=labelled, csv_path=root, can_be_empty=kind == "several")
     if not labelled:
-        return Catalog(items=tuple(Item(path=row.path, label=None, group=row.group) for row in rows), classes=())
+        return _without_labels(rows)
     if kind == "several":
         known, targets = several_of(rows, all_rows, classes, csv_path=root)
         return _with_targets(rows, targets, classes=known, kind=kind)
     if kind == "numbers":
         return _with_targets(rows, numbers_of(rows), classes=(listing.label_column,), kind=kind)
-    if root.is_dir():  # a folder's name is a name, be it 2019
-        known = tuple(sorted({row.label for row in rows})) if classes is None else tuple(classes)
-        numbers = False
-    elif classes is None:
-        known, numbers = classes_of(all_rows, csv_path=root)
+    return _of_classes(rows, all_rows, classes, csv_path=root)
+
+
+def _without_labels(rows: list[CsvRow]) -> Catalog:
+    return Catalog(items=tuple(Item(path=row.path, label=None, group=row.group) for row in rows), classes=())
+
+
+def _of_class_folders(rows: list[CsvRow], classes: Sequence[str] | None) -> Catalog:
+    """The catalog of a folder per class; a folder's name is a name, be it 2019."""
+    known = tuple(sorted({row.label for row in rows})) if classes is None else tuple(classes)
+    return _with_names(rows, known)
+
+
+def _of_classes(
+    rows: list[CsvRow], all_rows: list[CsvRow], classes: Sequence[str] | None, *, csv_path: Path
+) -> Catalog:
+    """The catalog of a CSV with one class per video, by name or by number."""
+    if classes is None:
+        known, numbers = classes_of(all_rows, csv_path=csv_path)
     else:
         known = tuple(classes)
-        numbers = are_numbers(rows, known, csv_path=root)
-    number_of = {name: number for number, name in enumerate(known)}
+        numbers = are_numbers(rows, known, csv_path=csv_path)
+    if not numbers:
+        return _with_names(rows, known)
+    items = [Item(path=row.path, label=int(row.label), group=row.group) for row in rows]
+    return Catalog(items=tuple(items), classes=known)
+
+
+def _with_names(rows: list[CsvRow], classes: tuple[str, ...]) -> Catalog:
+    number_of = {name: number for number, name in enumerate(classes)}
     items = []
     for row in rows:
-        if not numbers and row.label not in number_of:
+        if row.label not in number_of:
             raise UserError(f"{row.place}: {row.label!r} is not a known class. {did_you_mean(row.label, number_of)}")
-        label = int(row.label) if numbers else number_of[row.label]
-        items.append(Item(path=row.path, label=label, group=row.group))
-    return Catalog(items=tuple(items), classes=known)
+        items.append(Item(path=row.path, label=number_of[row.label], group=row.group))
+    return Catalog(items=tuple(items), classes=classes)
 
 
 def only_video(path: str) -> Catalog | None:

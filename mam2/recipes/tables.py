@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mam2.config import UserError
-from mam2.data.prepare.official_lists import BENCHMARKS
+from mam2.data.benchmarks import BENCHMARKS
 
 
 @dataclass(frozen=True)

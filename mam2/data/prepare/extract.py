@@ -101,15 +101,30 @@ def estimate_bytes(video_path: str | Path, *, short_side: int = 256, quality: in
     return (blocks * video.num_frames // num_samples + 1) * _BLOCK_BYTES
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extract:
+    """Frames to extract from the videos of a manifest.
+
+    Attributes:
+        frames: folder to extract all frames to, one folder per video, with a manifest of their own.
+        short_side: pixels to which the shorter side is reduced, 256 or 320 as a rule; smaller videos keep their size.
+        quality: quality of the JPEG files, 1 to 100.
+    """
+
+    frames: Path | None = None
+    short_side: int = 256
+    quality: int = 90
+
+
 @dataclass(frozen=True)
 class Extracted:
     """The result of `write_all_frames`.
 
     Attributes:
         manifest: the CSV of the frame folders, with the labels and splits of the videos.
-        num_videos: how many there are in it.
+        num_videos: number of videos in it.
         bad: path and reason of videos that could not be extracted.
-        estimated_bytes: what was expected to be written, for all videos.
+        estimated_bytes: size that was expected, for all videos.
     """
 
     manifest: Path
@@ -120,24 +135,20 @@ class Extracted:
 
 def write_all_frames(
     manifest: str | Path,
-    folder: str | Path,
+    config: Extract,
     *,
-    short_side: int = 256,
-    quality: int = 90,
     num_workers: int = 2,
     timeout_seconds: int = 3600,
     max_bad_share: float = 0.05,
 ) -> Extracted:
     """Extracts the frames of all videos of a manifest, as the paper does before pre-training (App. B).
 
-    Frames of an earlier, interrupted run are not made again. The new manifest, `frames.csv` in
-    `folder`, is read as any other: each of its paths is a folder of JPEG files.
+    Frames of an earlier, interrupted run are not made again. The new manifest, `frames.csv` in the folder of frames, is
+    read as any other: each of its paths is a folder of JPEG files.
 
     Args:
         manifest: a CSV with the columns path and, optionally, label and split, as `mam2 prepare` writes it.
-        folder: where the frames go, a folder for each video.
-        short_side: pixels to which the shorter side is reduced.
-        quality: of the JPEG files, 1 to 100.
+        config: the folder, and the size and quality of the frames.
         num_workers: processes; 0 does it in this one.
         timeout_seconds: a video that keeps a process longer is left out, as one that ends it is.
         max_bad_share: videos that may fail, as a share of all.
@@ -145,38 +156,16 @@ def write_all_frames(
     Raises:
         UserError: a wrong manifest, too little room on the disk, no video that can be extracted, or a full disk.
     """
-    manifest, folder = Path(manifest), Path(folder)
-    _check_settings(short_side, quality)
+    if config.frames is None:
+        raise UserError("There is no folder for the frames. Name a new one as `frames`.")
+    manifest = Path(manifest)
+    folder = Path(config.frames)
+    _check_settings(config.short_side, config.quality)
     rows = read_rows(manifest, needed=("path",))
     places = [folder / _folder_of(relative_to(row.path, manifest.parent)) for row in rows]
     missing = [row.path for row, place in zip(rows, places, strict=True) if not place.exists()]
-    estimated = _estimate(missing, short_side, quality)
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    log.info(
-        f"{len(missing)} of {len(rows)} videos to extract: about {estimated / 1e9:.2f} GB, {free / 1e9:.1f} GB free."
-    )
-    if estimated > free:
-        raise UserError(
-            f"The frames of {len(missing)} videos take about {estimated / 1e9:.1f} GB, and {folder} has "
-            f"{free / 1e9:.1f} GB free. Make room, or use a smaller --short-side or --quality."
-        )
-    bad = dict[str, str]()
-    made = list[tuple[CsvRow, Path]]()
-    paths = [row.path for row in rows]
-    extract = partial(
-        _extract_one, places=dict(zip(paths, places, strict=True)), short_side=short_side, quality=quality
-    )
-    results = parallel_map(extract, paths, num_workers=num_workers, timeout_seconds=timeout_seconds)
-    with closing(results):
-        bar = track(zip(rows, places, results, strict=True), description="extracting", total=len(rows), console=_STDERR)
-        for row, place, error in bar:
-            if error is None:
-                made.append((row, place))
-            elif isinstance(error, VideoError | str):
-                bad[row.path] = str(error)
-            else:
-                raise error
+    estimated = _check_room(missing, folder, config, num_videos=len(rows))
+    made, bad = _extract_all(rows, places, config, num_workers=num_workers, timeout_seconds=timeout_seconds)
     for reason in list(bad.values())[:5]:
         log.warning("Left out: %s", reason)
     if not made or len(bad) > max_bad_share * len(rows):
@@ -189,6 +178,48 @@ def write_all_frames(
         writer.writerow(("path", "label", "split"))
         writer.writerows((place.name, row.label, row.split) for row, place in made)
     return Extracted(folder / "frames.csv", len(made), bad, estimated)
+
+
+def _check_room(paths: list[str], folder: Path, config: Extract, *, num_videos: int) -> int:
+    """Estimated bytes of the frames of these videos; UserError if the folder's disk has less room."""
+    estimated = _estimate(paths, config.short_side, config.quality)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    log.info(
+        f"{len(paths)} of {num_videos} videos to extract: about {estimated / 1e9:.2f} GB, {free / 1e9:.1f} GB free."
+    )
+    if estimated > free:
+        raise UserError(
+            f"The frames of {len(paths)} videos take about {estimated / 1e9:.1f} GB, and {folder} has "
+            f"{free / 1e9:.1f} GB free. Make room, or use a smaller --short-side or --quality."
+        )
+    return estimated
+
+
+def _extract_all(
+    rows: list[CsvRow], places: list[Path], config: Extract, *, num_workers: int, timeout_seconds: int
+) -> tuple[list[tuple[CsvRow, Path]], dict[str, str]]:
+    """Extracts the frames of all videos: rows with their folders, and the reasons of those that can't be, by path."""
+    paths = [row.path for row in rows]
+    extract = partial(
+        _extract_one,
+        places=dict(zip(paths, places, strict=True)),
+        short_side=config.short_side,
+        quality=config.quality,
+    )
+    made = list[tuple[CsvRow, Path]]()
+    bad = dict[str, str]()
+    results = parallel_map(extract, paths, num_workers=num_workers, timeout_seconds=timeout_seconds)
+    with closing(results):
+        bar = track(zip(rows, places, results, strict=True), description="extracting", total=len(rows), console=_STDERR)
+        for row, place, error in bar:
+            if error is None:
+                made.append((row, place))
+            elif isinstance(error, VideoError | str):
+                bad[row.path] = str(error)
+            else:
+                raise error
+    return made, bad
 
 
 def _folder_of(path: str) -> str:

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from mam2 import distributed
 from mam2.config import LabelKind, UserError
 from mam2.data.views import ViewLoader
 from mam2.model.classifier import Classifier, scores_of
+from mam2.progress import progress
 
 
 @dataclass(frozen=True)
@@ -114,14 +113,7 @@ def evaluate(
     """
     device = next(classifier.parameters()).device
     rows: list[tuple[int, int, Tensor, Tensor, float]] = []
-    views = track(
-        loader,
-        description="testing",
-        total=-(-num_videos // distributed.world_size()),
-        console=Console(stderr=True),
-        disable=distributed.rank() != 0,
-    )
-    for video in views:
+    for video in progress(loader, title="testing", total=-(-num_videos // distributed.world_size())):
         with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             logits_VK = torch.cat([classifier(part.to(device)) for part in video.views_VTCHW.split(8)])
         # Probabilities, not logits, are averaged, as VideoMAE does: about half a point on Kinetics-400.

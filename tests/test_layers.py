@@ -28,6 +28,7 @@ ROOMS = {
     "ground": (
         "config cross_entropy device ridge version",
         "distributed files inert losses masks patches",
+        "progress",
     ),
     "data": (
         "bad_videos benchmarks mixing sampling shape synthetic transforms video/orientation video/source workers",

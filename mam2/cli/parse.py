@@ -17,13 +17,13 @@ from typing import Annotated, Any, TextIO, TypeVar, cast
 
 import docstring_parser
 import tyro
-from rich.console import Console
 from rich.logging import RichHandler
 from tyro.conf import arg
 
 from mam2 import distributed
 from mam2.cli.verbs import VERBS
 from mam2.config import Duration, UserError, printable, to_json
+from mam2.progress import stderr_console
 from mam2.recipes import RECIPES, get_recipe
 from mam2.train.finetune import Finetune
 from mam2.train.pretrain import Pretrain
@@ -53,7 +53,7 @@ def say(words: str, *, file: TextIO | None = None) -> None:
 
 def start_logging() -> None:
     """Logs to stderr."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    handler = RichHandler(console=stderr_console(), show_path=False, show_time=False)
     handler.setFormatter(_Printable("%(message)s"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("mam2").setLevel(logging.INFO)

@@ -14,8 +14,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from mam2 import distributed
@@ -29,6 +27,7 @@ from mam2.device import local_device
 from mam2.files import digest, fingerprint, read_tensors, write_tensors
 from mam2.model.encoder import VideoEncoder
 from mam2.model.pooling import average_squares
+from mam2.progress import progress
 
 VIDEOS_PER_FILE = 256  # an interrupted extraction resumes after the last whole file
 CLIPS_AT_ONCE = 16  # on the device
@@ -106,14 +105,8 @@ def extract(
         loader = ViewLoader(
             catalog, data, ClipShape.of(encoder.config), clips=clips, crops=crops, rank=part, world_size=num_parts
         )
-        shown = track(
-            loader,
-            description=f"{title} {part + 1}/{num_parts}",
-            total=len(range(part, num_videos, num_parts)),
-            console=Console(stderr=True),
-            disable=distributed.rank() != 0,
-        )
-        tensors = _encode(encoder, iter(shown), squares=squares, num_views=clips * crops, dtype=dtype)
+        shown = progress(loader, title=f"{title} {part + 1}/{num_parts}", total=len(range(part, num_videos, num_parts)))
+        tensors = _encode(encoder, shown, squares=squares, num_views=clips * crops, dtype=dtype)
         file = place / f"{part:05d}.safetensors"
         write_tensors(file, tensors, {"bad": json.dumps(loader.bad.reasons)})
         doubtful += [file] if loader.quarantined else []

@@ -9,9 +9,6 @@ import logging
 import shutil
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from mam2.config import UserError
 from mam2.data.bad_videos import BadVideos
 from mam2.data.catalog import Catalog
@@ -19,6 +16,7 @@ from mam2.data.clips import Data
 from mam2.data.video.frame_file import SUFFIX, write_frames
 from mam2.data.video.open import open_video
 from mam2.files import write_text
+from mam2.progress import progress
 
 log = logging.getLogger("mam2")
 MARGIN = 256 / 224
@@ -47,10 +45,8 @@ def shared_frames(catalog: Catalog, folder: Path, *, size: int, name: str) -> Pa
     bad = BadVideos(num_videos=len({item.path for item in catalog.items}), max_share=Data().max_bad_share)
     files = dict[str, Path]()
     written = 0
-    shown = track(
-        catalog.items, description=f"frames, {name}", console=Console(stderr=True), disable=len(catalog.items) < 50
-    )
-    for item in shown:
+    num_videos = len(catalog.items)
+    for item in progress(catalog.items, title=f"frames, {name}", total=num_videos, hidden=num_videos < 50):
         if item.path in files or item.path in bad.reasons:
             continue
         key = hashlib.sha256(f"{item.path} {short_side}".encode()).hexdigest()[:20]

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from mam2.config import Duration, Epochs, Steps, UserError
 from mam2.data.catalog import Catalog, read_catalog
@@ -38,6 +37,7 @@ from mam2.pictures.charts import SMOOTHED, curves_of
 from mam2.pictures.page import command_line, video_title
 from mam2.pictures.prediction import Prediction
 from mam2.pictures.report import ScoreRow, read_log, write_report
+from mam2.progress import progress
 from mam2.studies.frames import shared_frames
 from mam2.targets.table import TargetsConfig
 from mam2.train.engine import Loop
@@ -180,7 +180,7 @@ def quickstart(out: Path, settings: Quickstart | None = None) -> dict[str, objec
             return None
         lap("pre-training, and part of the fine-tuning")
         results = itertools.chain(scratch, pool.imap(tune, jobs[waiting:]))
-        bar = track(results, description="fine-tuning", total=len(jobs), console=Console(stderr=True))
+        bar = progress(results, title="fine-tuning", total=len(jobs))
         top1 = dict[tuple[str, int], float]()
         for job, accuracy in zip(jobs, bar, strict=True):
             if accuracy is None:

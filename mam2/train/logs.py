@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -25,6 +25,7 @@ from mam2.config import UserError
 from mam2.device import memory_gib
 from mam2.files import parse_json, write_text
 from mam2.losses import Losses
+from mam2.progress import stderr_console
 from mam2.train.tracking import TrackerName, begin_tracking
 
 log = logging.getLogger("mam2")
@@ -62,7 +63,7 @@ class RunLog:
         )
         self._task = self._progress.add_task(title, total=num_steps, completed=start_step, speed="")
         self._losses = Text(no_wrap=True, overflow="ellipsis")
-        self._live = Live(Group(self._progress, self._losses), console=Console(stderr=True), refresh_per_second=4)
+        self._live = Live(Group(self._progress, self._losses), console=stderr_console(), refresh_per_second=4)
         self._live.start()
 
     def write(self, row: dict[str, Any]) -> None:

@@ -16,13 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from mam2.config import UserError
 from mam2.device import local_device
 from mam2.files import segment_of
+from mam2.progress import progress
 from mam2.use.embedder import Embedder, load_embedder_of
 from mam2.use.features_file import PLACE, Place, matrix_of, read_maker, rows_of
 from mam2.use.lance import search_table
@@ -193,7 +192,7 @@ def near_duplicates(features: str | Path, *, threshold: float = 0.95, max_pairs:
     score_P, pair_P2 = torch.empty(0), torch.empty(0, 2, dtype=torch.int64)
     blocks = torch.arange(len(x_NF)).split(BLOCK)
     compared = list(combinations_with_replacement(range(len(blocks)), 2))
-    for i, j in track(compared, "comparing", console=Console(stderr=True), disable=len(compared) == 1):
+    for i, j in progress(compared, title="comparing", total=len(compared), hidden=len(compared) == 1):
         found_P2 = _alike(x_NF, when_N3, blocks[i], blocks[j], threshold=threshold)
         num_pairs += len(found_P2)
         pair_P2 = torch.cat([pair_P2, found_P2])

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from mam2 import distributed
 from mam2.config import UserError
 from mam2.data.shape import ClipShape
 from mam2.data.windows import Planned, Window, WindowLoader, evenly
+from mam2.progress import progress
 from mam2.train.run import locked
 from mam2.use.embedder import WINDOWS_AT_ONCE, Embedder
 from mam2.use.features_file import (
@@ -230,8 +229,7 @@ def _look(embedder: Embedder, paths: Sequence[str]) -> tuple[list[Planned], dict
     """The windows of all videos, and the reasons of those that can't be used; the processes share the looking."""
     rank, count = distributed.rank(), distributed.world_size()
     own = paths[len(paths) * rank // count : len(paths) * (rank + 1) // count]
-    with _progress() as progress:
-        results = list(progress.track(embedder.plan(own), total=len(own), description="looking at videos"))
+    results = list(progress(embedder.plan(own), title="looking at videos", total=len(own)))
     planned = []
     bad = dict[str, str]()
     for result in (result for part in distributed.gather(results) for result in part):
@@ -287,22 +285,16 @@ def _compute(
 
     num_written = 0
     written = time.monotonic()
-    with _progress() as progress:
-        task = progress.add_task(doing, total=len(windows), visible=len(windows) > 0)
-        try:
-            for places, vector_BF in embedder.embed(loader):
-                num_written += len(places)
-                waiting.append((places, vector_BF))
-                progress.advance(task, len(places))
-                if time.monotonic() - written >= PART_SECONDS:
-                    write()
-                    written = time.monotonic()
-        finally:  # also after Ctrl-C
-            write()
+    batches = progress(
+        embedder.embed(loader), title=doing, total=len(windows), hidden=not windows, size=lambda batch: len(batch[0])
+    )
+    try:
+        for places, vector_BF in batches:
+            num_written += len(places)
+            waiting.append((places, vector_BF))
+            if time.monotonic() - written >= PART_SECONDS:
+                write()
+                written = time.monotonic()
+    finally:  # also after Ctrl-C
+        write()
     return num_written, loader.bad
-
-
-def _progress() -> Progress:
-    """A progress bar, on one of the processes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=distributed.rank() != 0)

@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from mam2.config import UserError
 from mam2.data.csv_list import CsvRow, read_rows
@@ -33,9 +31,9 @@ from mam2.data.video.open import open_video
 from mam2.data.video.source import VideoSource
 from mam2.data.workers import parallel_map
 from mam2.files import segment_of, written_whole
+from mam2.progress import progress
 
 log = logging.getLogger("mam2")
-_STDERR = Console(stderr=True)
 
 _BLOCK_BYTES = 4096  # a file takes a multiple of this of a disk
 _NUM_SAMPLES = 5  # frames per video that the estimate of the disk's space reads
@@ -211,8 +209,8 @@ def _extract_all(
     bad = dict[str, str]()
     results = parallel_map(extract, paths, num_workers=num_workers, timeout_seconds=timeout_seconds)
     with closing(results):
-        bar = track(zip(rows, places, results, strict=True), description="extracting", total=len(rows), console=_STDERR)
-        for row, place, error in bar:
+        jobs = zip(rows, places, results, strict=True)
+        for row, place, error in progress(jobs, title="extracting", total=len(rows)):
             if error is None:
                 made.append((row, place))
             elif isinstance(error, VideoError | str):

@@ -5,21 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from mam2.config import UserError
 from mam2.data.video.jpeg_folder import read_meta
 from mam2.data.video.open import open_video
 from mam2.data.workers import parallel_map
 from mam2.files import parse_json, segment_of
+from mam2.progress import progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,23 +67,15 @@ def inspect_videos(
             opened[path] = info
         else:
             todo.append(path)
-    columns = (TextColumn("Reading videos"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Drawn by this thread: a second one would make it unsafe to fork the workers.
-    progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False)
     results = parallel_map(inspect_video, todo, num_workers=num_workers, timeout_seconds=timeout_seconds)
-    with _open_journal(journal) as file, progress, closing(results) as found_of:
-        task = progress.add_task("", total=len(todo))
-        drawn = 0.0
-        for path, found in zip(todo, found_of, strict=True):
+    with _open_journal(journal) as file, closing(results) as found_of:
+        pairs = zip(todo, found_of, strict=True)
+        for path, found in progress(pairs, title="Reading videos", total=len(todo)):
             opened[path] = found
             if isinstance(found, VideoInfo):  # the others may be fixed, and are few
                 line = json.dumps({"path": relative_to(path, journal.parent), **asdict(found)})
                 with writing(journal, journal):
                     file.write(line.encode() + b"\n")
-            progress.advance(task)
-            if time.monotonic() - drawn > 0.2:
-                progress.refresh()
-                drawn = time.monotonic()
     return opened, len(todo)
 
 

@@ -1,6 +1,6 @@
 """Configurations as strict JSON, bounds, durations, seeds, errors. It knows no torch.
 
-A configuration is a keyword-only frozen dataclass that lives beside the code it configures. It is written to JSON
+A configuration is a keyword-only frozen dataclass in the file of the code it configures. It is written to JSON
 with `to_json` and read back equal with `from_json`, which refuses a name it does not know.
 """
 
@@ -25,10 +25,10 @@ ConfigT = TypeVar("ConfigT")
 PartT = TypeVar("PartT")
 
 LabelKind = Literal["classes", "several", "numbers"]
-"""What the label of a video is: one class; several of them, or none; a number."""
+"""Kind of a video's label: one class; several classes or none (multi-label); a number (regression)."""
 
 LabelSetting = Literal["auto", "classes", "several", "numbers"]
-"""A LabelKind, or "auto": by the labels' looks."""
+"""A LabelKind, or "auto", which takes it from the labels."""
 
 
 class UserError(ValueError):
@@ -54,20 +54,20 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
 
 
 OWN_PART = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-"""How a part of somebody's own package is named: `package.module:name`."""
+"""Import path of a plug-in: `package.module:name`."""
 
 
 def is_own_part(name: str) -> bool:
-    """Whether a name is that of a part in somebody's own package, `package.module:name`."""
+    """True for the import path of a plug-in, `package.module:name`."""
     return OWN_PART.fullmatch(name) is not None
 
 
 def own_part(name: str, kind: type[PartT]) -> PartT:
-    """The object of somebody's own package that `package.module:name` names.
+    """Imports the plug-in that an import path, `package.module:name`, names.
 
     Args:
-        name: an importable module, and what it defines.
-        kind: what it must be.
+        name: an importable module, and a name that it defines.
+        kind: class that it must have.
 
     Raises:
         UserError: no such package or name, or something else; what the module itself raises comes through.
@@ -156,7 +156,7 @@ def check(config: Any, prefix: str) -> None:
 
     Args:
         config: a dataclass.
-        prefix: what users write before its fields' names: `objective.`.
+        prefix: words that users write before its fields' names: `objective.`.
     """
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
@@ -208,7 +208,7 @@ def _in_words(bound: Ge | Gt | Le | Lt) -> str:
 def to_json(config: Any) -> Any:
     """A configuration as plain dicts, lists, numbers and strings.
 
-    In a union of dataclasses, "is" names the class; one of somebody's own package is `package.module:name`.
+    In a union of dataclasses, "is" names the class; a plug-in's is its import path, `package.module:name`.
     """
     if isinstance(config, Duration):
         return str(config)

@@ -36,7 +36,7 @@ def _mallopt(values: dict[int, int]) -> None:
 
 
 def cpu_name() -> str:
-    """The processor's name, as far as the system tells it."""
+    """Name of the processor, as the system gives it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -113,7 +113,7 @@ def barrier() -> None:
 
 
 def end_with_parent() -> None:
-    """For processes of a pool: ends this one when its parent is gone, however that died."""
+    """Ends this process of a pool when its parent is gone, however that died."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

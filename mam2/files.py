@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ CHECKSUM = "checksum"
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place at the end: a file is written whole or not at all.
+    """A temporary path next to `path`, which takes its place at the end: a file is written whole or not at all.
 
     Example: `with written_whole(path) as part: part.write_bytes(data)`. An error leaves the old file as it was.
 
@@ -51,34 +49,6 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all, in UTF-8."""
     with written_whole(path) as part:
         part.write_text(text, encoding="utf-8")
-
-
-def segment_of(path: str) -> tuple[str, float, float]:
-    """The file that a path names, and the seconds from and up to which it is meant.
-
-    A path may end as web addresses of media do: `long.mp4#t=12.5,20`, `long.mp4#t=12.5`, `long.mp4#t=,20`. Without
-    that, or if a file is called so, it is the whole file: 0 and infinity.
-    """
-    found = re.fullmatch(r"(.+)#t=([0-9.]*)(?:,([0-9.]+))?", path, re.DOTALL)
-    if not found or os.path.lexists(path):
-        return path, 0.0, math.inf
-    try:
-        return found[1], float(found[2] or 0), float(found[3] or math.inf)
-    except ValueError:  # 1.2.3
-        return path, 0.0, math.inf
-
-
-def segment_ending(start: float, end: float) -> str:
-    """The end of a path that means a segment, in seconds: `#t=12.5,20`; with an `end` of infinity, `#t=12.5`."""
-    times = [f"{time:.6f}".rstrip("0").rstrip(".") for time in (start, end) if not math.isinf(time)]
-    return f"#t={','.join(times)}"
-
-
-def fingerprint(paths: Iterable[str]) -> str:
-    """A hash of files' paths, sizes and times of change: other files, or changed ones, give another."""
-    status = [(path, os.stat(segment_of(path)[0])) for path in paths]
-    found = [(path, of.st_size, of.st_mtime_ns) for path, of in status]
-    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -207,7 +177,7 @@ def read_object(path: Path, fields: dict[str, type]) -> dict[str, Any]:
 
     Args:
         path: the file.
-        fields: what it must hold, with their types; it may hold more.
+        fields: names and types that it must hold; it may hold more.
 
     Raises:
         UserError: it is damaged, or holds something else.
@@ -216,12 +186,12 @@ def read_object(path: Path, fields: dict[str, type]) -> dict[str, Any]:
         found = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
-            f"{path} is damaged ({first_line(error)}). Restore it, or start again with another --out."
+            f"{path} is damaged ({first_line(error)}). Restore it, or start again in another folder."
         ) from error
     if not isinstance(found, dict) or any(type(found.get(name)) is not kind for name, kind in fields.items()):
         wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in fields.items())
         raise UserError(
-            f"{path} is damaged: it is not an object with {wanted}. Restore it, or start again with another --out."
+            f"{path} is damaged: it is not an object with {wanted}. Restore it, or start again in another folder."
         )
     return found
 

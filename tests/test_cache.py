@@ -14,7 +14,7 @@ from mam2.config import UserError, to_json
 from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data
 from mam2.data.shape import Listing
-from mam2.files import fingerprint
+from mam2.data.video.segment_path import fingerprint
 from mam2.model.encoder import EncoderConfig
 from mam2.targets.cache import TokenCache
 from mam2.targets.maker import TargetMaker

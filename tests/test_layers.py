@@ -31,7 +31,8 @@ ROOMS = {
         "progress",
     ),
     "data": (
-        "bad_videos benchmarks mixing sampling shape synthetic transforms video/orientation video/source workers",
+        "bad_videos benchmarks mixing sampling shape synthetic transforms workers",
+        "video/orientation video/segment_path video/source",
         "csv_list video/index",
         "labels video/even_frames",
         "catalog video/frame_file video/jpeg_folder video/pyav video/segment video/still video/torchcodec",

@@ -13,7 +13,7 @@ from mam2.config import LabelKind, LabelSetting, UserError, did_you_mean, seed_o
 from mam2.data.csv_list import CsvRow, read_rows
 from mam2.data.labels import are_numbers, classes_of, kind_of, numbers_of, several_of
 from mam2.data.shape import Listing
-from mam2.files import segment_of
+from mam2.data.video.segment_path import segment_of
 
 log = logging.getLogger("mam2")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from mam2 import distributed
 from mam2.config import UserError
 from mam2.data.shape import Listing
-from mam2.files import segment_ending
+from mam2.data.video.segment_path import segment_ending
 
 log = logging.getLogger("mam2")
 _COLUMNS = ("path", "label", "split", "start", "end", "group")

@@ -22,9 +22,9 @@ from mam2.data import sampling
 from mam2.data.clips import Data, opened, stride_of
 from mam2.data.shape import ClipShape
 from mam2.data.transforms import test_crops
+from mam2.data.video.segment_path import segment_of
 from mam2.data.video.source import VideoSource
 from mam2.data.workers import parallel, parallel_map
-from mam2.files import segment_of
 
 log = logging.getLogger("mam2")
 LEAST_SECONDS = 0.01

@@ -22,9 +22,10 @@ from mam2.data.bad_videos import BadVideos
 from mam2.data.catalog import Catalog
 from mam2.data.clips import Data
 from mam2.data.shape import ClipShape
+from mam2.data.video.segment_path import fingerprint
 from mam2.data.views import ViewLoader, Views
 from mam2.device import local_device
-from mam2.files import digest, fingerprint, read_tensors, write_tensors
+from mam2.files import digest, read_tensors, write_tensors
 from mam2.model.encoder import VideoEncoder
 from mam2.model.pooling import average_squares
 from mam2.progress import progress

@@ -30,10 +30,10 @@ class TokenCache:
 
     A row is its checksum and two bytes a code. A row that was never written, or only in part, does not fit its
     checksum and counts as absent: there is nothing to repair after a kill. The file's name follows from what the codes
-    depend on, so that another tokenizer, other clips or other videos have another file; a .json beside it says which.
+    depend on, so that another tokenizer, other clips or other videos have another file; a .json next to it says which.
 
     Args:
-        folder: of the files; made if need be.
+        folder: folder of the files; made if it does not exist.
         identity: all that the codes depend on, as JSON.
         num_clips: how many clips there are.
         shape: (T, N).

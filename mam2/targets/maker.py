@@ -37,12 +37,12 @@ class Targets:
 
     @property
     def clip_order(self) -> bool:
-        """Whether the motion target is clip order."""
+        """True if the motion target is clip order."""
         return self.motion is not None and not self.motion.is_floating_point()
 
     @property
     def swapped_BM(self) -> Tensor | None:
-        """Of targets at a mask, which masked tubes' halves are swapped; None unless the motion target is clip order."""
+        """Masked tubes whose halves are swapped, taken from targets at a mask; None unless the target is clip order."""
         return self.motion if self.clip_order else None
 
     def of(self, kind: str) -> Tensor:
@@ -72,13 +72,13 @@ class TargetMaker:
     """Clips to targets: `maker(clip_BTCHW, sample_B=..., seed=...) -> Targets`.
 
     Args:
-        config: what to predict.
+        config: the targets to predict.
         patch_size: the encoder's P, pixels.
-        device: where to compute.
+        device: device that computes the targets.
         tubelet: frames of a token; targets are those of each tubelet's first frame, unless they say otherwise.
-        appearance: whether an appearance target is wanted.
-        motion: whether a motion target is wanted.
-        guide: whether `motion_of` is wanted, for masks.
+        appearance: makes an appearance target if true.
+        motion: makes a motion target if true.
+        guide: loads what `motion_of` needs, for motion-guided masks, if true.
         teacher: the frozen encoder, where the appearance target is its features.
 
     Attributes:

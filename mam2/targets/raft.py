@@ -33,7 +33,7 @@ class OpticalFlow:
         model: Paper: "optical flow", of no named method; here: RAFT. raft_small costs a quarter (264 instead of
             1192 GFLOP per clip of 16 × 224²) and is less exact.
         file: torchvision's official .pth of that model. Empty: torchvision's own copy, downloaded once.
-        device: where the network lies and clips are expected.
+        device: device of the network and of the clips.
 
     Raises:
         UserError: a missing or wrong file, or no weights and no network to fetch them.

@@ -30,8 +30,8 @@ class TargetSizes:
     Attributes:
         appearance: numbers predicted for a patch: K logits, or the K numbers of a target such as pixels.
         motion: numbers predicted for a patch and frame, or 2 for a tube's order.
-        clip_order: whether the motion target is clip order.
-        distance: of predicted and true numbers of the appearance target, where it is no codes.
+        clip_order: true if the motion target is clip order.
+        distance: distance between predicted and true numbers of an appearance target that is no codes.
     """
 
     appearance: int
@@ -52,8 +52,8 @@ class TargetsConfig:
         teacher_loss: distance to a teacher's features.
         num_codes: K of the random projection or of the VQ model to train; files state their own.
         vq_steps: steps of 32 frames for which that VQ model is trained.
-        precision: of VQGAN and DALL-E. "bf16" halves the VQGAN's time on a CPU and gives 1 or 2 % of the patches other
-            codes (docs/log/speed.md). The nearest-code search is always fp32. On a GPU, "fp32" convolutions use TF32,
+        precision: numerical type of VQGAN and DALL-E. "bf16" halves the VQGAN's time on a CPU and gives 1 or 2 % of
+            the patches other codes (docs/log/speed.md). The nearest-code search is always fp32. On a GPU, "fp32" convolutions use TF32,
             PyTorch's default.
         cache: a folder for the codes of `data.fixed_clips`, which are then computed once; "" is off.
         motion: target of the motion decoder: a name of MOTIONS, or a Motion of one's own, `package.module:name`.
@@ -106,12 +106,12 @@ class Appearance:
     """A row of Table 1e, or one of ours.
 
     Attributes:
-        title: what it is.
+        title: name in print.
         size: side of a frame that it is fed for a 224² clip with patches of 16², pixels.
         range: values its network sees.
         num_outputs: K; 0 where the configuration says, or the patch side.
         gflop: forward, per clip of 16 frames.
-        weights: where its weights come from.
+        weights: source of its weights.
         load: the tokenizer for a configuration and patch side, on a device; None where the target is no codes.
         values: where the target is computed from pixels: its numbers, and how many they are for a patch side and a
             tubelet.
@@ -132,9 +132,9 @@ class Motion:
     """A row of Table 1f, or one of ours.
 
     Attributes:
-        title: what it is.
-        units: of its raw values.
-        channels: of the motion field; 0 for clip order, which is none.
+        title: name in print.
+        units: units of its raw values.
+        channels: number of channels of the motion field; 0 for clip order, which has none.
         still: root mean square below which a clip counts as still, for `motion_scale clip`.
         gflop: per clip of 16 frames of 224².
         load: the motion field for a configuration and patch side, on a device; None for clip order.

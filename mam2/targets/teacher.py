@@ -39,7 +39,7 @@ class Teacher:
         many first frames as it spans; and where its own span more, all frames, and each feature counts for several.
 
         Raises:
-            UserError: tubelets of which neither fits into the other.
+            UserError: neither tubelet fits into the other.
         """
         tubelet = clip_BTUCHW.shape[2]
         check_tubelets(self.tubelet, tubelet)

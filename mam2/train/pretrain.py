@@ -17,8 +17,9 @@ from mam2.config import UserError, from_json, to_json
 from mam2.data.catalog import Catalog, read_catalog
 from mam2.data.clips import Data
 from mam2.data.loader import Batch, steps_per_epoch
+from mam2.data.video.segment_path import fingerprint
 from mam2.device import local_device
-from mam2.files import digest, fingerprint
+from mam2.files import digest
 from mam2.losses import Losses
 from mam2.masks import MaskConfig
 from mam2.model.classifier import layer_id

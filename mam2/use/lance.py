@@ -9,7 +9,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from mam2.config import UserError
-from mam2.files import segment_of
+from mam2.data.video.segment_path import segment_of
 from mam2.use.features_file import PLACE, Place, open_features, rows_of
 
 TABLE = "windows"

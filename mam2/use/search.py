@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mam2.config import UserError
+from mam2.data.video.segment_path import segment_of
 from mam2.device import local_device
-from mam2.files import segment_of
 from mam2.progress import progress
 from mam2.use.embedder import Embedder, load_embedder_of
 from mam2.use.features_file import PLACE, Place, matrix_of, read_maker, rows_of

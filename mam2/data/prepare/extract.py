@@ -28,9 +28,10 @@ from mam2.data.prepare.inspect import relative_to
 from mam2.data.video.index import VideoError
 from mam2.data.video.jpeg_folder import META, JpegFolder, read_meta
 from mam2.data.video.open import open_video
+from mam2.data.video.segment_path import segment_of
 from mam2.data.video.source import VideoSource
 from mam2.data.workers import parallel_map
-from mam2.files import segment_of, written_whole
+from mam2.files import written_whole
 from mam2.progress import progress
 
 log = logging.getLogger("mam2")
@@ -44,13 +45,13 @@ def write_frames(video_path: str | Path, folder: str | Path, *, short_side: int 
     """Writes all frames of a video into a folder: 000000.jpg, 000001.jpg, ..., and meta.json.
 
     The folder appears complete or not at all. If it is there already, made from the same file in the same way, then
-    nothing is done. A killed run leaves a hidden `.NAME.*.partial` beside it, which the next for this folder removes.
+    nothing is done. A killed run leaves a hidden `.NAME.*.partial` next to it, which the next for this folder removes.
 
     Args:
         video_path: the video.
         folder: the new folder; those it lies in are made.
         short_side: pixels to which the shorter side is reduced; smaller videos keep their size.
-        quality: of the JPEG files, 1 to 100.
+        quality: quality of the JPEG files, 1 to 100.
 
     Raises:
         VideoError: the video, or one of its frames, does not decode.
@@ -279,7 +280,7 @@ def _meta_of(video: VideoSource, short_side: int, quality: int) -> dict[str, Any
 
 
 def _is_written(folder: Path, meta: dict[str, Any]) -> bool:
-    """Was the folder made from this source, in this way? False if it is not there, or empty.
+    """True if the folder was made from this source, in this way; False if it is not there, or empty.
 
     Raises:
         UserError: it is there and was not.

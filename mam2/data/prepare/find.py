@@ -14,7 +14,7 @@ from mam2.data.labels import SEPARATORS
 from mam2.data.prepare.label_tools import TOOLS, read_exports
 from mam2.data.prepare.labelled import VideoFinder
 from mam2.data.prepare.official_lists import Lists, same_name
-from mam2.files import segment_of
+from mam2.data.video.segment_path import segment_of
 
 SEPARATOR = SEPARATORS[0]
 

@@ -14,8 +14,9 @@ from typing import BinaryIO, cast
 from mam2.config import UserError
 from mam2.data.video.jpeg_folder import read_meta
 from mam2.data.video.open import open_video
+from mam2.data.video.segment_path import segment_of
 from mam2.data.workers import parallel_map
-from mam2.files import parse_json, segment_of
+from mam2.files import parse_json
 from mam2.progress import progress
 
 
@@ -39,7 +40,7 @@ def inspect_videos(
 
     Args:
         paths: the videos.
-        journal: where the answers are kept. A video whose size and time are those of its line is not opened again.
+        journal: file that keeps the answers. A video whose size and time are those of its line is not opened again.
         num_workers: processes.
         timeout_seconds: a video that keeps a process longer counts as unreadable, as one that ends it does.
 

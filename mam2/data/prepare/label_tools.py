@@ -19,7 +19,7 @@ def read_exports(tool: str, source: Path, *, control: str = "") -> list[Labelled
     Args:
         tool: "label_studio" or "cvat".
         source: the file, or the folder.
-        control: of Label Studio: the name of the control whose labels to take; needed where several are used.
+        control: name of the Label Studio control whose labels to take; needed where several are used.
 
     Raises:
         UserError: nothing there, no export of this tool, or one that names no video or no labels; it names the place.

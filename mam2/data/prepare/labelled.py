@@ -21,7 +21,7 @@ class Labelled:
         label: the class.
         frames: the first frame, from 0, and the one after the last; None for the whole video.
         split: "train", "val", or another word that the export gives.
-        place: where it was found, for messages.
+        place: file and line or task in which it was found, for messages.
     """
 
     video: str

@@ -1,6 +1,6 @@
-"""The manifest of a data set: which listed videos are there, missing or damaged (Table 6), and with which labels.
+"""Manifest of a data set: its videos with labels and splits, and a report of missing and damaged ones (Table 6).
 
-Every video is opened once; its contents are kept in a journal beside the manifest.
+Every video is opened once; its contents are kept in a journal next to the manifest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from mam2.data.prepare.label_tools import TOOLS
 from mam2.data.prepare.labelled import seconds_of
 from mam2.data.prepare.official_lists import read_lists
 from mam2.data.video.index import frame_at
-from mam2.files import segment_ending, write_text
+from mam2.data.video.segment_path import segment_ending
+from mam2.files import write_text
 
 COLUMNS = ("path", "label", "frames", "fps", "width", "height", "split")
 """The first line of a manifest. `read_catalog` reads it; a path that is not absolute starts from the manifest."""
@@ -48,7 +49,7 @@ class SplitCount:
         listed: videos that the lists name; in a folder without lists, those found.
         written: videos in the manifest.
         table6: videos by the paper's Table 6, rounded; None for the user's own data.
-        mean_seconds: of the videos in the manifest that state their frame rate; 0 if none does.
+        mean_seconds: average length of the manifest's videos that state their frame rate; 0 if none does.
     """
 
     split: str

@@ -1,4 +1,4 @@
-"""The official lists of the four benchmarks: which videos they hold, of which class, in which split (Table 6)."""
+"""Official lists of the four benchmarks: their videos, with class and split (Table 6)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read_lists(name: str, folder: Path, *, split: int = 1) -> Lists:
 
     Args:
         name: one of BENCHMARKS.
-        folder: where the lists are, at any depth; a single file is accepted too.
+        folder: folder that holds the lists, at any depth; a single file is accepted too.
         split: N, from 1.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Decoded frames in a .npy file, read through a memory map: uint8 (T, H, W, 3). Studies share them among their runs."""
+"""Decoded frames in a .npy file, read through a memory map: uint8 (T, H, W, 3). The runs of a study share it."""
 
 from __future__ import annotations
 

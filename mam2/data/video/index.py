@@ -1,4 +1,4 @@
-"""The index of a video file: where its frames are. Packets are read once, and the index is remembered."""
+"""Index of a video file: times and places of its frames, read from its packets once and kept in memory."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def time_of(index: int, *, fps: float | None, path: str) -> float:
 
 
 def check_indices(video: VideoSource, wanted: Sequence[int]) -> None:
-    """Refuses sorted indices, one of which is not in the video.
+    """Refuses sorted indices if one is not in the video.
 
     Raises:
         IndexError: an index outside 0 .. num_frames - 1, or none.
@@ -182,7 +182,7 @@ def _display_matrix(frame: Any) -> bytes | None:
 
 
 def _is_cut_off(stream: Any, all_pts: list[int]) -> bool:
-    """Is this an MP4 cut off by a broken download? Its header has more frames, and more time, than the file.
+    """True for an MP4 cut off by a broken download: its header has more frames, and more time, than the file.
 
     More frames alone are no sign: those that an edit list cuts away are counted there too.
     """
@@ -218,7 +218,7 @@ def _compact(values: list[int]) -> Sequence[int]:
 
 
 def open_container(path: str) -> Any:
-    """Opens a file of one or more streams, of which one at least is a video.
+    """Opens a file with at least one stream of video.
 
     Raises:
         VideoError: there is no video stream. What PyAV raises is left to `video_errors`.

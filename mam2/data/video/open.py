@@ -13,16 +13,16 @@ from mam2.data.video.frame_file import FrameFile
 from mam2.data.video.jpeg_folder import JpegFolder
 from mam2.data.video.pyav import PyAVVideo
 from mam2.data.video.segment import Segment
+from mam2.data.video.segment_path import segment_of
 from mam2.data.video.source import Backend, VideoSource
 from mam2.data.video.torchcodec import TorchcodecVideo
-from mam2.files import segment_of
 
 
 def open_video(path: str | Path, *, backend: Backend = "pyav", short_side: int = 0) -> VideoSource:
     """Opens a video file with a backend, a folder of frames if the path is a folder, or a .npy file; or a segment.
 
     Args:
-        path: of the file or folder; with `#t=START,END` (seconds) at its end, that segment.
+        path: path of the file or folder; with `#t=START,END` (seconds) at its end, that segment.
         backend: decoder of files.
         short_side: pixels; larger frames are scaled down to it while they are decoded. 0 leaves them as they are.
 

@@ -19,7 +19,7 @@ class Orientation:
 
     @property
     def mirrored(self) -> bool:
-        """Whether no turn alone leads there."""
+        """True if no turn alone leads there."""
         return (self.transposed + self.rows_reversed + self.columns_reversed) % 2 == 1
 
     def upright(self, x: Tensor) -> Tensor:

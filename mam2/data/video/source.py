@@ -15,9 +15,9 @@ class VideoSource(Protocol):
     """An open video; a context manager that closes it.
 
     Attributes:
-        path: where it is.
-        num_frames: how many frames there are.
-        num_missing: how many of them, at the end, the file has lost; asking for one is an error.
+        path: path of the file or folder.
+        num_frames: number of frames.
+        num_missing: number of frames at the end that the file has lost; asking for one is an error.
         fps: frames per second on average; None where the source does not say.
         height, width: pixels, upright.
     """

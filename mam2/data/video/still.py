@@ -1,4 +1,4 @@
-"""A still image as a video of one frame, for training on images beside videos (OmniMAE)."""
+"""A still image as a video of one frame, for training on images and videos (OmniMAE)."""
 
 from __future__ import annotations
 

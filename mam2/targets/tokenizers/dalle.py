@@ -36,9 +36,9 @@ class DALLEConfig:
     """The sizes of a DALL-E dVAE; the defaults are the official model's.
 
     Attributes:
-        width: of the first group; the others are 2, 4 and 8 times as wide.
+        width: width of the first group; the others are 2, 4 and 8 times as wide.
         num_blocks: residual blocks in each of the four groups.
-        decoder_width: of the decoder's input.
+        decoder_width: width of the decoder's input.
         num_codes: K.
     """
 

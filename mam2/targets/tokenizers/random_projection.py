@@ -28,7 +28,7 @@ class RandomProjection(nn.Module):
     Args:
         patch_size: P.
         num_codes: K.
-        seed: of the projection and the directions.
+        seed: seed of the projection and the directions.
     """
 
     def __init__(self, *, patch_size: int, num_codes: int = 8192, seed: int = 0) -> None:

@@ -54,7 +54,7 @@ class VQConfig:
         patch_size: P.
         num_codes: K.
         code_dim: the width of a code.
-        width: of the hidden layers.
+        width: width of the hidden layers.
     """
 
     FORMAT: ClassVar[str] = "mam2.vq"
@@ -69,7 +69,7 @@ class VQConfig:
 
 
 class VQ(nn.Module):
-    """A frozen quantised autoencoder of single patches: MLP, nearest code by cosine, MLP. See `train_vq`.
+    """A frozen quantised autoencoder of single patches: MLP, nearest code by cosine, MLP; trained by `train_vq`.
 
     Args:
         config: the sizes.
@@ -144,8 +144,8 @@ def train_vq(
         batches: frames (F, 3, H, W), uint8 or floats in [0, 1]; gone through again when they end.
         config: the sizes.
         num_steps: optimiser steps, one batch each; the first takes as many as the codebook's start needs.
-        seed: of the weights and of the codes' starting places.
-        device: where to train; the tokenizer comes back on it.
+        seed: seed of the weights and of the codes' starting places.
+        device: device to train on; the tokenizer comes back on it.
 
     Returns:
         The frozen tokenizer, and a report on its last batches: `mse` of pixels in [0, 1], `mse_of_mean` (the

@@ -53,8 +53,8 @@ class TargetsConfig:
         num_codes: K of the random projection or of the VQ model to train; files state their own.
         vq_steps: steps of 32 frames for which that VQ model is trained.
         precision: numerical type of VQGAN and DALL-E. "bf16" halves the VQGAN's time on a CPU and gives 1 or 2 % of
-            the patches other codes (docs/log/speed.md). The nearest-code search is always fp32. On a GPU, "fp32" convolutions use TF32,
-            PyTorch's default.
+            the patches other codes (docs/log/speed.md). The nearest-code search is always fp32. On a GPU, "fp32"
+            convolutions use TF32, PyTorch's default.
         cache: a folder for the codes of `data.fixed_clips`, which are then computed once; "" is off.
         motion: target of the motion decoder: a name of MOTIONS, or a Motion of one's own, `package.module:name`.
         motion_scale: "raw", the motion as it is, the paper's; "clip", divided by its root mean square over the clip,

@@ -24,11 +24,11 @@ from annotated_types import Ge, Gt, Le, Lt
 ConfigT = TypeVar("ConfigT")
 PartT = TypeVar("PartT")
 
-LabelKind = Literal["classes", "several", "numbers"]
-"""Kind of a video's label: one class; several classes or none (multi-label); a number (regression)."""
+RENAMED = {"encoder_waits": "freeze_encoder_for", "numbers": "embedding_dim"}
+"""Fields of version 0.1 by their names of today: files written with the old ones are read."""
 
-LabelSetting = Literal["auto", "classes", "several", "numbers"]
-"""A LabelKind, or "auto", which takes it from the labels."""
+RENAMED_WORDS = {"several": "multilabel", "numbers": "regression"}
+"""Values of version 0.1 by their names of today, likewise."""
 
 
 class UserError(ValueError):
@@ -57,12 +57,12 @@ OWN_PART = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 """Import path of a plug-in: `package.module:name`."""
 
 
-def is_own_part(name: str) -> bool:
+def is_import_path(name: str) -> bool:
     """True for the import path of a plug-in, `package.module:name`."""
     return OWN_PART.fullmatch(name) is not None
 
 
-def own_part(name: str, kind: type[PartT]) -> PartT:
+def plug_in(name: str, kind: type[PartT]) -> PartT:
     """Imports the plug-in that an import path, `package.module:name`, names.
 
     Args:
@@ -241,6 +241,8 @@ def from_json(cls: type[ConfigT], value: Any, *, where: str = "") -> ConfigT:
         )
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(typing.cast(Any, cls))}
+    today = {old: new for old, new in RENAMED.items() if new in names and old not in names}
+    value = {today.get(name, name): item for name, item in value.items()}
     for name in value:
         if name not in names:
             raise UserError(
@@ -267,9 +269,9 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     origin, args, choices = typing.get_origin(hint), typing.get_args(hint), _choices(hint)
     if len(choices) > 1 and isinstance(value, dict):
         name = value.get("is", next(iter(choices)))  # what was written before there was a choice is the first
-        if name not in choices and not is_own_part(str(name)):
+        if name not in choices and not is_import_path(str(name)):
             raise UserError(f"{where}.is is {name!r}. {did_you_mean(str(name), choices)}")
-        chosen = choices[name] if name in choices else own_part(name, type)
+        chosen = choices[name] if name in choices else plug_in(name, type)
         return from_json(chosen, {n: item for n, item in value.items() if n != "is"}, where=where)
     if origin in (Union, types.UnionType):  # only `X | None` is used
         return None if value is None else _read(next(a for a in args if a is not type(None)), value, where)
@@ -283,6 +285,8 @@ def _read(hint: Any, value: Any, where: str) -> Any:
             return tuple(_read(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(inner, value, strict=True)))
     if origin is Literal and value in args:
         return value
+    if origin is Literal and isinstance(value, str) and RENAMED_WORDS.get(value) in args:
+        return RENAMED_WORDS[value]
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is hint:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mam2 import distributed
-from mam2.config import LabelKind, UserError
+from mam2.config import UserError
+from mam2.data.labels import LabelKind
 from mam2.data.views import ViewLoader
 from mam2.model.classifier import Classifier, scores_of
 from mam2.progress import progress

@@ -111,7 +111,7 @@ def motion_loss(predicted: Tensor, target: Tensor, reduction: Reduction = "mean"
     return F.cross_entropy(predicted.flatten(0, 1).float(), target.flatten())
 
 
-def motion_loss_of_none(target: Tensor, reduction: Reduction = "mean") -> Tensor:
+def zero_motion_loss(target: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Zero-motion baseline: the motion loss of predicting no motion, or of guessing the order."""
     if target.is_floating_point():
         return squared_error(target.new_zeros(()).expand_as(target), target, reduction)

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mam2.config import LabelKind, UserError
+from mam2.config import UserError
 from mam2.data.clips import Data, middle_clip
+from mam2.data.labels import LabelKind
 from mam2.data.shape import ClipShape
 from mam2.data.windows import clip_between
 from mam2.device import autocast_dtype, local_device, send

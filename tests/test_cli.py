@@ -714,7 +714,7 @@ def test_a_public_encoder_from_its_folder_to_predictions(run, videos, tmp_path, 
     assert run("probe", source, "--train", videos, "--test", videos, *quick)[0] == 0
     assert (tmp_path / "probe" / "probe_knn.json").exists()  # not in a folder called hf:
     shutil.rmtree(tmp_path / "vit")  # a run goes on without what it began with
-    assert run(*adapt, "--optim.encoder-waits", "0 steps")[0] == 2  # another run
+    assert run(*adapt, "--optim.freeze-encoder-for", "0 steps")[0] == 2  # another run
     assert run(*adapt)[0] == 0
     tune = ("finetune", "finetune_tiny", *data, *short, "--init", tmp_path / "a", "--out", tmp_path / "t")
     assert run(*tune)[0] == 0

@@ -128,16 +128,18 @@ def test_an_encoder_and_the_best_of_the_same_run_are_two(tmp_path: Path) -> None
 
 
 def test_several_labels_and_numbers(tmp_path: Path) -> None:
-    several = {"labels": "several", "map": 0.625, "per_class": {}}
+    several = {"labels": "multilabel", "map": 0.625, "per_class": {}}
     assert [line[3] for line in compared([tuned(tmp_path / "s", several)])] == ["mAP", "62.5"]
-    errors = [{"labels": "numbers", "r2": r2, "mae": mae, "rmse": 9.0} for r2, mae in ((0.957, 1.6), (-0.00429, 123.4))]
+    errors = [
+        {"labels": "regression", "r2": r2, "mae": mae, "rmse": 9.0} for r2, mae in ((0.957, 1.6), (-0.00429, 123.4))
+    ]
     lines = compared([tuned(tmp_path / f"n{i}", report, rate=1e-3 * i) for i, report in enumerate(errors, start=1)])
     assert [line[3:7] for line in lines] == [
         ["R²", "sd", "difference", "mean error"],
         ["0.957", "-", "-", "1.6"],
         ["-0.00429", "-", "-0.961", "123"],
     ]
-    constant = tuned(tmp_path / "c", {"labels": "numbers", "r2": None, "mae": 0.5, "rmse": 0.5})
+    constant = tuned(tmp_path / "c", {"labels": "regression", "r2": None, "mae": 0.5, "rmse": 0.5})
     assert [line[3] for line in compared([constant])] == ["mean error", "0.5"]
 
 
@@ -174,7 +176,7 @@ def test_what_is_not_compared(tmp_path: Path) -> None:
         ([], "Name the runs"),
         ([a, pre], rf"{a} \(a fine-tuning on classes\); {pre} \(a pre-training\)\. Give runs of one kind"),
         ([tmp_path / "probe"], r"probe_knn\.json \(a knn probe\); .*probe_linear\.json \(a linear probe\)"),
-        ([a, tuned(tmp_path / "n", {"labels": "numbers", "r2": 0.5, "mae": 1.0})], "a fine-tuning on numbers"),
+        ([a, tuned(tmp_path / "n", {"labels": "regression", "r2": 0.5, "mae": 1.0})], "a fine-tuning on regression"),
         ([a, tuned(tmp_path / "m", classes(0.5, num_videos=30))], "tested on 20 videos of 2 classes.*30 videos"),
         ([pre, other], r"\(watched on .*/one\); .*\(watched on .*/two\)"),
         ([pretraining(tmp_path / "short", steps=4)], "is at step 4 of 6"),
@@ -193,7 +195,7 @@ def test_what_is_not_compared(tmp_path: Path) -> None:
 
 def test_the_table_in_a_terminal_and_in_three_formats(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     runs = [
-        tuned(tmp_path / f"[b]{i}", {"labels": "numbers", "r2": 0.5 + i / 4, "mae": 1.0}, rate=1e-3 * (i + 1))
+        tuned(tmp_path / f"[b]{i}", {"labels": "regression", "r2": 0.5 + i / 4, "mae": 1.0}, rate=1e-3 * (i + 1))
         for i in range(2)
     ]
     lines = compared(runs)

@@ -11,6 +11,8 @@ import pytest
 from annotated_types import Ge, Gt, Lt
 
 from mam2.config import Duration, Epochs, Steps, UserError, check, did_you_mean, from_json, seed_of, to_json
+from mam2.train.finetune import Finetune
+from mam2.train.optim import Optim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,3 +219,11 @@ def test_bounds_stand_in_the_types(fields: dict[str, Any], message: str) -> None
 
 def test_values_at_their_bounds_are_accepted() -> None:
     assert from_json(Bounded, to_json(Bounded(share=0.0, rates=(0.1, 2.0)))) == Bounded(share=0.0, rates=(0.1, 2.0))
+
+
+def test_files_with_the_names_of_version_0_1_are_read() -> None:
+    old = to_json(Finetune(labels="multilabel")) | {"labels": "several"}
+    old["optim"] = {"encoder_waits": "2 epochs"}
+    assert from_json(Finetune, old) == Finetune(labels="multilabel", optim=Optim(freeze_encoder_for=Epochs(2)))
+    with pytest.raises(UserError, match="numbers is no field of Finetune"):
+        from_json(Finetune, {"numbers": 3})

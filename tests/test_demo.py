@@ -175,9 +175,9 @@ def test_of_many_classes_those_with_a_moment_of_their_own_have_bars() -> None:
 
 
 def test_several_classes_and_numbers() -> None:
-    page = demo_parts.timeline(*timeline_of("several", [[0.9, 0.8]], ("run", "jump")))
+    page = demo_parts.timeline(*timeline_of("multilabel", [[0.9, 0.8]], ("run", "jump")))
     assert "do not sum to 100%" in words_of(page)
-    page = demo_parts.timeline(*timeline_of("numbers", [[1.5], [-4.0]], ("number",)))
+    page = demo_parts.timeline(*timeline_of("regression", [[1.5], [-4.0]], ("number",)))
     assert numbers_of(page) == [["0:00.0", "0:00.5", "1.5"], ["0:00.5", "0:01.0", "-4"]]
     assert "Predicted for the whole video: -1.25, the mean of its windows." in words_of(page)
     assert "%" not in words_of(page)
@@ -308,7 +308,7 @@ def test_wrong_arguments_are_refused(place: Path, run, monkeypatch: pytest.Monke
     pytest.importorskip("gradio", reason="gradio is not installed")
     status, _, err = run("demo", place / "absent")
     assert status == 2
-    assert "is no run's folder" in err
+    assert "absent does not exist. Give a run's folder" in err
     assert run("demo", place / "mine", "--features", place / "absent.parquet")[0] == 2
     status, _, err = run("demo", place / "mine", "--videos", place / "absent")
     assert status == 2

@@ -348,10 +348,10 @@ def test_other_features_are_refused_with_both_identities(encoder: Path, folder: 
     torch.manual_seed(2)
     save_encoder(tmp_path / "other.safetensors", VideoEncoder(SIZES))
     files = (encoder, tmp_path / "other.safetensors")
-    one, two = (load_embedder(str(file), HERE).maker.identity.encoder[:12] for file in files)
+    one, two = (load_embedder(str(file), HERE).provenance.identity.encoder[:12] for file in files)
     with pytest.raises(UserError, match=f"encoder differ. There: encoder {one}.* Here: encoder {two}"):
         embed_file(tmp_path / "other.safetensors", folder, out, config=HERE)
-    both = r"pool, hop, numbers differ.*pool mean.*every 16 frames.*pool frames.*every 8 frames"
+    both = r"pool, hop, embedding_dim differ.*pool mean.*every 16 frames.*pool frames.*every 8 frames"
     with pytest.raises(UserError, match=both):
         embed_file(encoder, folder, out, config=replace(HERE, pool="frames", hop="8 frames"))
     assert out.read_bytes() == kept

@@ -53,15 +53,17 @@ def targets(catalog):
 def test_a_list_with_several_classes(listed, caplog):
     caplog.set_level("INFO", logger="mam2")
     catalog = read_catalog(Listing(root=listed(SEVERAL)), labelled=True, kind="auto")
-    assert (catalog.kind, catalog.classes) == ("several", ("fall", "jump", "run"))
+    assert (catalog.kind, catalog.classes) == ("multilabel", ("fall", "jump", "run"))
     assert targets(catalog)[:4] == [(0, 1, 1), (0, 0, 1), (0, 0, 0), (1, 1, 0)]
     assert {item.label for item in catalog.items} == {None}
     assert "videos have several classes each, such as 'run;jump'" in caplog.text
     assert "1 of 8 videos have no label: they count as none of the classes" in caplog.text
-    known = read_catalog(Listing(root=listed(["run", "jump"])), labelled=True, kind="several", classes=catalog.classes)
+    known = read_catalog(
+        Listing(root=listed(["run", "jump"])), labelled=True, kind="multilabel", classes=catalog.classes
+    )
     assert targets(known) == [(0, 0, 1), (0, 1, 0)], "one class each is a case of several"
     with pytest.raises(UserError, match=r"line 2: 'jmup' is not a known class\. Did you mean jump"):
-        read_catalog(Listing(root=listed(["jmup"])), labelled=True, kind="several", classes=catalog.classes)
+        read_catalog(Listing(root=listed(["jmup"])), labelled=True, kind="multilabel", classes=catalog.classes)
     with pytest.raises(UserError, match=r"names no class at all"):
         read_catalog(Listing(root=listed([";", "|"])), labelled=True, kind="auto")
 
@@ -71,13 +73,13 @@ def test_a_list_with_numbers(listed, caplog):
     catalog = read_catalog(
         Listing(root=listed(NUMBERS, column="grade"), label_column="grade"), labelled=True, kind="auto"
     )
-    assert (catalog.kind, catalog.classes) == ("numbers", ("grade",))
+    assert (catalog.kind, catalog.classes) == ("regression", ("grade",))
     assert targets(catalog) == [(float(label),) for label in NUMBERS]
     assert "the labels are numbers, such as 1.5" in caplog.text
     with pytest.raises(UserError, match=r"line 3: the label 'x' is no number, as the others are\. Correct it"):
-        read_catalog(Listing(root=listed(["1.5", "x"])), labelled=True, kind="numbers")
+        read_catalog(Listing(root=listed(["1.5", "x"])), labelled=True, kind="regression")
     with pytest.raises(UserError, match=r"line 2 has no label"):
-        read_catalog(Listing(root=listed(["", "1.5"])), labelled=True, kind="numbers")
+        read_catalog(Listing(root=listed(["", "1.5"])), labelled=True, kind="regression")
 
 
 @pytest.mark.parametrize("labels", [["0", "1", "1"], ["1.0", "2.0"], ["a", "1.5"], ["inf", "1.5"], ["a-b", "c"]])
@@ -87,13 +89,13 @@ def test_lists_of_one_class_each_stay_what_they_were(listed, labels):
 
 def test_what_a_list_must_be_can_be_said(listed, videos):
     assert read_catalog(Listing(root=listed(SEVERAL[:2])), labelled=True, kind="classes").classes == ("run", "run;jump")
-    assert targets(read_catalog(Listing(root=listed(["3", "5"])), labelled=True, kind="numbers")) == [(3,), (5,)]
+    assert targets(read_catalog(Listing(root=listed(["3", "5"])), labelled=True, kind="regression")) == [(3,), (5,)]
     assert read_catalog(Listing(root=videos), labelled=True, kind="auto").kind == "classes"
-    with pytest.raises(UserError, match=r"is a folder: its labels are classes, not numbers\. Give a \.csv"):
-        read_catalog(Listing(root=videos), labelled=True, kind="numbers")
-    several = read_catalog(Listing(root=listed(SEVERAL)), labelled=True, kind="several")
+    with pytest.raises(UserError, match=r"is a folder: its labels are classes, not regression\. Give a \.csv"):
+        read_catalog(Listing(root=videos), labelled=True, kind="regression")
+    several = read_catalog(Listing(root=listed(SEVERAL)), labelled=True, kind="multilabel")
     assert few_shot(several, shots=0, seed=0) is several
-    with pytest.raises(UserError, match=r"2 shots are videos per class, but the labels are several\. Leave shots out"):
+    with pytest.raises(UserError, match=r"but the labels are multilabel\. Leave shots out"):
         few_shot(several, shots=2, seed=0)
 
 
@@ -129,15 +131,15 @@ def test_weights_of_rare_classes():
     assert weight.tolist()[:2] == pytest.approx([4 / (2 * 3), 4 / 2])
     counts = torch.tensor([3, 1])
     assert (counts * weight[:2]).sum() / 4 == 1, "1 on average over the videos"
-    several = catalog_of("several", [(1.0, 0.0)] * 3 + [(0.0, 1.0)])
+    several = catalog_of("multilabel", [(1.0, 0.0)] * 3 + [(0.0, 1.0)])
     assert task_of(weighted, several).weight_K.tolist() == pytest.approx([1 / 3, 3])
-    never = catalog_of("several", [(1.0, 0.0)] * 1000)
+    never = catalog_of("multilabel", [(1.0, 0.0)] * 1000)
     assert task_of(weighted, never).weight_K.tolist() == pytest.approx([1 / 100, 100])
     assert task_of(Finetune(), several).weight_K is None
     with pytest.raises(UserError, match=r"Numbers have no class weights"):
-        task_of(weighted, catalog_of("numbers", [(1.0,), (2.0,)]))
+        task_of(weighted, catalog_of("regression", [(1.0,), (2.0,)]))
     with pytest.raises(UserError, match=r"All 2 labels are 3: there is nothing to learn"):
-        task_of(Finetune(), catalog_of("numbers", [(3.0,), (3.0,)]))
+        task_of(Finetune(), catalog_of("regression", [(3.0,), (3.0,)]))
 
 
 def batch_of(label_B):
@@ -155,8 +157,8 @@ def model_of(num_classes, kind):
 
 def test_the_loss_of_several_classes():
     label = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-    task = Task(kind="several", num_classes=2, weight_K=torch.tensor([2.0, 0.5]))
-    model, batch = model_of(2, "several"), batch_of(label)
+    task = Task(kind="multilabel", num_classes=2, weight_K=torch.tensor([2.0, 0.5]))
+    model, batch = model_of(2, "multilabel"), batch_of(label)
     losses = loss_function(Finetune(encoder=TINY, mixup=0, cutmix=0, label_smoothing=0.2), task)(model, batch, 0)
     p = model(batch.clip_BTCHW).sigmoid()
     soft = label * 0.8 + 0.1
@@ -169,8 +171,8 @@ def test_the_loss_of_several_classes():
 
 def test_the_loss_of_numbers():
     label = torch.tensor([[10.0], [16.0]])
-    model, batch = model_of(1, "numbers"), batch_of(label)
-    losses = loss_function(PLAIN, Task(kind="numbers", num_classes=1, mean=12, std=4))(model, batch, 0)
+    model, batch = model_of(1, "regression"), batch_of(label)
+    losses = loss_function(PLAIN, Task(kind="regression", num_classes=1, mean=12, std=4))(model, batch, 0)
     torch.testing.assert_close(losses.total, (model(batch.clip_BTCHW) - (label - 12) / 4).square().mean())
     assert losses.parts == {"squared_error": losses.total.detach()}
 
@@ -184,18 +186,18 @@ def test_the_loss_of_weighted_classes():
 
 
 def test_numbers_are_saved_in_their_own_units(tmp_path):
-    model, clip = model_of(1, "numbers"), batch_of(torch.zeros(2, 1)).clip_BTCHW
+    model, clip = model_of(1, "regression"), batch_of(torch.zeros(2, 1)).clip_BTCHW
     before = {name: value.clone() for name, value in model.state_dict().items()}
     expected = model(clip) * 4 + 12
-    with in_units(model, Task(kind="numbers", num_classes=1, mean=12, std=4)):
+    with in_units(model, Task(kind="regression", num_classes=1, mean=12, std=4)):
         save_classifier(tmp_path / "c.safetensors", model, ("grade",))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()), "training goes on"
     saved, classes = load_classifier(tmp_path / "c.safetensors")
-    assert (saved.kind, classes) == ("numbers", ("grade",))
+    assert (saved.kind, classes) == ("regression", ("grade",))
     torch.testing.assert_close(saved(clip), expected)
     tensors, metadata = read_tensors(tmp_path / "c.safetensors")
     write_tensors(tmp_path / "c.safetensors", tensors, metadata | {"labels": "many"})
-    with pytest.raises(UserError, match=r"is damaged: it states the labels 'many'; accepted: classes, several"):
+    with pytest.raises(UserError, match=r"is damaged: it states the labels 'many'; accepted: classes, multilabel"):
         load_classifier(tmp_path / "c.safetensors")
 
 
@@ -225,7 +227,7 @@ def test_settings_that_do_not_fit():
         Finetune(encoder=TINY, freeze=3)
     with pytest.raises(UserError, match=r"labels is 'many'; accepted"):
         Finetune(labels="many")
-    assert from_json(Finetune, to_json(Finetune(labels="numbers"))).labels == "numbers"
+    assert from_json(Finetune, to_json(Finetune(labels="regression"))).labels == "regression"
 
 
 def finetuned(root, out, *options):
@@ -245,7 +247,7 @@ def test_a_run_with_several_classes(listed, tmp_path):
     assert "mAP" in done.stdout
     report = json.loads((run / "evaluate.json").read_text())
     assert (report["labels"], report["num_videos"], list(report["per_class"])) == (
-        "several",
+        "multilabel",
         8,
         ["fall", "jump", "run"],
     )
@@ -274,7 +276,7 @@ def test_a_run_with_numbers(listed, tmp_path):
     done = mam2("evaluate", run, "--data.root", root)
     assert done.returncode == 0, done.stderr
     report = json.loads((run / "evaluate.json").read_text())
-    assert report["labels"] == "numbers"
+    assert report["labels"] == "regression"
     mean = sum(map(float, NUMBERS)) / 8
     spread = sum(abs(float(label) - mean) for label in NUMBERS) / 8
     assert report["mae"] == pytest.approx(spread, rel=0.2), "so few steps predict the mean"

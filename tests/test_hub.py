@@ -272,7 +272,7 @@ def test_the_upload(runs, monkeypatch):
     created, uploaded = Api.calls
     assert created == ("ada/lips", {"private": True, "exist_ok": True})
     names = ["README.md", "config.json", "encoder.safetensors", "modeling_mam2.py", "video_preprocessor_config.json"]
-    assert uploaded == ("ada/lips", names, "Push by mam2 0.1.0")
+    assert uploaded == ("ada/lips", names, "Push by mam2 0.2.0")
     push(runs / "mine", "ada/lips")
     assert Api.calls[2] == ("ada/lips", {"private": None, "exist_ok": True})
 

@@ -75,7 +75,7 @@ def timm_model(name: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     create = timm.create_model
     model = scramble(create(name, pretrained=False, **TIMM_SMALL))
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: copy.deepcopy(model))
-    monkeypatch.setattr("mam2.model.importers.checkpoint.download", lambda *_: Path())
+    monkeypatch.setattr("mam2.model.importers.recognise.download", lambda *_: Path())
     return model
 
 
@@ -484,7 +484,7 @@ def test_timm_downloads_only_without_a_file(tmp_path: Path, monkeypatch: pytest.
         asked.append(name)
         raise OSError("no network")
 
-    monkeypatch.setattr("mam2.model.importers.checkpoint.download", download)
+    monkeypatch.setattr("mam2.model.importers.recognise.download", download)
     encoder = import_encoder(f"timm:{WITHOUT_CLASS}", file=str(tmp_path / "w.safetensors")).encoder
     torch.testing.assert_close(encoder.norm.weight.data, model.norm.weight.data + 1)
     assert asked == []
@@ -840,9 +840,9 @@ def test_a_folder_of_timm_needs_no_timm(tmp_path: Path, monkeypatch: pytest.Monk
 def test_weights_in_several_files(tmp_path: Path) -> None:
     model = scramble(transformers.ViTModel(transformers.ViTConfig(**SMALL)))
     model.save_pretrained(tmp_path / "one")
-    model.save_pretrained(tmp_path / "several", max_shard_size="10KB")
-    assert (tmp_path / "several" / "model.safetensors.index.json").exists()
-    one, several = (load_encoder(tmp_path / name) for name in ("one", "several"))
+    model.save_pretrained(tmp_path / "multilabel", max_shard_size="10KB")
+    assert (tmp_path / "multilabel" / "model.safetensors.index.json").exists()
+    one, several = (load_encoder(tmp_path / name) for name in ("one", "multilabel"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), several.parameters(), strict=True))
 
 

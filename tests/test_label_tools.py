@@ -115,7 +115,7 @@ def test_several_labels_of_the_same_frames_are_one_line(folder, export, tmp_path
     assert (report.num_classes, report.splits[0].listed) == (3, 2)
     assert report.notes == ("2 lines have several labels, such as 'jump;fall'.",)
     catalog = read_catalog(Listing(root=report.manifest), labelled=True, kind="auto")
-    assert (catalog.kind, catalog.classes) == ("several", ("fall", "jump", "run"))
+    assert (catalog.kind, catalog.classes) == ("multilabel", ("fall", "jump", "run"))
 
 
 def test_frames_counted_at_another_rate(folder, export, tmp_path):

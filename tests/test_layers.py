@@ -47,7 +47,7 @@ ROOMS = {
         "blocks",
         "encoder regressor",
         "classifier decoders pooling importers/facts",
-        "weights importers/checkpoint importers/tensors",
+        "weights importers/recognise importers/tensors",
         "importers/build importers/own",
         "importers/__init__",
         "load",

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mam2 import cross_entropy
 from mam2.cross_entropy import linear_cross_entropy
-from mam2.losses import alignment_loss, appearance_loss, motion_loss, motion_loss_of_none
+from mam2.losses import alignment_loss, appearance_loss, motion_loss, zero_motion_loss
 
 
 def as_it_is(width: int) -> nn.Linear:
@@ -81,14 +81,14 @@ def test_appearance_in_pixels_is_the_squared_error() -> None:
 def test_clip_order_is_a_cross_entropy_of_two() -> None:
     logits, swapped = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0]]]), torch.tensor([[1, 0]])
     assert motion_loss(logits, swapped).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
-    assert motion_loss_of_none(swapped).item() == pytest.approx(math.log(2))
-    assert motion_loss_of_none(swapped.to("meta")).is_meta  # the loss lies where its target does
+    assert zero_motion_loss(swapped).item() == pytest.approx(math.log(2))
+    assert zero_motion_loss(swapped.to("meta")).is_meta  # the loss lies where its target does
 
 
 def test_the_loss_of_no_motion_is_that_of_predicting_zero() -> None:
     target = torch.randn(2, 3, 4, 5)
     for reduction in ("mean", "sum"):
-        assert motion_loss_of_none(target, reduction) == motion_loss(torch.zeros(2, 4, 4, 5), target, reduction)
+        assert zero_motion_loss(target, reduction) == motion_loss(torch.zeros(2, 4, 4, 5), target, reduction)
 
 
 @pytest.mark.parametrize("logits_at_once", [1, 33, 1000])

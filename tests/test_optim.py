@@ -166,11 +166,11 @@ def test_warm_up_is_a_duration() -> None:
 def test_the_encoder_waits_while_new_parts_learn() -> None:
     """Its weights stay as they are at first, then move by their layer's share; the parts around it move at once."""
     model = pretraining_model()
-    optim = Optim(layer_decay=0.5, encoder_waits=Steps(1))
+    optim = Optim(layer_decay=0.5, freeze_encoder_for=Steps(1))
     optimizer = make_optimizer(model, optim, depth=3, layer_id=layer_id)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for waits in (True, False):
-        set_learning_rate(optimizer, 0.1, encoder_waits=waits)
+        set_learning_rate(optimizer, 0.1, freeze_encoder_for=waits)
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()

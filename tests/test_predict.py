@@ -21,8 +21,9 @@ from torch import Tensor
 
 import mam2.use.sliding_windows as along
 from mam2 import predict, read_clip
-from mam2.config import LabelKind, UserError
+from mam2.config import UserError
 from mam2.data.clips import Data
+from mam2.data.labels import LabelKind
 from mam2.model.classifier import Classifier, scores_of
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import load_classifier, save_classifier
@@ -93,8 +94,8 @@ def make_run(folder: Path, kind: LabelKind, classes: tuple[str, ...]) -> Path:
 
 RUNS: dict[LabelKind, tuple[str, ...]] = {
     "classes": ("night", "dawn", "day"),
-    "several": ("dark", "grey", "bright"),
-    "numbers": ("lux",),
+    "multilabel": ("dark", "grey", "bright"),
+    "regression": ("lux",),
 }
 
 
@@ -163,7 +164,7 @@ def test_windows_are_what_the_classifier_says_of_them(
             name: pytest.approx(score, abs=1e-6) for name, score in zip(classes, expected.tolist(), strict=True)
         }
         assert [of.score for of in window] == sorted((of.score for of in window), reverse=True)
-    if kind == "several":
+    if kind == "multilabel":
         assert sum(of.score for of in found[:3]) != pytest.approx(1, abs=1e-3)
 
 
@@ -173,10 +174,10 @@ def test_a_video_whose_halves_are_of_two_classes(runs: dict[LabelKind, Path], tm
     assert [(of.start, of.end) for of in found] == [(second, second + 1) for second in range(8)]
     assert [of.label for of in found] == ["night"] * 4 + ["day"] * 4
     assert min(of.score for of in found) > 0.9
-    several = predict(runs["several"], video, window="1 s")
+    several = predict(runs["multilabel"], video, window="1 s")
     assert [round(of.score) for of in several if of.label == "bright"] == [0] * 4 + [1] * 4
     assert [round(of.score) for of in several if of.label == "dark"] == [1] * 4 + [0] * 4
-    numbers = predict(runs["numbers"], video, window="1 s")
+    numbers = predict(runs["regression"], video, window="1 s")
     assert [of.label for of in numbers] == ["lux"] * 8
     assert [of.score for of in numbers] == pytest.approx([-4] * 4 + [4] * 4, abs=0.5)
     out, page = tmp_path / "sunrise.jsonl", tmp_path / "sunrise.html"
@@ -382,7 +383,7 @@ def test_labels_that_are_true_for_the_longest_are_shown() -> None:
     assert labels_shown(score, columns, "classes") == [0, 1, 2]
     assert labels_shown(score, [*columns[1:], (0.0, 1.0)], "classes")[:2] == [1, 0], "by their highest score"
     several = torch.tensor([[0.9, 0.6, 0.95], [0.2, 0.6, 0.1]])
-    assert labels_shown(several, [(0, 1), (1, 2)], "several") == [2, 0, 1]
+    assert labels_shown(several, [(0, 1), (1, 2)], "multilabel") == [2, 0, 1]
     assert labels_shown(torch.rand(4, 30), [(i, i + 1) for i in range(4)], "classes")[8:] == []
 
 

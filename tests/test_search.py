@@ -228,7 +228,7 @@ def test_what_makes_no_sense_is_refused(place: Path, run: Run, tmp_path: Path) -
     other = tmp_path / "other.safetensors"
     save_encoder(other, VideoEncoder(SIZES))
     one, two = (
-        load_embedder(str(source), HERE).maker.identity.encoder[:12]
+        load_embedder(str(source), HERE).provenance.identity.encoder[:12]
         for source in (place / "encoder.safetensors", other)
     )
     short = write_video(tmp_path / "short.mp4", num_frames=15)

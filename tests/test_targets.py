@@ -9,7 +9,7 @@ import torch
 
 from mam2.config import UserError
 from mam2.data.synthetic import render
-from mam2.losses import motion_loss_of_none
+from mam2.losses import zero_motion_loss
 from mam2.masks import MaskConfig
 from mam2.patches import patchify, to_float, unpatchify
 from mam2.targets.maker import TargetMaker, Targets
@@ -95,11 +95,11 @@ def test_predicting_no_motion_costs_one_at_clip_scale() -> None:
     clip = to_float(moving_clips())
     motion, raw = targets_of(clip, motion_scale="clip").motion, targets_of(clip).motion
     for scaled, plain in zip(motion, raw, strict=True):  # each clip by itself, whatever its speed
-        assert motion_loss_of_none(scaled).item() == pytest.approx(1, abs=1e-5)
+        assert zero_motion_loss(scaled).item() == pytest.approx(1, abs=1e-5)
         torch.testing.assert_close(scaled * plain.square().mean().sqrt(), plain)
     # A tenth of the contrast costs the same, until motion is smaller than a grey level.
     faint = targets_of(0.5 + clip / 10, motion_scale="clip").motion
-    assert motion_loss_of_none(faint).item() == pytest.approx(1, abs=1e-3)
+    assert zero_motion_loss(faint).item() == pytest.approx(1, abs=1e-3)
 
 
 def test_a_still_clip_has_no_motion() -> None:
@@ -107,7 +107,7 @@ def test_a_still_clip_has_no_motion() -> None:
     for scale in ("raw", "clip", "patch"):
         assert not targets_of(still, motion_scale=scale).motion.any()
     noise = still + torch.randn(1, 4, 3, 8, 8) / 2550  # a tenth of a grey level
-    assert motion_loss_of_none(targets_of(noise, motion_scale="clip").motion).item() < 0.05
+    assert zero_motion_loss(targets_of(noise, motion_scale="clip").motion).item() < 0.05
 
 
 @pytest.mark.parametrize("field", ["motion", "appearance"])

@@ -31,7 +31,7 @@ CLASSES = ("dark", "grey", "bright")
 def tuned(tmp_path: Path) -> Path:
     """The folder of a fine-tuning with settings that are not the defaults."""
     torch.manual_seed(0)
-    classifier = Classifier(VideoEncoder(SIZES, origin=Origin(source="timm:vit", licence="mit")), 3, "several")
+    classifier = Classifier(VideoEncoder(SIZES, origin=Origin(source="timm:vit", licence="mit")), 3, "multilabel")
     torch.nn.init.normal_(classifier.head.weight)
     data = Data(stride_frames=2, decode_short_side=20, num_workers=0)
     config = Finetune(encoder=SIZES, data=data, clips=3, crops=1, loop=Loop(precision="bf16", seed=7))
@@ -51,7 +51,7 @@ def test_a_fine_tuned_run_brings_its_own_settings(tuned: Path) -> None:
     assert model.file == tuned / "classifier.safetensors"
     assert model.classifier is not None
     assert model.classifier.encoder is model.encoder
-    assert (model.classes, model.kind, model.shape) == (CLASSES, "several", ClipShape(4, 16))
+    assert (model.classes, model.kind, model.shape) == (CLASSES, "multilabel", ClipShape(4, 16))
     assert model.data == Data(stride_frames=2, decode_short_side=20, num_workers=0)
     assert model.settings is not None
     assert (model.settings.kind, model.settings.views, model.settings.seed) == ("finetune", (3, 1), 7)

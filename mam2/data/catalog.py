@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mam2.config import LabelKind, LabelSetting, UserError, did_you_mean, seed_of
+from mam2.config import UserError, did_you_mean, seed_of
 from mam2.data.csv_list import CsvRow, read_rows
-from mam2.data.labels import are_numbers, classes_of, kind_of, numbers_of, several_of
+from mam2.data.labels import LabelKind, LabelSetting, are_numbers, classes_of, kind_of, numbers_of, several_of
 from mam2.data.shape import Listing
 from mam2.data.video.segment_path import segment_of
 
@@ -85,8 +85,8 @@ def read_catalog(
             in it. The classes are those of the whole CSV, so that a class has the same number in each split.
         labelled: whether every video must have a label; if not, labels are not read.
         classes: the names of the classes that a model already knows, in its order; no others are accepted.
-        kind: of the labels: "classes", one each; "several", with ; or | between them, or none; "numbers"; or "auto", by
-            their looks. Those of a folder are classes.
+        kind: kind of the labels: "classes", one each; "multilabel", several with ; or | between them, or none;
+            "regression", a number; or "auto", by their looks. Those of a folder are classes.
 
     Labels of a CSV are names, or the classes' numbers from 0: one or the other for the whole list.
 
@@ -115,13 +115,13 @@ def read_catalog(
     rows = _of_split(all_rows, split, csv_path=root)
     if kind == "auto":
         kind = kind_of(all_rows, csv_path=root) if labelled else "classes"
-    _check_rows(rows, labelled=labelled, csv_path=root, can_be_empty=kind == "several")
+    _check_rows(rows, labelled=labelled, csv_path=root, can_be_empty=kind == "multilabel")
     if not labelled:
         return _without_labels(rows)
-    if kind == "several":
+    if kind == "multilabel":
         known, targets = several_of(rows, all_rows, classes, csv_path=root)
         return _with_targets(rows, targets, classes=known, kind=kind)
-    if kind == "numbers":
+    if kind == "regression":
         return _with_targets(rows, numbers_of(rows), classes=(listing.label_column,), kind=kind)
     return _of_classes(rows, all_rows, classes, csv_path=root)
 

@@ -8,9 +8,16 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from mam2.config import LabelKind, UserError, did_you_mean
+from mam2.config import UserError, did_you_mean
 from mam2.data.csv_list import CsvRow
+
+LabelKind = Literal["classes", "multilabel", "regression"]
+"""Kind of a video's label: one class; several classes or none; a number."""
+
+LabelSetting = Literal["auto", "classes", "multilabel", "regression"]
+"""A LabelKind, or "auto", which takes it from the labels."""
 
 log = logging.getLogger("mam2")
 SEPARATORS = ";|"
@@ -25,11 +32,11 @@ def kind_of(rows: list[CsvRow], *, csv_path: Path) -> LabelKind:
     """
     if row := next((row for row in rows if set(SEPARATORS) & set(row.label)), None):
         log.info(f"{csv_path}: videos have several classes each, such as {row.label!r}; --labels classes takes one.")
-        return "several"
+        return "multilabel"
     values = [_value(row.label) for row in rows]
     if any(value is not None and value != int(value) for value in values) and None not in values:
         log.info(f"{csv_path}: the labels are numbers, such as {rows[0].label}; --labels classes takes them for names.")
-        return "numbers"
+        return "regression"
     return "classes"
 
 

@@ -9,12 +9,15 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from mam2.config import LabelKind, UserError
+from mam2.config import UserError
 from mam2.model.blocks import layer_norm
 from mam2.model.encoder import VideoEncoder
 
 Pooling = Literal["all", "space"]
 """Pooling of features for a head: their mean over space and time, or over space, the frames one after another."""
+
+OutputKind = Literal["classes", "multilabel", "regression"]
+"""Meaning of the outputs: one class of all; a probability for each class; a number. As the kinds of labels."""
 
 
 class Classifier(nn.Module):
@@ -31,7 +34,7 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, encoder: VideoEncoder, num_classes: int, kind: LabelKind = "classes", *, pooling: Pooling = "all"
+        self, encoder: VideoEncoder, num_classes: int, kind: OutputKind = "classes", *, pooling: Pooling = "all"
     ) -> None:
         super().__init__()
         self.kind = kind
@@ -64,9 +67,9 @@ class Classifier(nn.Module):
         return self.head(self.norm(pooled_BTD.mean(dim=1)))
 
 
-def scores_of(logits_BK: Tensor, kind: LabelKind) -> Tensor:
+def scores_of(logits_BK: Tensor, kind: OutputKind) -> Tensor:
     """Scores from a classifier's outputs: probabilities that sum to 1, a probability for each class, or a number."""
-    if kind == "numbers":
+    if kind == "regression":
         return logits_BK
     return logits_BK.softmax(dim=1) if kind == "classes" else logits_BK.sigmoid()
 

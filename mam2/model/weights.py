@@ -14,7 +14,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from mam2.config import LabelKind, UserError, from_json, is_own_part, to_json
+from mam2.config import RENAMED_WORDS, UserError, from_json, is_import_path, to_json
 from mam2.files import (
     check_finite,
     check_tensors,
@@ -27,7 +27,7 @@ from mam2.files import (
     shapes_of,
     write_tensors,
 )
-from mam2.model.classifier import Classifier, Pooling
+from mam2.model.classifier import Classifier, OutputKind, Pooling
 from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
 from mam2.model.positions import FullPositions, Positions, SpaceRotaryPositions, is_interpolated
 from mam2.model.weight_file import CLASSIFIER_FILE, HUB, weight_file
@@ -101,7 +101,7 @@ def own_file(source: str | Path) -> Path | None:
     """The file of this project's encoder or classifier that `source` names; None where it is somebody else's."""
     if str(source).startswith(HUB):
         return weight_file(source)
-    if str(source).startswith(PUBLIC) or is_own_part(str(source)):
+    if str(source).startswith(PUBLIC) or is_import_path(str(source)):
         return None
     path = Path(source)
     if path.is_dir():
@@ -177,7 +177,7 @@ def load_classifier(source: str | Path) -> tuple[Classifier, tuple[str, ...]]:
         classes = tuple(map(str, parse_json(metadata["classes"])))
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file} is damaged: the names of its classes can't be read ({first_line(error)}).") from error
-    kind = cast(LabelKind, _word(metadata, "labels", typing.get_args(LabelKind), file=file))
+    kind = cast(OutputKind, _word(metadata, "labels", typing.get_args(OutputKind), file=file))
     pooling = cast(Pooling, _word(metadata, "pooling", typing.get_args(Pooling), file=file))
     origin = _origin_of(metadata)
 
@@ -190,6 +190,7 @@ def load_classifier(source: str | Path) -> tuple[Classifier, tuple[str, ...]]:
 def _word(metadata: Mapping[str, str], name: str, accepted: tuple[str, ...], *, file: Path) -> str:
     """A word of a classifier's metadata, the first of those that are accepted where there is none."""
     word = metadata.get(name, accepted[0])
+    word = RENAMED_WORDS.get(word, word)
     if word not in accepted:
         raise UserError(f"{file} is damaged: it states the {name} {word!r}; accepted: {', '.join(accepted)}.")
     return word

@@ -33,7 +33,7 @@ CURVES = (
 
 SMOOTHED = "Dark: running mean. Pale: every logged step."
 """How to read the curves of a long run."""
-OF_NONE = "_of_none"
+BASELINE = "_of_none"
 """Ends the key of what a loss would be if none were predicted; it is drawn beside that loss."""
 
 
@@ -51,7 +51,7 @@ def curves_of(rows: list[dict[str, Any]]) -> list[go.Figure]:
         if not (points := points_of(rows, key)):
             continue
         figure = chart(title)
-        none = points_of(rows, key + OF_NONE)
+        none = points_of(rows, key + BASELINE)
         steps, values = zip(*points, strict=True)
         window = len(values) // 25 if smoothed else 1
         if window >= 3:

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mam2.config import LabelKind, UserError, printable
+from mam2.config import UserError, printable
+from mam2.data.labels import LabelKind
 from mam2.data.video.open import open_video
 from mam2.pictures.hits import check_page, clock, moving
 from mam2.pictures.page import write_html
@@ -97,7 +98,7 @@ def _shown(track: Track, classes: Sequence[str], kind: LabelKind, color_of: dict
     numbers = labels_shown(track.score_BK, columns, kind)
     for number in numbers:
         color_of.setdefault(number, COLORS[len(color_of) % len(COLORS)])
-    low, high = (track.score_BK.min().item(), track.score_BK.max().item()) if kind == "numbers" else (0.0, 1.0)
+    low, high = (track.score_BK.min().item(), track.score_BK.max().item()) if kind == "regression" else (0.0, 1.0)
     every = -(-len(columns) // MAX_COLUMNS)
     columns = [(some[0][0], some[-1][1]) for some in (columns[i : i + every] for i in range(0, len(columns), every))]
     drawn_BK = torch.stack([some.amax(dim=0) for some in track.score_BK.split(every)])
@@ -109,7 +110,7 @@ def _shown(track: Track, classes: Sequence[str], kind: LabelKind, color_of: dict
             {
                 "name": printable(classes[number]),
                 "color": color_of[number],
-                "words": f"{low:.4g} to {high:.4g}" if kind == "numbers" else f"up to {score_B[peak].item():.2f}",
+                "words": f"{low:.4g} to {high:.4g}" if kind == "regression" else f"up to {score_B[peak].item():.2f}",
                 "when": f"highest at {clock(track.spans[peak][0])} to {clock(track.spans[peak][1])}",
                 "boxes": boxes_of(columns, drawn_BK[:, number], seconds=seconds, low=low, high=high),
             }

@@ -125,7 +125,7 @@ def mam2_adapt_b() -> Pretrain:
     """
     return replace(
         mam2_b_k400_rp(),
-        optim=Optim(base_lr=1.5e-4, min_lr=1e-6, warmup=Epochs(4), layer_decay=0.75, encoder_waits=Epochs(2)),
+        optim=Optim(base_lr=1.5e-4, min_lr=1e-6, warmup=Epochs(4), layer_decay=0.75, freeze_encoder_for=Epochs(2)),
         loop=Loop(batch_size=256, duration=Epochs(40)),
     )
 

@@ -100,7 +100,7 @@ def scaled(config: Pretrain, scale: ScaleName) -> Pretrain:
         weight_decay_end=config.optim.weight_decay_end,
         # Over fewer blocks, so that the lowest one's rate is as small a share of the top's.
         layer_decay=config.optim.layer_decay ** (BASE.depth / to.encoder.depth),
-        encoder_waits=loop.duration.times(0.05) if config.optim.encoder_waits.value else Steps(0),
+        freeze_encoder_for=loop.duration.times(0.05) if config.optim.freeze_encoder_for.value else Steps(0),
     )
     return replace(
         config,

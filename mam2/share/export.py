@@ -157,7 +157,7 @@ def _with_head(trained: Trained, *, head: Head, pool: Pool) -> _Model:
     if pool != "none":
         raise UserError(f"A classifier pools by itself; leave pool {pool!r} out, or give head 'none' for its encoder.")
     classifier = trained.need_classifier()
-    return _Model(classifier, gives="numbers" if classifier.kind == "numbers" else head).eval()
+    return _Model(classifier, gives="numbers" if classifier.kind == "regression" else head).eval()
 
 
 def _clips(trained: Trained, clip: str | Path | None) -> tuple[Tensor, str]:

@@ -25,7 +25,7 @@ from mam2.version import __version__
 CARD = "README.md"
 _SHARES = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
 _ERRORS = {"mae": "mean error", "rmse": "root mean square error", "r2": "R²"}
-_PROBLEMS = {"several": "multi_label_classification", "numbers": "regression"}  # the words of transformers
+_PROBLEMS = {"multilabel": "multi_label_classification", "regression": "regression"}  # the words of transformers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,10 @@ def _usage(about: _About) -> str:
     if about.classes:
         lines += [f"classifier, classes = mam2.load_classifier({address})"]
         numbers = {"classes": "probabilities = classifier(clip).softmax(dim=1)"}
-        numbers |= {"several": "probabilities = classifier(clip).sigmoid()", "numbers": "numbers = classifier(clip)"}
+        numbers |= {
+            "multilabel": "probabilities = classifier(clip).sigmoid()",
+            "regression": "numbers = classifier(clip)",
+        }
         lines += [f"{numbers[about.labels]}  # (B, K)"]
     lines += [f"encoder = mam2.load_encoder({address})", "features = encoder(clip)  # (B, T, N, D)", "```", ""]
     lines += ["or with transformers:", "", "```python", "from transformers import AutoModel", ""]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mam2 import cost
-from mam2.config import UserError, from_json, to_json
+from mam2.config import RENAMED_WORDS, UserError, from_json, to_json
 from mam2.data.loader import steps_per_epoch
 from mam2.files import read_object
 from mam2.pictures.report import read_log
@@ -22,8 +22,8 @@ from mam2.train.run import read_run
 # By the kind of labels, the columns of a test and their names in evaluate.json.
 TESTED = {
     "classes": {"top-1": "top1", "top-5": "top5"},
-    "several": {"mAP": "map"},
-    "numbers": {"R²": "r2", "mean error": "mae"},
+    "multilabel": {"mAP": "map"},
+    "regression": {"R²": "r2", "mean error": "mae"},
 }
 
 
@@ -82,6 +82,7 @@ def _of_finetuning(run: Path, record: dict[str, Any]) -> Result:
     report = read_object(file, {"num_videos": int, "bad_videos": dict})
     config = from_json(Finetune, record["config"])
     labels = report.get("labels", "classes")
+    labels = RENAMED_WORDS.get(labels, labels)
     figures = {column: report[name] for column, name in TESTED[labels].items() if report[name] is not None}
     # Unusable videos differ from run to run; the set that they are of does not.
     judged = f"tested on {report['num_videos'] + len(report['bad_videos'])} videos"
@@ -89,7 +90,7 @@ def _of_finetuning(run: Path, record: dict[str, Any]) -> Result:
         judged += f" of {len(report['per_class'])} classes"
     return Result(
         run=run,
-        kind=f"a fine-tuning on {'several labels' if labels == 'several' else labels}",
+        kind=f"a fine-tuning on {'several labels' if labels == 'multilabel' else labels}",
         judged=judged,
         start=_name_of(config.init),
         settings=json.dumps(_without_seeds(to_json(config)), sort_keys=True),

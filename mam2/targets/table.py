@@ -16,7 +16,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from mam2.config import UserError, check, did_you_mean, is_own_part, own_part
+from mam2.config import UserError, check, did_you_mean, is_import_path, plug_in
 from mam2.losses import Distance
 from mam2.targets.hog import hog, num_hog
 from mam2.targets.motion import rgb_difference
@@ -234,8 +234,8 @@ MOTIONS: dict[str, Motion] = {
 
 def appearance_row(name: str) -> Appearance:
     """The row of an appearance target; UserError if there is none of this name."""
-    if is_own_part(name):
-        return own_part(name, Appearance)
+    if is_import_path(name):
+        return plug_in(name, Appearance)
     if name not in APPEARANCES:
         raise UserError(f"targets.appearance is {name!r}. {did_you_mean(name, APPEARANCES)} `mam2 targets` lists them.")
     return APPEARANCES[name]
@@ -243,8 +243,8 @@ def appearance_row(name: str) -> Appearance:
 
 def motion_row(name: str) -> Motion:
     """The row of a motion target; UserError if there is none of this name."""
-    if is_own_part(name):
-        return own_part(name, Motion)
+    if is_import_path(name):
+        return plug_in(name, Motion)
     if name not in MOTIONS:
         raise UserError(f"targets.motion is {name!r}. {did_you_mean(name, MOTIONS)} `mam2 targets` lists them.")
     return MOTIONS[name]

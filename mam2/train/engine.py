@@ -253,8 +253,8 @@ def set_rates(training: Training[BatchT], step: int) -> float:
         warmup_steps=optim.warmup.steps(loader.steps_per_epoch),
         num_steps=loader.num_steps,
     )
-    waits = step < optim.encoder_waits.steps(loader.steps_per_epoch)
-    set_learning_rate(training.optimizer, rate, encoder_waits=waits)
+    waits = step < optim.freeze_encoder_for.steps(loader.steps_per_epoch)
+    set_learning_rate(training.optimizer, rate, freeze_encoder_for=waits)
     set_weight_decay(training.optimizer, weight_decay(optim, step, num_steps=loader.num_steps))
     return rate
 

@@ -16,9 +16,10 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from mam2 import distributed
-from mam2.config import Epochs, LabelKind, LabelSetting, UserError, check, seed_of
+from mam2.config import Epochs, UserError, check, seed_of
 from mam2.data.catalog import Catalog, few_shot, read_catalog
 from mam2.data.clips import Data
+from mam2.data.labels import LabelKind, LabelSetting
 from mam2.data.loader import Batch
 from mam2.data.mixing import mix
 from mam2.device import local_device
@@ -38,8 +39,8 @@ _MIX = 0x313  # keeps the seeds of mixing apart from others
 MOST_WEIGHT = 100.0  # weight of a rare class, at most
 _IN_WORDS: dict[LabelKind, str] = {
     "classes": "of {} classes",
-    "several": "with any of {} classes each",
-    "numbers": "with a number each",
+    "multilabel": "with any of {} classes each",
+    "regression": "with a number each",
 }
 
 
@@ -55,8 +56,8 @@ class Finetune:
         init: a pre-training run's folder, an encoder.safetensors file, a published encoder (`mam2 import --help`), or
             "scratch".
         shots: labelled videos per class, drawn by the loop's seed; 0 takes all.
-        labels: kind of labels: "classes", one for each video; "several" classes, with ; or | between them in a .csv, or
-            none; "numbers", to be predicted; "auto" detects the kind from the labels.
+        labels: kind of labels: "classes", one for each video; "multilabel", several with ; or | between them in a
+            .csv, or none; "regression", a number to be predicted; "auto" detects the kind from the labels.
         class_weights: weighs classes by how rare they are, for sets in which some are much rarer than others.
         freeze: number of blocks, from the first, that are not trained, along with the patch embedding and positions; 0
             trains all.
@@ -201,14 +202,14 @@ def task_of(config: Finetune, catalog: Catalog) -> Task:
         UserError: class weights of numbers, or numbers that are all equal.
     """
     num_classes = len(catalog.classes)
-    if catalog.kind == "numbers":
+    if catalog.kind == "regression":
         if config.class_weights:
             raise UserError("Numbers have no class weights. Leave class_weights out.")
         values = torch.tensor([item.target[0] for item in catalog.items], dtype=torch.float64)
         std = values.std(correction=0).item()
         if std == 0:
             raise UserError(f"All {len(values)} labels are {values[0].item():g}: there is nothing to learn.")
-        return Task(kind="numbers", num_classes=1, mean=values.mean().item(), std=std)
+        return Task(kind="regression", num_classes=1, mean=values.mean().item(), std=std)
     weight_K = None
     num_videos = len(catalog.items)
     if config.class_weights and catalog.kind == "classes":
@@ -223,7 +224,7 @@ def task_of(config: Finetune, catalog: Catalog) -> Task:
 @contextmanager
 def in_units(classifier: Classifier, task: Task) -> Iterator[None]:
     """Rescales a regression head to label units while it is saved."""
-    if task.kind != "numbers":
+    if task.kind != "regression":
         yield
         return
     before = [parameter.detach().clone() for parameter in classifier.head.parameters()]
@@ -243,9 +244,9 @@ def loss_function(config: Finetune, task: Task) -> LossOf[Batch]:
     video, binary cross-entropy for several, squared error for standardised numbers."""
 
     def target_of(label: Tensor) -> Tensor:
-        if task.kind == "several":
+        if task.kind == "multilabel":
             return label * (1 - config.label_smoothing) + config.label_smoothing / 2
-        return (label - task.mean) / task.std if task.kind == "numbers" else label
+        return (label - task.mean) / task.std if task.kind == "regression" else label
 
     def loss_of(model: nn.Module, batch: Batch, step: int) -> Losses:
         clip_BTCHW, target_BK = mix(
@@ -259,10 +260,10 @@ def loss_function(config: Finetune, task: Task) -> LossOf[Batch]:
         )
         logits_BK = model(clip_BTCHW).float()
         weight_K = None if task.weight_K is None else task.weight_K.to(logits_BK.device)
-        if task.kind == "several":
+        if task.kind == "multilabel":
             loss = F.binary_cross_entropy_with_logits(logits_BK, target_BK, pos_weight=weight_K)
             return Losses(loss, {"binary_cross_entropy": loss.detach()}, features_BTD=None)
-        if task.kind == "numbers":
+        if task.kind == "regression":
             loss = F.mse_loss(logits_BK, target_BK)
             return Losses(loss, {"squared_error": loss.detach()}, features_BTD=None)
         loss = F.cross_entropy(logits_BK, target_BK, weight=weight_K)

@@ -30,7 +30,7 @@ from mam2.train.tracking import TrackerName, begin_tracking
 
 log = logging.getLogger("mam2")
 COLLAPSED_STD = 0.02  # standard deviation of features that a LayerNorm keeps near 1
-OF_NONE = "_of_none"  # "motion_of_none" is the zero-motion baseline, the motion loss of predicting no motion
+BASELINE = "_of_none"  # "motion_of_none" is the zero-motion baseline, the motion loss of predicting no motion
 LEARNED_NOTHING = 0.99  # share of that loss
 
 
@@ -111,8 +111,8 @@ def speed_line(row: dict[str, Any]) -> str:
 def losses_line(row: dict[str, Any]) -> str:
     """The loss of a row of log.jsonl and its parts, for the bar, with those of predicting none, if known."""
     names = list(row)
-    parts = [name for name in names[names.index("loss") + 1 : names.index("grad_norm")] if not name.endswith(OF_NONE)]
-    none = {name: f" (none {row[name + OF_NONE]:.3f})" for name in parts if name + OF_NONE in row}
+    parts = [name for name in names[names.index("loss") + 1 : names.index("grad_norm")] if not name.endswith(BASELINE)]
+    none = {name: f" (none {row[name + BASELINE]:.3f})" for name in parts if name + BASELINE in row}
     return f"loss {row['loss']:.3f}: " + ", ".join(f"{name} {row[name]:.3f}{none.get(name, '')}" for name in parts)
 
 
@@ -278,9 +278,9 @@ class Reporter:
                 f"Step {row['step']}: the features collapse: their standard deviation between clips is "
                 f"{row['feature_std']:.4f}. Lower --optim.base-lr, or, for MAM², raise --objective.alignment-ramp."
             )
-        for name in (name.removesuffix(OF_NONE) for name in row if name.endswith(OF_NONE)):
+        for name in (name.removesuffix(BASELINE) for name in row if name.endswith(BASELINE)):
             ratios = self._ratios.setdefault(name, deque(maxlen=20))
-            ratios.append(row[name] / max(row[name + OF_NONE], 1e-12))
+            ratios.append(row[name] / max(row[name + BASELINE], 1e-12))
             mean = sum(ratios) / len(ratios)
             if row["step"] == self._loader.num_steps and mean > LEARNED_NOTHING:
                 log.warning(

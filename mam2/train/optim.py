@@ -27,7 +27,7 @@ class Optim:
         warmup: duration of the linear warm-up from 0, step by step.
         max_grad_norm: norm to which gradients are clipped; 0 is off.
         layer_decay: ratio of the learning rate of a block to that of the block above; 1 is off.
-        encoder_waits: duration, at the start, for which the encoder is frozen while the parts around it learn.
+        freeze_encoder_for: duration, at the start, for which the encoder is frozen while the parts around it learn.
     """
 
     base_lr: Annotated[float, Gt(0)] = 1.5e-4
@@ -38,7 +38,7 @@ class Optim:
     warmup: Duration = Epochs(20)
     max_grad_norm: Annotated[float, Ge(0)] = 0.0
     layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0
-    encoder_waits: Duration = Steps(0)
+    freeze_encoder_for: Duration = Steps(0)
 
     def __post_init__(self) -> None:
         check(self, "optim.")
@@ -96,10 +96,10 @@ def make_optimizer(
     return torch.optim.AdamW(list(groups.values()), lr=optim.base_lr, betas=optim.betas, eps=1e-8, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, *, encoder_waits: bool = False) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, *, freeze_encoder_for: bool = False) -> None:
     """Sets the learning rate of each group to its share of the rate; 0 for the encoder's groups while it waits."""
     for group in optimizer.param_groups:
-        waits = encoder_waits and group.get("is_encoder", False)  # checkpoints of version 0.1 don't say
+        waits = freeze_encoder_for and group.get("is_encoder", False)  # checkpoints of version 0.1 don't say
         group["lr"] = 0.0 if waits else rate * group["lr_scale"]
 
 

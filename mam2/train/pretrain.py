@@ -151,7 +151,7 @@ def open_pretraining(
         per_epoch = steps_per_epoch(len(catalog.items), config.loop.batch_size)
         model = build(config, targets.sizes, steps_per_epoch=per_epoch).to(device)
         module = cast(nn.Module, model)
-        by_layer = config.optim.layer_decay < 1 or config.optim.encoder_waits.value > 0
+        by_layer = config.optim.layer_decay < 1 or config.optim.freeze_encoder_for.value > 0
         optimizer = make_optimizer(
             module, config.optim, depth=config.encoder.depth, layer_id=layer_id if by_layer else None
         )

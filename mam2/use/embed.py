@@ -107,7 +107,7 @@ def embed_file(source: str | Path, videos: str | Path, out: Path, *, config: Emb
     catalog = videos_to_embed(str(videos), config)
     embedder = load_embedder(str(source), config)
     for file in files_of(out):
-        check_identity(file, embedder.maker.identity)
+        check_identity(file, embedder.provenance.identity)
     with only_writer_of(out):
         return _embed_all(catalog, embedder, out)
 
@@ -121,7 +121,7 @@ def _embed_all(catalog: Catalog, embedder: Embedder, out: Path) -> Embedded:
         if not out.exists() and not parts_of(out):
             raise none_usable(done, len(paths))
         if parts_of(out) or labels or not out.exists():
-            num_windows = merge(out, embedder.maker, versions=done.versions, labels=labels)
+            num_windows = merge(out, embedder.provenance, versions=done.versions, labels=labels)
         else:
             with open_features(out) as parquet:
                 num_windows = parquet.metadata.num_rows

@@ -23,7 +23,7 @@ from mam2.device import send
 from mam2.files import digest
 from mam2.model.pooling import AttentivePooling, load_pooling
 from mam2.trained import Trained, open_model
-from mam2.use.features_file import Identity, Maker, Pool, Precision, check_identity
+from mam2.use.features_file import Identity, Pool, Precision, Provenance, check_identity
 
 WINDOWS_AT_ONCE = 16  # decoded by a process together
 CLIPS_AT_ONCE = {"cuda": 16, "cpu": 4}  # on the device
@@ -83,18 +83,18 @@ class Embedder:
     Attributes:
         vectors_of: clips, uint8 (B, T, 3, size, size) on `device`, to float32 (B, F).
         device: of the network.
-        maker: identity of what it makes, and where it comes from.
+        provenance: identity of what it makes, and where it comes from.
         data: how videos are read.
     """
 
     vectors_of: Callable[[Tensor], Tensor]
     device: torch.device
-    maker: Maker
+    provenance: Provenance
     data: Data
 
     def plan(self, paths: Sequence[str]) -> Iterator[Planned | tuple[str, str]]:
         """The windows of videos; of an unusable one, its path and the reason."""
-        identity = self.maker.identity
+        identity = self.provenance.identity
         window, hop = Length.parse(identity.window), Length.parse(identity.hop)
         return plan(paths, self.data, window=window, hop=hop, num_frames=identity.frames)
 
@@ -133,21 +133,21 @@ def load_embedder(source: str, config: Embed) -> Embedder:
         hop=str(Length.parse(config.hop) if config.hop else window),
         frames=sizes.frames,
         size=sizes.size,
-        numbers=sizes.width * (sizes.tubelets if config.pool == "frames" else 1),
+        embedding_dim=sizes.width * (sizes.tubelets if config.pool == "frames" else 1),
         dtype=config.dtype,
         sampling=model.data.sampling,
         decode_short_side=model.data.decode_short_side,
     )
     probe = os.path.abspath(config.probe) if config.probe else ""
-    maker = Maker(identity=identity, source=model.address, probe=probe)
-    return _embedder(model, head, maker, num_workers=config.num_workers)
+    provenance = Provenance(identity=identity, source=model.address, probe=probe)
+    return _embedder(model, head, provenance, num_workers=config.num_workers)
 
 
-def load_embedder_of(maker: Maker, file: Path, *, source: str = "", num_workers: int = 2) -> Embedder:
+def load_embedder_of(provenance: Provenance, file: Path, *, source: str = "", num_workers: int = 2) -> Embedder:
     """The encoder that made a features file, to embed in the same way.
 
     Args:
-        maker: the identity that the file states, and the place of its encoder.
+        provenance: the identity that the file states, and the place of its encoder.
         file: the features file, for messages.
         source: the place of the encoder now; empty is where it was.
         num_workers: processes that decode.
@@ -155,18 +155,18 @@ def load_embedder_of(maker: Maker, file: Path, *, source: str = "", num_workers:
     Raises:
         UserError: there is no encoder, or it is another one.
     """
-    there = maker.identity
+    there = provenance.identity
     try:
-        model = open_model(source or maker.source, precision="auto")
-        head = _head(model, probe=maker.probe, pool=there.pool)
+        model = open_model(source or provenance.source, precision="auto")
+        head = _head(model, probe=provenance.probe, pool=there.pool)
     except UserError as error:
         raise UserError(f"{error} {file} was made with it: say where it is now, --encoder SOURCE.") from error
     check_identity(file, replace(there, encoder=model.digest, head=_digest_of(head)))
-    return _embedder(model, head, maker, num_workers=num_workers)
+    return _embedder(model, head, provenance, num_workers=num_workers)
 
 
-def _embedder(model: Trained, head: AttentivePooling | None, maker: Maker, *, num_workers: int) -> Embedder:
-    identity = maker.identity
+def _embedder(model: Trained, head: AttentivePooling | None, provenance: Provenance, *, num_workers: int) -> Embedder:
+    identity = provenance.identity
 
     def vectors_of(clip_BTCHW: Tensor) -> Tensor:
         features_BTND = model.features(clip_BTCHW)
@@ -177,7 +177,7 @@ def _embedder(model: Trained, head: AttentivePooling | None, maker: Maker, *, nu
     return Embedder(
         vectors_of=vectors_of,
         device=model.device,
-        maker=maker,
+        provenance=provenance,
         data=Data(sampling=identity.sampling, decode_short_side=identity.decode_short_side, num_workers=num_workers),
     )
 

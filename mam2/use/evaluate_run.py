@@ -120,7 +120,7 @@ def measures_of(result: Evaluation, catalog: Catalog) -> dict[str, Any]:
             "per_class": result.per_class(catalog.classes),
             "confusion": result.confusion().tolist(),
         }
-    if catalog.kind == "numbers":
+    if catalog.kind == "regression":
         return {"labels": catalog.kind} | errors_of(result.probabilities_BK[:, 0], result.target_BK[:, 0])
     columns = zip(catalog.classes, result.probabilities_BK.T, result.target_BK.T, strict=True)
     per_class = {name: average_precision(score_B, truth_B > 0.5) for name, score_B, truth_B in columns}

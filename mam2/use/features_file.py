@@ -41,7 +41,7 @@ class Identity:
         head: a digest of the attentive head, or of a classifier's; empty where there is none.
         window, hop: of the sliding windows.
         frames, size: frames of a clip, and pixels of its sides.
-        numbers: numbers of an embedding.
+        embedding_dim: numbers per embedding, F.
         dtype: of these.
         sampling: how a clip's frames are taken from a window; see `Data`.
         decode_short_side: see `Data`.
@@ -54,7 +54,7 @@ class Identity:
     hop: str
     frames: int
     size: int
-    numbers: int
+    embedding_dim: int
     dtype: Precision
     sampling: Sampling
     decode_short_side: int
@@ -67,12 +67,12 @@ class Identity:
         return (
             f"encoder {self.encoder[:12]}, pool {self.pool}{head}, windows of {self.window} every {self.hop}, "
             f"{self.frames} frames of {self.size}² ({self.sampling}, decoded at {self.decode_short_side}), "
-            f"{self.numbers} numbers in {self.dtype}"
+            f"{self.embedding_dim} numbers in {self.dtype}"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Maker:
+class Provenance:
     """What made features: their identity, and where the encoder and the attentive head were."""
 
     identity: Identity
@@ -96,23 +96,23 @@ class Place:
     label: str | None = None
 
 
-def schema_of(maker: Maker) -> pa.Schema:
+def schema_of(provenance: Provenance) -> pa.Schema:
     """The columns of a features file."""
-    number = pa.float16() if maker.identity.dtype == "float16" else pa.float32()
+    number = pa.float16() if provenance.identity.dtype == "float16" else pa.float32()
     columns = [
         ("path", pa.string()),
         ("start", pa.float64()),
         ("end", pa.float64()),
         ("fps", pa.float64()),
         ("label", pa.string()),
-        ("embedding", pa.list_(number, maker.identity.numbers)),
+        ("embedding", pa.list_(number, provenance.identity.embedding_dim)),
         ("size_bytes", pa.int64()),
         ("mtime_ns", pa.int64()),
     ]
-    return pa.schema(columns, metadata={METADATA: json.dumps(to_json(maker)).encode()})
+    return pa.schema(columns, metadata={METADATA: json.dumps(to_json(provenance)).encode()})
 
 
-def read_maker(file: Path) -> Maker:
+def read_provenance(file: Path) -> Provenance:
     """What made the features in a file.
 
     Raises:
@@ -123,7 +123,7 @@ def read_maker(file: Path) -> Maker:
     if found is None:
         raise UserError(f"{file} is a Parquet file, but not of features. Give one that `mam2 embed` wrote.")
     try:
-        return from_json(Maker, parse_json(found.decode()))
+        return from_json(Provenance, parse_json(found.decode()))
     except ValueError as error:
         raise UserError(f"{file} is damaged: the identity in it can't be used ({first_line(error)}).") from error
 
@@ -165,7 +165,7 @@ def matrix_of(column: pa.Array | pa.ChunkedArray) -> Tensor:
 
 def check_identity(file: Path, here: Identity) -> None:
     """Raises UserError, with both identities, if a file holds other features than those that are wanted."""
-    there = read_maker(file).identity
+    there = read_provenance(file).identity
     if there != here:
         differing = [of.name for of in fields(Identity) if getattr(there, of.name) != getattr(here, of.name)]
         raise UserError(
@@ -179,13 +179,13 @@ class Parts:
 
     Args:
         out: the features file.
-        maker: what makes the features.
+        provenance: what makes the features.
         session: a number that is larger than that of all parts before.
         rank: of this process.
     """
 
-    def __init__(self, out: Path, maker: Maker, *, session: int, rank: int) -> None:
-        self._schema = schema_of(maker)
+    def __init__(self, out: Path, provenance: Provenance, *, session: int, rank: int) -> None:
+        self._schema = schema_of(provenance)
         self._start = f"{session:06d}-{rank:05d}"
         self._folder = parts_folder(out)
         self._num_written = 0
@@ -236,19 +236,21 @@ def known_windows(files: Sequence[Path], versions: Mapping[str, tuple[int, int]]
     return {(path, start, end) for path, start, end, *version in rows if versions.get(path) == tuple(version)}
 
 
-def merge(out: Path, maker: Maker, *, versions: Mapping[str, tuple[int, int]], labels: Mapping[str, str]) -> int:
+def merge(
+    out: Path, provenance: Provenance, *, versions: Mapping[str, tuple[int, int]], labels: Mapping[str, str]
+) -> int:
     """Makes one file of the rows of before and the parts, and removes the parts.
 
     Args:
         out: the features file.
-        maker: what makes the features.
+        provenance: what makes the features.
         versions: size and time of change of videos; rows of other versions are dropped, rows of other videos kept.
         labels: of videos by path; they replace those in the file.
 
     Returns:
         The number of rows.
     """
-    schema = schema_of(maker)
+    schema = schema_of(provenance)
     plain = [name for name in schema.names if name != "embedding"]
     seen = set[tuple[str, float, float]]()
 

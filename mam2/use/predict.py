@@ -24,7 +24,7 @@ from mam2.files import digest
 from mam2.trained import Trained
 from mam2.use.embedder import Embedder, check_window
 from mam2.use.evaluate_run import open_classifier, test
-from mam2.use.features_file import Identity, Maker, check_identity, parts_folder, parts_of
+from mam2.use.features_file import Identity, Provenance, check_identity, parts_folder, parts_of
 from mam2.use.predictions_file import Prediction, check_format, write_predictions
 from mam2.use.sliding_windows import (
     Found,
@@ -173,7 +173,7 @@ def predict_file(
     scorer = scorer_of(model, config)
     for part in parts_of(out):
         try:
-            check_identity(part, scorer.maker.identity)
+            check_identity(part, scorer.provenance.identity)
         except UserError as error:
             raise UserError(f"{error} To do without what is there, remove {parts_folder(out)}.") from error
     with only_writer_of(out):
@@ -249,7 +249,7 @@ def scorer_of(model: Trained, config: Predict) -> Embedder:
         hop=str(Length.parse(config.hop) if config.hop else window),
         frames=sizes.frames,
         size=sizes.size,
-        numbers=len(model.classes),
+        embedding_dim=len(model.classes),
         dtype="float32",
         sampling=data.sampling,
         decode_short_side=data.decode_short_side,
@@ -257,7 +257,7 @@ def scorer_of(model: Trained, config: Predict) -> Embedder:
     return Embedder(
         vectors_of=model.scores,
         device=model.device,
-        maker=Maker(identity=identity, source=model.address),
+        provenance=Provenance(identity=identity, source=model.address),
         data=data,
     )
 
@@ -290,7 +290,7 @@ def draw_timeline(file: Path, found: Sequence[Found], model: Trained, scorer: Em
     from mam2.pictures.page import command_line  # needs mam2[pictures]
     from mam2.pictures.timeline import Track, write_timeline
 
-    identity, run = scorer.maker.identity, scorer.maker.source
+    identity, run = scorer.provenance.identity, scorer.provenance.source
     options = {"out": "labels.csv", "window": identity.window, "hop": identity.hop, "timeline": "timeline.html"}
     write_timeline(
         file,

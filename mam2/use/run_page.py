@@ -12,7 +12,7 @@ from mam2 import cost
 from mam2.config import UserError, from_json, to_json
 from mam2.data.catalog import read_catalog
 from mam2.data.loader import steps_per_epoch
-from mam2.pictures.charts import OF_NONE, SMOOTHED, curves_of
+from mam2.pictures.charts import BASELINE, SMOOTHED, curves_of
 from mam2.pictures.page import command_line, video_title
 from mam2.pictures.prediction import Prediction
 from mam2.pictures.report import read_log, write_report
@@ -81,8 +81,8 @@ def health(rows: list[dict[str, Any]], *, batch_size: int) -> list[str]:
             f"The features have collapsed: their standard deviation between clips is {std:.4f}. Lower --optim.base-lr, "
             "or, for MAM², raise --objective.alignment-ramp."
         )
-    for name in sorted({key.removesuffix(OF_NONE) for row in last for key in row if key.endswith(OF_NONE)}):
-        ratio = statistics.fmean(row[name] / max(row[name + OF_NONE], 1e-12) for row in last if name + OF_NONE in row)
+    for name in sorted({key.removesuffix(BASELINE) for row in last for key in row if key.endswith(BASELINE)}):
+        ratio = statistics.fmean(row[name] / max(row[name + BASELINE], 1e-12) for row in last if name + BASELINE in row)
         state = "nothing of it is learned yet" if ratio > LEARNED_NOTHING else "it is being learned"
         found.append(f"The {name} loss is {ratio:.3f} times that of predicting none: {state}.")
     looks = [row for row in rows if "probe_ridge" in row]

@@ -23,7 +23,7 @@ from mam2.data.video.segment_path import segment_of
 from mam2.device import local_device
 from mam2.progress import progress
 from mam2.use.embedder import Embedder, load_embedder_of
-from mam2.use.features_file import PLACE, Place, matrix_of, read_maker, rows_of
+from mam2.use.features_file import PLACE, Place, matrix_of, read_provenance, rows_of
 from mam2.use.lance import search_table
 from mam2.use.sliding_windows import vectors_of_video
 
@@ -97,8 +97,8 @@ def search(
     if top_k < 1:
         raise UserError(f"top_k is {top_k}; at least 1 window is needed.")
     file = Path(features)
-    maker = read_maker(file)
-    example = embed_query(str(query), load_embedder_of(maker, file, source=str(encoder)))
+    provenance = read_provenance(file)
+    example = embed_query(str(query), load_embedder_of(provenance, file, source=str(encoder)))
     if lancedb:
         best = search_table(Path(lancedb), file, example.x_QF, path=example.path, top_k=top_k)
     else:
@@ -117,8 +117,8 @@ def embed_query(path: str, embedder: Embedder, *, max_windows: int | None = None
         [whole] = found.windows
         raise UserError(
             f"{found.path} has {whole.last} frames, {whole.end:.3g} seconds: the query is shorter than a window of the "
-            f"features, {embedder.maker.identity.window}. Give a longer one, or embed the videos again with a shorter "
-            "--window."
+            f"features, {embedder.provenance.identity.window}. Give a longer one, or embed the videos again with a "
+            "shorter --window."
         )
     return Query(
         path=found.path,
@@ -181,7 +181,7 @@ def near_duplicates(features: str | Path, *, threshold: float = 0.95, max_pairs:
     if not -1 <= threshold <= 1:
         raise UserError(f"The threshold is {threshold}; accepted are cosines from -1 to 1.")
     file = Path(features)
-    read_maker(file)
+    read_provenance(file)
     batches = list(rows_of(file, ["embedding"]))
     if not batches:
         return []

@@ -107,7 +107,7 @@ def complete(
     todo = [(of, window) for of in planned for window in of.windows if (of.path, window.start, window.end) not in there]
     rank, count = distributed.rank(), distributed.world_size()
     own = todo[len(todo) * rank // count : len(todo) * (rank + 1) // count]  # neighbours, so that a video stays whole
-    parts = Parts(out, embedder.maker, session=session, rank=rank)
+    parts = Parts(out, embedder.provenance, session=session, rank=rank)
     num_new, left_out = _compute(embedder, own, parts, labels or {}, doing=doing)
     found = distributed.gather((num_new, left_out))
     return Completed(
@@ -194,7 +194,7 @@ def vectors_of_video(embedder: Embedder, video: str | Path, *, max_windows: int 
     if not isinstance(planned, Planned):
         raise UserError(planned[1])
     windows = planned.windows if max_windows is None else evenly(planned.windows, max_windows)
-    shape = ClipShape.of(embedder.maker.identity)
+    shape = ClipShape.of(embedder.provenance.identity)
     asked = [(path, window) for window in windows]
     loader = WindowLoader(asked, embedder.data, shape, batch_size=WINDOWS_AT_ONCE)
     found = list(embedder.embed(loader))
@@ -243,8 +243,9 @@ def _look(embedder: Embedder, paths: Sequence[str]) -> tuple[list[Planned], dict
         for reason in bad.values():
             log.warning("Left out: %s", reason)
         if num_short := sum(of.is_short for of in planned):
+            window = embedder.provenance.identity.window
             log.info(
-                f"{num_short} of {len(planned)} videos are shorter than a window of {embedder.maker.identity.window}: "
+                f"{num_short} of {len(planned)} videos are shorter than a window of {window}: "
                 "each is one window, whose frames are closer together."
             )
     return planned, bad
@@ -259,7 +260,7 @@ def _compute(
     doing: str,
 ) -> tuple[int, dict[str, str]]:
     """Writes the rows of this process's windows; their number, and the reasons of windows that were left out."""
-    identity = embedder.maker.identity
+    identity = embedder.provenance.identity
     loader = WindowLoader(
         [(video.path, window) for video, window in windows],
         embedder.data,

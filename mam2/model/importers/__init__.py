@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from types import FunctionType
 
-from mam2.config import is_own_part, own_part
+from mam2.config import is_import_path, plug_in
 from mam2.model.encoder import Origin
 from mam2.model.importers.build import Imported, build, resized
-from mam2.model.importers.checkpoint import find
 from mam2.model.importers.facts import Inflation, Triple
 from mam2.model.importers.own import as_timm, is_of_images
+from mam2.model.importers.recognise import find
 from mam2.model.weights import PUBLIC, load_own_encoder, own_file
 
 
@@ -41,8 +41,8 @@ def import_encoder(
         UserError: nothing there, nothing that is known, no network, a tensor that is missing or that nothing is known
             of, sizes that do not fit.
     """
-    if is_own_part(source) and not source.startswith(PUBLIC):
-        encoder = own_part(source, FunctionType)(file)
+    if is_import_path(source) and not source.startswith(PUBLIC):
+        encoder = plug_in(source, FunctionType)(file)
         return resized(encoder, inflation or Inflation(), source=source)
     own = None if file else own_file(source)
     if own is not None:

@@ -13,7 +13,8 @@ import torch
 from markupsafe import Markup, escape
 from torch import Tensor
 
-from mam2.config import LabelKind, printable
+from mam2.config import printable
+from mam2.data.labels import LabelKind
 from mam2.pictures.canvas import FrameRow, zoom_to
 from mam2.pictures.hits import Card, clock, moving, shown
 from mam2.pictures.prediction import FPS, Prediction, footer, prediction_rows, sheet_of
@@ -133,7 +134,7 @@ def timeline(line: VideoVectors, classes: Sequence[str], kind: LabelKind) -> str
     spans = [(clock(window.start), clock(window.end)) for window in line.windows]
     mean_K = line.vector_BF.mean(dim=0)
     names = [printable(name) for name in classes]
-    if kind == "numbers":
+    if kind == "regression":
         about = [f"Predicted for the whole video: {mean_K[0].item():.4g}, the mean of its windows.", *_about(line)]
         rows = [[*span, f"{score:.4g}"] for span, [score] in zip(spans, line.vector_BF.tolist(), strict=True)]
         return part("timeline", "The number along the video", [], "", "", about, ["from", "to", "number"], rows)
@@ -142,7 +143,7 @@ def timeline(line: VideoVectors, classes: Sequence[str], kind: LabelKind) -> str
     about = ["The height of a bar is the probability in that window, 0 to 100%; the number is the mean of all windows."]
     if len(names) > len(bars):
         about.append(f"Of {len(names)} classes, the {len(bars)} that are most probable in any window.")
-    if kind == "several":
+    if kind == "multilabel":
         about.append("A video can have several classes, so the probabilities do not sum to 100%.")
     rows = [
         [*span, *(f"{row[k]:.1%}" for k in order)] for span, row in zip(spans, line.vector_BF.tolist(), strict=True)

@@ -14,7 +14,7 @@ from mam2.trained import Trained, open_model
 from mam2.use.demo import parts as demo_parts
 from mam2.use.embed import videos_to_embed
 from mam2.use.embedder import Embed, Embedder, load_embedder_of, span_of
-from mam2.use.features_file import Place, read_maker
+from mam2.use.features_file import Place, read_provenance
 from mam2.use.hidden_patches import predict_middle
 from mam2.use.predict import Predict, scorer_of
 from mam2.use.search import embed_query, search_file
@@ -70,7 +70,7 @@ def load_demo(source: str | Path, *, features: str | Path = "", videos: str | Pa
     embedder = None
     if features:
         features = Path(features)
-        embedder = load_embedder_of(read_maker(features), features, source=source, num_workers=0)
+        embedder = load_embedder_of(read_provenance(features), features, source=source, num_workers=0)
     name = Path(source).name or Path(source).resolve().name
     missing = []
     if model.pretrained is None:
@@ -112,7 +112,7 @@ def _about(model: Trained) -> str:
     sizes, data = model.encoder.config, model.data
     kind = "A pre-trained model" if model.pretrained else "An encoder"
     if model.classifier is not None:
-        kind = "A model of numbers" if model.kind == "numbers" else f"A classifier of {len(model.classes)} classes"
+        kind = "A model of numbers" if model.kind == "regression" else f"A classifier of {len(model.classes)} classes"
     apart = "spread over the video" if data.sampling == "uniform" else f"{data.stride_frames} frames of the video apart"
     return (
         f"{kind}: {sizes.depth} blocks, {sizes.width} wide. It looks at clips of {sizes.frames} frames of "

@@ -150,7 +150,8 @@ def save_classifier(file: Path, classifier: Classifier, classes: tuple[str, ...]
     metadata = {"format": FORMAT_CLASSIFIER, "config": config, "classes": json.dumps(classes)}
     metadata |= _origin_metadata(classifier.encoder)
     if classifier.kind != "classes":
-        metadata["labels"] = classifier.kind
+        old_words = {new: old for old, new in RENAMED_WORDS.items()}  # version 0.1 reads the file too
+        metadata["labels"] = old_words[classifier.kind]
     if classifier.pooling != "all":
         metadata["pooling"] = classifier.pooling
     write_tensors(file, classifier.state_dict(), metadata)

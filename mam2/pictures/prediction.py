@@ -104,10 +104,10 @@ class Prediction:
 
 
 def hatching(size: tuple[int, int]) -> Tensor:
-    """A dark striped image (H, W) that stands for `left out`, so that no one takes it for a prediction."""
+    """A light striped image (H, W) that stands for `left out`, so that no one takes it for a prediction."""
     height, width = size
     stripe = (torch.arange(height)[:, None] + torch.arange(width)) % 8 < 2
-    return torch.where(stripe, 0.42, 0.12)
+    return torch.where(stripe, 0.80, 0.94)
 
 
 def motion_scale(motion_TCHW: Tensor) -> float:

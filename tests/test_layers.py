@@ -78,7 +78,6 @@ ROOMS = {
         "embedder lance predictions_file run_page show",
         "sliding_windows",
         "embed predict search",
-        "demo/parts",
         "demo/shown",
         "demo/page",
     ),

@@ -27,7 +27,7 @@ from mam2.data.labels import LabelKind
 from mam2.model.classifier import Classifier, scores_of
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import load_classifier, save_classifier
-from mam2.pictures.timeline import boxes_of, columns_of, labels_shown, stretches_of, ticks, title_of
+from mam2.pictures.timeline import GREY, columns_of, labels_shown, scores_figure, title_of
 from mam2.train.finetune import Finetune
 from mam2.train.run import open_run
 from mam2.use.features_file import parts_folder
@@ -184,16 +184,13 @@ def test_a_video_whose_halves_are_of_two_classes(runs: dict[LabelKind, Path], tm
     predict_file(runs["classes"], video, out, config=Predict(window="1 s"), timeline=page)
     text = page.read_text()
     assert "<title>Labels along sunrise.mp4</title>" in text
-    assert re.findall(r"<title>(\w+), (\S+) to (\S+)</title>", text) == [
-        ("night", "0:00.0", "0:04.0"),
-        ("day", "0:04.0", "0:08.0"),
-    ]
-    heights = {
-        chart.split('aria-label="')[1].split(":")[0]: [float(x) for x in re.findall(r'height="([\d.]+)"/>', chart)]
-        for chart in text.split("<svg")[2:]  # the first is that of the most probable label
-    }
-    assert min(heights["night"][:4] + heights["day"][4:]) > 90
-    assert max(heights["night"][4:] + heights["day"][:4] + heights["dawn"]) < 10
+    data = text[re.search(r'Plotly\.newPlot\(\s*"[\w-]+",\s*(?=\[)', text).end() :]
+    strip, *charts = json.JSONDecoder().raw_decode(data)[0]
+    assert strip["hovertext"] == ["night"] * 4 + ["day"] * 4
+    names = re.findall(r'"text":"(\w+): up to', data)
+    heights = {name: chart["y"] for name, chart in zip(names, charts, strict=True)}
+    assert min(heights["night"][:4] + heights["day"][4:]) > 0.9
+    assert max(heights["night"][4:] + heights["day"][:4] + heights["dawn"]) < 0.1
 
 
 def test_whole_videos_have_their_length(runs: dict[LabelKind, Path], folder: Path, tmp_path: Path) -> None:
@@ -387,28 +384,39 @@ def test_labels_that_are_true_for_the_longest_are_shown() -> None:
     assert labels_shown(torch.rand(4, 30), [(i, i + 1) for i in range(4)], "classes")[8:] == []
 
 
-def test_boxes_and_stretches() -> None:
-    columns = [(0.0, 2.0), (2.0, 4.0), (5.0, 8.0)]
-    boxes = boxes_of(columns, torch.tensor([0.25, 1.0, 0.0]), seconds=8.0, low=0.0, high=1.0)
-    assert boxes == [(0, 75, 250, 25), (250, 0, 250, 100), (625, 99, 375, 1)]
-    same = boxes_of(columns[:1], torch.tensor([3.0]), seconds=2.0, low=3.0, high=3.0)
-    assert same == [(0, 50, 1000, 50)]
-    named = {1: ("run", "#123")}
-    assert stretches_of(columns, [1, 1, 1], named, 8.0) == [
-        (0, 500, "#123", "run, 0:00.0 to 0:04.0"),
-        (625, 375, "#123", "run, 0:05.0 to 0:08.0"),
+def test_a_figure_has_the_most_probable_label_and_a_chart_for_each() -> None:
+    spans = [(0.0, 2.0), (2.0, 4.0), (5.0, 8.0)]
+    score = torch.tensor([[0.25, 0.75], [1.0, 0.0], [0.0, 1.0]])
+    color_of = {}
+    strip, first, second = scores_figure(spans, score, ("run", "<b>%{x}"), "classes", color_of).data
+    assert color_of == {1: strip.marker.color[0], 0: strip.marker.color[1]}
+    assert strip.hovertext == ("&lt;b&gt;%{x}", "run", "&lt;b&gt;%{x}"), "plotly reads tags, but not templates in texts"
+    assert (first.y, second.y) == ((0.75, 0.0, 1.0), (0.25, 1.0, 0.0)), "for the longest first"
+    assert [time[14:19] for time in first.x] == ["00:00", "00:02", "00:05"]
+    assert first.width == (2000, 2000, 3000), "what no window has is left free"
+    figure = scores_figure(spans, score, ("run", "jump"), "multilabel", color_of)
+    assert [note.text for note in figure.layout.annotations] == [
+        "run: up to 1.00 at 0:02.0",
+        "jump: up to 1.00 at 0:05.0",
     ]
-    assert [of[2:] for of in stretches_of(columns, [1, 0, 1], named, 8.0)][1] == (
-        "#c3cad1",
-        "another label, 0:02.0 to 0:04.0",
-    )
+    [line] = scores_figure(spans, torch.tensor([[1.5], [-4.0], [2.0]]), ("weight",), "regression", {}).data
+    assert line.y == (1.5, -4.0, 2.0)
 
 
-def test_marks_of_the_axis() -> None:
-    assert ticks(8.0) == [(0, "0:00"), (25, "0:02"), (50, "0:04"), (75, "0:06"), (100, "0:08")]
-    assert [words for _, words in ticks(0.7)] == ["0:00.0", "0:00.2", "0:00.4", "0:00.6"]
-    assert [words for _, words in ticks(7200)] == ["0:00", "30:00", "1:00:00", "1:30:00", "2:00:00"]
-    assert len(ticks(1e6)) == 5
+def test_a_figure_of_many_labels_and_windows_stays_small(monkeypatch) -> None:
+    monkeypatch.setattr("mam2.pictures.timeline.MAX_COLUMNS", 3)
+    score = torch.rand(10, 30, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    strip, *charts = scores_figure(
+        [(i, i + 1) for i in range(10)], score, [str(k) for k in range(30)], "classes", {}
+    ).data
+    assert len(charts) == 8
+    assert {len(chart.y) for chart in charts} == {3}
+    shown = labels_shown(score, [(i, i + 1) for i in range(10)], "classes")
+    torch.testing.assert_close(torch.tensor(charts[0].y), torch.stack([x.amax() for x in score[:, shown[0]].split(4)]))
+    assert set(strip.marker.color) <= {GREY, *(chart.marker.color[0] for chart in charts)}
+
+
+def test_the_title_names_three_videos() -> None:
     assert title_of(["a/x.mp4"]) == "Labels along x.mp4"
     assert title_of([f"{i}.mp4" for i in range(9)]) == "Labels along 0.mp4, 1.mp4, 2.mp4 and 6 others"
 
@@ -425,5 +433,6 @@ def test_a_page_of_many_windows_and_of_names(runs: dict[LabelKind, Path], tmp_pa
         assert "<title>Labels along &lt;b&gt;&amp;.mp4</title>" in text
         assert "10 windows; each column shows the highest of 4" in text
         assert text.count("data:image/webp") == 8
-        assert len(re.findall(r'<rect [^>]*"/>', text)) == 3 * len(RUNS[kind])
+        text = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)  # plotly's, and the figures
+        assert "<b>" not in text
         assert not re.search(r"(src|href)=.(?!data:)", text)

@@ -1,6 +1,5 @@
 """Search in a features file: as a brute force over all of it finds, and refused where it would mean nothing."""
 
-import base64
 import io
 import json
 import os
@@ -25,7 +24,7 @@ from mam2 import load_encoder, near_duplicates, read_clip, search
 from mam2.config import UserError
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import save_encoder
-from mam2.pictures.hits import Card, animation, clock, write_page
+from mam2.pictures.hits import Card, clock, stretch, write_page
 from mam2.use.embed import embed_file
 from mam2.use.embedder import Embed, load_embedder
 
@@ -195,8 +194,8 @@ def test_the_command_writes_what_it_found(place: Path, run: Run, tmp_path: Path)
 
 
 def test_pictures_move_at_the_video_s_speed(place: Path, tmp_path: Path) -> None:
-    data = animation(str(place / "library" / "0.mp4"), start=8 / 30, end=24 / 30)
-    with Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))) as picture:
+    data = stretch(str(place / "library" / "0.mp4"), start=8 / 30, end=24 / 30)
+    with Image.open(io.BytesIO(data)) as picture:
         assert picture.n_frames == 16
         picture.seek(3)
         picture.load()

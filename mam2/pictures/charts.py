@@ -8,12 +8,19 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from mam2.config import UserError, printable
 from mam2.files import written_whole
 from mam2.pictures.canvas import BLUE, INK, MUTED, ORANGE
+
+COLORS = (
+    *("#1f6fb4", "#d9822b", "#2a9d6f", "#b5468f", "#7a5cc2", "#c23b3b", "#5b8a1c", "#1596a8"),
+    *("#a0722a", "#5a6b7b"),
+)
+"""Colours of series."""
 
 # (key in log.jsonl, its title, whether a smoothed line is drawn over it)
 CURVES = (
@@ -75,6 +82,12 @@ def chart(title: str, *, below: str = "step") -> go.Figure:
     figure.update_xaxes(title={"text": below, "standoff": 5}, nticks=5)
     figure.update_yaxes(nticks=6)
     return figure
+
+
+def figure_html(figure: go.Figure) -> Markup:
+    """A figure in a page that holds plotly's script."""
+    settings = {"responsive": True, "displayModeBar": False}
+    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=settings))
 
 
 def add_line(

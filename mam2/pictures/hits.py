@@ -70,7 +70,7 @@ def check_page(file: Path) -> None:
 def shown(card: Card) -> dict[str, str]:
     """What the template shows of a card; for a video that can't be read, the problem in words."""
     try:
-        picture, problem = animation(card.path, start=card.start, end=card.end), ""
+        picture, problem = data_address(stretch(card.path, start=card.start, end=card.end)), ""
     except UserError as error:
         picture, problem = "", printable(str(error))
     when = f"{clock(card.start)} to {clock(card.end)}"
@@ -85,8 +85,8 @@ def shown(card: Card) -> dict[str, str]:
     }
 
 
-def animation(path: str, *, start: float, end: float) -> str:
-    """A stretch of a video as an animated WebP that plays at its speed, as a data: address.
+def stretch(path: str, *, start: float, end: float) -> bytes:
+    """A stretch of a video as an animated WebP that plays at its speed.
 
     Raises:
         UserError: a video that can't be decoded, or has no frames there.
@@ -98,18 +98,23 @@ def animation(path: str, *, start: float, end: float) -> str:
             raise UserError(f"{path} has no frames from {start:.3f} to {end:.3f} seconds: it is another one now.")
         count = min(MAX_FRAMES, last - first)
         frames_TCHW = video.frames([first + i * (last - first) // count for i in range(count)])
-    return moving(frames_TCHW, seconds=(end - start) / count)
+    return webp(frames_TCHW, seconds=(end - start) / count)
 
 
-def moving(frames_TCHW: Tensor, *, seconds: float, quality: int = 60) -> str:
-    """Frames, uint8 (T, 3, H, W), as an animated WebP, as a data: address; each is shown for so many seconds."""
+def webp(frames_TCHW: Tensor, *, seconds: float, quality: int = 60) -> bytes:
+    """Frames, uint8 (T, 3, H, W), as an animated WebP that shows each for so many seconds."""
     pictures = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in frames_TCHW]
     buffer = io.BytesIO()
     milliseconds = max(20, round(1000 * seconds))
     # kmax: each frame is coded whole, or small changes would be left out as if nothing moved.
     options = {"duration": milliseconds, "loop": 0, "quality": quality, "kmax": 1}
     pictures[0].save(buffer, "WEBP", save_all=True, append_images=pictures[1:], **options)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return buffer.getvalue()
+
+
+def data_address(picture: bytes) -> str:
+    """A WebP as a data: address."""
+    return f"data:image/webp;base64,{base64.b64encode(picture).decode()}"
 
 
 def clock(seconds: float) -> str:

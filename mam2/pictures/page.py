@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -71,3 +72,15 @@ def command_line(words: Sequence[object], options: Mapping[str, object]) -> str:
 def video_title(path: str | Path) -> str:
     """A video's name after that of its folder, which in class folders is its class."""
     return "/".join(Path(path).absolute().parts[-2:]).lstrip("/")
+
+
+def in_markdown(words: str) -> str:
+    """Plain text as Markdown that shows it: on one line, with no links, tags, code or table cells in it."""
+    return re.sub(r"([\\`*_\[\]<>&|#~!$:]|^[-+=])", r"\\\1", " ".join(printable(words).split()))
+
+
+def code_in_markdown(words: str) -> str:
+    """Plain text as a span of code in Markdown, on one line."""
+    line = " ".join(printable(words).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence}{line}{fence}" if len(fence) == 1 else f"{fence} {line} {fence}"

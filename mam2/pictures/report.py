@@ -16,7 +16,8 @@ from torch import Tensor
 from mam2.config import UserError, printable
 from mam2.files import parse_json
 from mam2.pictures.canvas import frames_shown, zoom_to
-from mam2.pictures.hits import moving
+from mam2.pictures.charts import figure_html
+from mam2.pictures.hits import data_address, webp
 from mam2.pictures.page import write_html
 from mam2.pictures.prediction import Prediction, footer, prediction_rows
 
@@ -119,15 +120,10 @@ def write_report(
         "chance_at": place(chance),
         "ticks": [f"{low + k * (high - low) / 4:g}" for k in range(5)],
         "plotly": Markup(get_plotlyjs()) if charts else "",
-        "charts": [(heading, Markup(note), [_chart_html(figure) for figure in some]) for heading, note, some in charts],
+        "charts": [(heading, Markup(note), [figure_html(figure) for figure in some]) for heading, note, some in charts],
         "sheets": [_sheet(name, prediction) for name, prediction in sheets],
     }
     write_html(Path(path), "report", values, title=title, facts=facts, commands=commands)
-
-
-def _chart_html(figure: go.Figure) -> Markup:
-    settings = {"responsive": True, "displayModeBar": False}
-    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=settings))
 
 
 def _sheet(title: str, prediction: Prediction) -> dict[str, object]:
@@ -148,4 +144,4 @@ def _sheet(title: str, prediction: Prediction) -> dict[str, object]:
 
 def _picture(frame_CHW: Tensor) -> str:
     """A frame in [0, 1] as a data: address."""
-    return moving((frame_CHW.clamp(0, 1) * 255).round().byte()[None], seconds=1, quality=85)
+    return data_address(webp((frame_CHW.clamp(0, 1) * 255).round().byte()[None], seconds=1, quality=85))

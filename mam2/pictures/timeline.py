@@ -1,38 +1,39 @@
-"""The page of `mam2 predict --timeline`: the scores of labels along videos, above frames of them.
+"""Scores of labels along videos: a figure of each video, and the page of `mam2 predict --timeline`.
 
 B windows in the order of time, K labels.
 """
 
 from __future__ import annotations
 
+import html
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
+import plotly.graph_objects as go
 import torch
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
 from torch import Tensor
 
 from mam2.config import UserError, printable
 from mam2.data.labels import LabelKind
 from mam2.data.video.open import open_video
-from mam2.pictures.hits import check_page, clock, moving
+from mam2.pictures.canvas import INK
+from mam2.pictures.charts import COLORS, figure_html, shorten
+from mam2.pictures.hits import check_page, clock, data_address, webp
 from mam2.pictures.page import write_html
 
 MAX_VIDEOS = 100
-MAX_LABELS = 8  # shown of a video
-MAX_COLUMNS = 1000  # of a chart; of more windows, neighbours are drawn together
+MAX_LABELS = 8  # shown per video
+MAX_COLUMNS = 1000  # of a figure; of more windows, neighbours are drawn together
 NUM_FRAMES = 8
 SHORT_SIDE = 96  # pixels
-WIDTH, HEIGHT = 1000, 100  # of a chart, in units of its own
-COLORS = (
-    *("#1f6fb4", "#d9822b", "#2a9d6f", "#b5468f", "#7a5cc2", "#c23b3b", "#5b8a1c", "#1596a8"),
-    *("#a0722a", "#5a6b7b"),
-)
 GREY = "#c3cad1"
-TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
-"""Seconds between marks of the axis of time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,9 @@ class Track:
     """The scores along a video.
 
     Attributes:
-        path: of the video.
+        path: path of the video.
         spans: start and end of each window, seconds.
-        score_BK: float32.
+        score_BK: float32 scores, probabilities or numbers.
     """
 
     path: str
@@ -61,14 +62,14 @@ def write_timeline(
     facts: Mapping[str, str],
     commands: Sequence[str],
 ) -> None:
-    """Writes one HTML file that holds its pictures and has no links or scripts: it opens without a server.
+    """Writes one HTML file that contains its pictures and scripts and has no links: it opens without a server.
 
     Args:
-        file: to write.
-        tracks: one for each video; the first MAX_VIDEOS are shown.
-        paths: of all the videos.
+        file: the file to write.
+        tracks: one per video; the first MAX_VIDEOS are shown.
+        paths: paths of all videos.
         classes: the K names.
-        kind: of the labels: probabilities, or numbers.
+        kind: kind of the labels: probabilities, or numbers.
         about: a line of plain text on what was done.
         facts, commands: see `write_html`.
 
@@ -77,10 +78,10 @@ def write_timeline(
     """
     check_page(file)
     color_of = dict[int, str]()
-    videos = [_shown(track, classes, kind, color_of) for track in itertools.islice(tracks, MAX_VIDEOS)]
+    videos = [_section(track, classes, kind, color_of) for track in itertools.islice(tracks, MAX_VIDEOS)]
     if len(paths) > len(videos):
         about += f" The first {len(videos)} of {len(paths)} videos."
-    values = {"about": printable(about), "kind": kind, "videos": videos, "width": WIDTH, "height": HEIGHT}
+    values = {"about": printable(about), "kind": kind, "videos": videos, "plotly": Markup(get_plotlyjs())}
     write_html(file, "timeline", values, title=title_of(paths), facts=facts, commands=commands)
 
 
@@ -91,47 +92,99 @@ def title_of(paths: Sequence[str]) -> str:
     return f"Labels along {', '.join(names)}" + (f" and {others} other{'s' if others > 1 else ''}" if others else "")
 
 
-def _shown(track: Track, classes: Sequence[str], kind: LabelKind, color_of: dict[int, str]) -> dict[str, object]:
-    """What the template shows of a video; `color_of` remembers the labels' colours from one to the next."""
+def _section(track: Track, classes: Sequence[str], kind: LabelKind, color_of: dict[int, str]) -> dict[str, object]:
+    """The template's values for one video."""
     seconds = max(end for _, end in track.spans)
-    columns = columns_of(track.spans)
-    numbers = labels_shown(track.score_BK, columns, kind)
-    for number in numbers:
-        color_of.setdefault(number, COLORS[len(color_of) % len(COLORS)])
-    low, high = (track.score_BK.min().item(), track.score_BK.max().item()) if kind == "regression" else (0.0, 1.0)
-    every = -(-len(columns) // MAX_COLUMNS)
-    columns = [(some[0][0], some[-1][1]) for some in (columns[i : i + every] for i in range(0, len(columns), every))]
-    drawn_BK = torch.stack([some.amax(dim=0) for some in track.score_BK.split(every)])
-    rows = []
-    for number in numbers:
-        score_B = track.score_BK[:, number]
-        peak = int(score_B.argmax())
-        rows.append(
-            {
-                "name": printable(classes[number]),
-                "color": color_of[number],
-                "words": f"{low:.4g} to {high:.4g}" if kind == "regression" else f"up to {score_B[peak].item():.2f}",
-                "when": f"highest at {clock(track.spans[peak][0])} to {clock(track.spans[peak][1])}",
-                "boxes": boxes_of(columns, drawn_BK[:, number], seconds=seconds, low=low, high=high),
-            }
-        )
-    named = {number: (printable(classes[number]), color_of[number]) for number in numbers}
+    figure = scores_figure(track.spans, track.score_BK, classes, kind, color_of)
     return {
         "name": printable(Path(track.path).name),
         "path": printable(track.path),
         "length": clock(seconds),
         "num_windows": len(track.spans),
-        "every": every,
-        "best": stretches_of(columns, drawn_BK.argmax(dim=1).tolist(), named, seconds) if kind == "classes" else [],
-        "rows": rows,
-        "num_others": track.score_BK.shape[1] - len(rows),
-        "ticks": ticks(seconds),
+        "every": windows_per_column(len(track.spans)),
+        "num_others": max(0, len(classes) - MAX_LABELS),
         "frames": film(track.path, seconds=seconds),
+        "figure": figure_html(figure),
     }
 
 
+def scores_figure(
+    spans: Sequence[tuple[float, float]],
+    score_BK: Tensor,
+    classes: Sequence[str],
+    kind: LabelKind,
+    color_of: dict[int, str],
+) -> go.Figure:
+    """Scores along a video: a strip of the most probable label, and a chart for each of up to MAX_LABELS labels.
+
+    Args:
+        spans: start and end of each window, seconds.
+        score_BK: probabilities of the classes, or numbers.
+        classes: the K names.
+        kind: kind of the labels; only exclusive classes have a most probable one.
+        color_of: colours of the labels, shared by the figures of a page; labels that are new to it are added.
+    """
+    columns = columns_of(spans)
+    labels = labels_shown(score_BK, columns, kind)
+    for label in labels:
+        color_of.setdefault(label, COLORS[len(color_of) % len(COLORS)])
+    every = windows_per_column(len(columns))
+    groups = [columns[i : i + every] for i in range(0, len(columns), every)]
+    columns = [(group[0][0], group[-1][1]) for group in groups]
+    drawn_BK = torch.stack([group.amax(dim=0) for group in score_BK.split(every)])
+    names = [html.escape(shorten(name, 32)) for name in classes]  # plotly reads tags
+    charts = []
+    if kind == "classes":
+        best = drawn_BK.argmax(dim=1).tolist()
+        strip = _bars(columns, [1.0] * len(best), [color_of[k] if k in labels else GREY for k in best])
+        charts.append(("Most probable", strip.update(hovertext=[names[k] for k in best], hoverinfo="x+text")))
+    for k in labels:
+        peak = int(score_BK[:, k].argmax())
+        low, high = score_BK[:, k].min().item(), score_BK[peak, k].item()
+        words = f"{low:.4g} to {high:.4g}" if kind == "regression" else f"up to {high:.2f} at {clock(spans[peak][0])}"
+        draw = _line if kind == "regression" else _bars
+        chart = draw(columns, drawn_BK[:, k].tolist(), [color_of[k]] * len(columns))
+        charts.append((f"{names[k]}: {words}", chart))
+    titles, traces = zip(*charts, strict=True)
+    rows = len(charts)
+    figure = make_subplots(rows, 1, shared_xaxes=True, vertical_spacing=0.4 / rows, subplot_titles=titles)
+    figure.add_traces(traces, rows=list(range(1, rows + 1)), cols=[1] * rows)
+    figure.update_layout(template="plotly_white", height=260 if kind == "regression" else 74 * rows + 60, bargap=0)
+    figure.update_layout(font={"size": 14, "color": INK}, margin={"l": 0, "r": 0, "t": 30, "b": 30}, showlegend=False)
+    figure.update_annotations(x=0, xanchor="left", font_size=14)
+    seconds = spans[-1][1]
+    clocks = "%-H:%M:%S" if seconds >= 3600 else "%-M:%S" if seconds >= 4 else "%-M:%S.%1f"
+    figure.update_xaxes(range=[_date(0), _date(seconds)], nticks=5, tickformat=clocks, hoverformat="%-H:%M:%S.%1f")
+    figure.update_yaxes(fixedrange=True, nticks=3, hoverformat=".4g")
+    return figure if kind == "regression" else figure.update_yaxes(range=[0, 1], showticklabels=False)
+
+
+def _bars(columns: Sequence[tuple[float, float]], heights: list[float], colors: list[str]) -> go.Bar:
+    """A bar for each column."""
+    starts = [_date(start) for start, _ in columns]
+    milliseconds = [1000 * (end - start) for start, end in columns]
+    marker = {"color": colors, "line_width": 0}
+    return go.Bar(x=starts, y=heights, width=milliseconds, offset=0, marker=marker, hoverinfo="x+y")
+
+
+def _line(columns: Sequence[tuple[float, float]], heights: list[float], colors: list[str]) -> go.Scatter:
+    """A line through the middles of the columns."""
+    middles = [_date((start + end) / 2) for start, end in columns]
+    return go.Scatter(x=middles, y=heights, mode="lines+markers", line_color=colors[0], hoverinfo="x+y")
+
+
+def _date(seconds: float) -> str:
+    """A time of a video as a date of plotly's, which it shows as a clock does."""
+    return (datetime(2000, 1, 1) + timedelta(seconds=seconds)).isoformat()
+
+
+def windows_per_column(num_windows: int) -> int:
+    """The number of neighbouring windows that are drawn as one, with the highest of their scores."""
+    return math.ceil(num_windows / MAX_COLUMNS)
+
+
 def columns_of(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """From when to when each window is drawn: neighbours that overlap share that time."""
+    """Start and end of each window as drawn, seconds: neighbours that overlap share the time that both have."""
     middles = [(start + end) / 2 for (_, end), (start, _) in itertools.pairwise(spans)]
     borders = [-math.inf, *middles, math.inf]
     return [
@@ -141,8 +194,8 @@ def columns_of(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]
 
 
 def labels_shown(score_BK: Tensor, columns: Sequence[tuple[float, float]], kind: LabelKind) -> list[int]:
-    """The numbers of the labels to show, at most MAX_LABELS: first those that are the most probable for the longest,
-    where a window has one; then those with the highest scores."""
+    """Indices of the labels to show, at most MAX_LABELS: exclusive classes by the time that they are the most probable,
+    then all by their highest score."""
     seconds_K = torch.zeros(score_BK.shape[1])
     if kind == "classes":
         seconds_B = torch.tensor([end - start for start, end in columns], dtype=torch.float32)
@@ -152,48 +205,8 @@ def labels_shown(score_BK: Tensor, columns: Sequence[tuple[float, float]], kind:
     return order[:MAX_LABELS]
 
 
-def boxes_of(
-    columns: Sequence[tuple[float, float]], score_B: Tensor, *, seconds: float, low: float, high: float
-) -> list[tuple[float, float, float, float]]:
-    """The boxes of a chart: x, y, width and height; one unit high at least, which tells a low score from none."""
-    boxes = []
-    for (start, end), score in zip(columns, score_B.tolist(), strict=True):
-        share = (score - low) / (high - low) if high > low else 0.5
-        tall = max(1.0, share * HEIGHT)
-        boxes.append((_x(start, seconds), round(HEIGHT - tall, 1), _x(end - start, seconds), round(tall, 1)))
-    return boxes
-
-
-def stretches_of(
-    columns: Sequence[tuple[float, float]], best: Sequence[int], named: Mapping[int, tuple[str, str]], seconds: float
-) -> list[tuple[float, float, str, str]]:
-    """The stretches of the most probable label: x, width, colour and words; grey where the label is not shown."""
-    stretches: list[tuple[int, float, float]] = []
-    for number, (start, end) in zip(best, columns, strict=True):
-        if stretches and stretches[-1][0] == number and stretches[-1][2] >= start:
-            stretches[-1] = (number, stretches[-1][1], end)
-        else:
-            stretches.append((number, start, end))
-    found = []
-    for number, start, end in stretches:
-        name, color = named.get(number, ("another label", GREY))
-        found.append((_x(start, seconds), _x(end - start, seconds), color, f"{name}, {clock(start)} to {clock(end)}"))
-    return found
-
-
-def _x(time: float, seconds: float) -> float:
-    return round(time / seconds * WIDTH, 2)
-
-
-def ticks(seconds: float) -> list[tuple[float, str]]:
-    """Marks of the axis of time, five at most: the place in percent, and the time."""
-    step = next((step for step in TICKS if seconds / step <= 4), seconds / 4)
-    times = [number * step for number in range(int(seconds / step) + 1)]
-    return [(round(100 * time / seconds, 2), clock(time) if step < 1 else clock(time)[:-2]) for time in times]
-
-
 def film(path: str, *, seconds: float) -> list[str]:
-    """Frames of a video, evenly spaced, as data: addresses; none where it can't be decoded any more."""
+    """Evenly spaced frames of a video, as data: addresses; none where it can no longer be decoded."""
     times = [(number + 0.5) / NUM_FRAMES * seconds for number in range(NUM_FRAMES)]
     try:
         with open_video(path, short_side=SHORT_SIDE) as video:
@@ -201,4 +214,4 @@ def film(path: str, *, seconds: float) -> list[str]:
             frames_TCHW = video.frames([min(last, video.frame_at(time)) for time in times])
     except (UserError, OSError):
         return []
-    return [moving(frame_CHW[None], seconds=1) for frame_CHW in frames_TCHW]
+    return [data_address(webp(frame_CHW[None], seconds=1)) for frame_CHW in frames_TCHW]

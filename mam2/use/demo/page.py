@@ -1,4 +1,4 @@
-"""The demo's page, by Gradio: upload or choose a video, and see what a model makes of it. It asks no other server."""
+"""The demo's page, by Gradio: upload or choose a video, and see the model's output. It asks no other server."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mam2.config import UserError
-from mam2.use.demo import parts as demo_parts
-from mam2.use.demo.shown import Demo, all_parts, load_demo, or_problem, predicted
+from mam2.pictures.page import in_markdown
+from mam2.pictures.timeline import MAX_LABELS
+from mam2.use.demo.shown import Demo, Picture, alike, classified, in_words, load_demo, predicted, problem_of
+
+CSS = """
+.grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important; }
+.caption-label { max-width: 100% !important; white-space: normal !important; }
+"""
+"""Galleries with as many columns as fit into the window, and whole captions."""
 
 
 def demo(
@@ -52,9 +59,9 @@ def demo(
             run_history=False,
             enable_monitoring=False,
             quiet=True,
+            css=CSS,
             footer_links=[],
-            css=demo_parts.CSS,
-            theme=gradio.themes.Default(font=font, font_mono=mono),  # the system's
+            theme=gradio.themes.Default(font=font, font_mono=mono),  # of the system, not of a server
         )
         try:
             print(f"Open {page.local_url} in a browser. Ctrl-C ends it.", flush=True)
@@ -93,24 +100,10 @@ def _gradio() -> Any:
 def make_page(shown: Demo) -> Any:
     """The page of a demo, a `gradio.Blocks`."""
     gr = _gradio()
-    hint = demo_parts.hint(can_choose=bool(shown.videos))
-    # No event is part of an API, and one at a time uses the model.
-    event = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "model"}
-
-    def of_upload(path: str | None) -> tuple[str, None, Any]:
-        return path or "", None, gr.Button(interactive=bool(path))
-
-    def of_choice(name: str | None) -> tuple[str, None, Any]:
-        return shown.videos[name] if name else "", None, gr.Button(interactive=bool(name))
-
-    def look(video: str, seed: int) -> Iterator[tuple[str, str, str]]:
-        yield from all_parts(shown, video, seed=seed) if video else iter([("", hint, "")])
-
-    def another(video: str, seed: int) -> tuple[int, str]:
-        return seed + 1, or_problem(lambda: predicted(shown, video, seed=seed + 1), video)
-
+    hint = f"Upload a video{', or choose one' if shown.videos else ''}. The model's output appears here."
+    one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}
     with gr.Blocks(title=shown.title, analytics_enabled=False) as page:
-        gr.HTML(demo_parts.header(shown.title, shown.about))
+        gr.Markdown(f"# {in_markdown(shown.title)}\n\n{in_markdown(shown.about)}")
         video, seed = gr.State(""), gr.State(0)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
@@ -120,14 +113,86 @@ def make_page(shown: Demo) -> Any:
                 )
                 mask = gr.Button("Another mask", interactive=False, visible=shown.model.pretrained is not None)
             with gr.Column(scale=3, min_width=300):
-                parts = [
-                    gr.HTML(visible=shown.scorer is not None),
-                    gr.HTML(hint),
-                    gr.HTML(visible=shown.features is not None),
-                ]
-        gr.HTML(demo_parts.missing(shown.missing))
-        upload.upload(of_upload, upload, [video, choice, mask], **event).then(look, [video, seed], parts, **event)
-        upload.clear(of_upload, upload, [video, choice, mask], **event).then(look, [video, seed], parts, **event)
-        choice.input(of_choice, choice, [video, upload, mask], **event).then(look, [video, seed], parts, **event)
-        mask.click(another, [video, seed], [seed, parts[1]], **event)
+                message = gr.Markdown(hint)
+                if shown.scorer:
+                    gr.render(video, **one_at_a_time)(lambda path: _part(_scores, shown, path))
+                gr.render([video, seed], **one_at_a_time)(lambda path, seed: _part(_predictions, shown, path, seed))
+                if shown.features:
+                    gr.render(video, **one_at_a_time)(lambda path: _part(_similar_windows, shown, path))
+        if shown.missing:
+            gr.Markdown(f"## Not on this page\n\n{_listed(shown.missing)}")
+
+        def look_at(path: str) -> tuple[str, str, Any]:
+            """The video, if it can be opened, a message, and the button."""
+            problem = problem_of(path) if path else ""
+            usable = bool(path and not problem)
+            message = in_markdown(problem) if path else hint
+            return path if usable else "", message, gr.Button(interactive=usable)
+
+        def uploaded(path: str | None) -> tuple[Any, ...]:
+            return *look_at(path or ""), None
+
+        def chosen(name: str | None) -> tuple[Any, ...]:
+            return *look_at(shown.videos[name] if name else ""), None
+
+        private = {"api_visibility": "private"}
+        upload.upload(uploaded, upload, [video, message, mask, choice], **private)
+        upload.clear(uploaded, upload, [video, message, mask, choice], **private)
+        choice.input(chosen, choice, [video, message, mask, upload], **private)
+        mask.click(lambda last: last + 1, seed, seed, **private)
     return page
+
+
+def _part(show: Callable[..., None], shown: Demo, path: str, *seed: int) -> None:
+    """Shows a part for a video; or why it can't be shown."""
+    try:
+        if path:
+            show(shown, path, *seed)
+    except Exception as error:
+        _gradio().Markdown(in_markdown(in_words(error, path)))
+
+
+def _scores(shown: Demo, path: str) -> None:
+    gr = _gradio()
+    found = classified(shown, path)
+    gr.Markdown("## The number along the video" if shown.model.kind == "regression" else "## Classes along the video")
+    gr.Label(found.summary, show_label=False, num_top_classes=MAX_LABELS)
+    gr.Plot(found.figure, show_label=False)
+    gr.Markdown(_listed(found.notes))
+    with gr.Accordion("All numbers", open=False):
+        gr.Dataframe(found.rows, headers=found.columns, interactive=False, show_label=False)
+
+
+def _predictions(shown: Demo, path: str, seed: int) -> None:
+    gr = _gradio()
+    pictures, sheet_HWC, notes = predicted(shown, path, seed=seed)
+    gr.Markdown("## Input and predictions" if shown.model.pretrained else "## Attention of the encoder")
+    _gallery(pictures)
+    gr.Markdown(_listed(notes))
+    with gr.Accordion("Frame by frame", open=False):
+        gr.Image(sheet_HWC, interactive=False, show_label=False, buttons=["fullscreen"])
+
+
+def _similar_windows(shown: Demo, path: str) -> None:
+    gr = _gradio()
+    asked, found, notes = alike(shown, path)
+    gr.Markdown("## Similar windows\n\n### In the video")
+    _gallery(asked)
+    gr.Markdown("### In the features file")
+    _gallery(found)
+    gr.Markdown(_listed(notes))
+
+
+def _gallery(pictures: Sequence[Picture]) -> None:
+    """Moving pictures, as files in the folder that is removed when the page ends."""
+    files = []
+    for webp, caption in pictures:
+        with tempfile.NamedTemporaryFile(dir=os.environ["GRADIO_TEMP_DIR"], suffix=".webp", delete=False) as file:
+            file.write(webp)
+        files.append((file.name, caption))
+    layout = {"height": "max-content", "object_fit": "contain", "buttons": ["fullscreen"]}
+    _gradio().Gallery(files, show_label=False, interactive=False, **layout)
+
+
+def _listed(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {in_markdown(line)}" for line in lines)

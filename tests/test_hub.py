@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -111,6 +113,41 @@ def test_the_folder_of_a_classifier(runs, tmp_path):
     config = json.loads((tmp_path / "f/config.json").read_text())
     assert config["id2label"] == {"0": "run", "1": "jump"}
     assert config["encoder"] == to_json(CONFIG)
+
+
+HOSTILE = "x`\n---\nlicense: mit\n---\n# head\n| a | <b>[l](m)"
+
+
+def test_no_text_of_a_run_breaks_the_card(runs, tmp_path):
+    shutil.copytree(runs / "mine", tmp_path / "mine")
+    record = json.loads((tmp_path / "mine/run.json").read_text())
+    record["config"]["init"] = record["config"]["data"]["root"] = record["config"]["data"]["split"] = HOSTILE
+    record["config"]["loop"]["duration"] = HOSTILE
+    record["config"]["objective"]["is"] = HOSTILE
+    (tmp_path / "mine/run.json").write_text(json.dumps(record))
+    (tmp_path / "mine/probe").mkdir()
+    (tmp_path / "mine/probe/probe_a|<b>\n---.json").write_text(json.dumps({"num_videos": 3, "top1": 0.5}))
+    encoder = load_encoder(runs / "mine")
+    encoder.origin = Origin(source=HOSTILE, licence=HOSTILE)
+    save_encoder(tmp_path / "mine/encoder.safetensors", encoder)
+    push(tmp_path / "mine", "ada/lips", folder=tmp_path / "f")
+    header, text = card_of(tmp_path / "f")
+    assert header["license"] == "other"
+    [tag] = header["tags"][3:]
+    assert re.fullmatch(r"[\w.-]+", tag)
+    text = re.sub(r"```\w+\n.*?\n```", "", text, flags=re.DOTALL)  # blocks of code, which JSON can't close
+    lines = text.splitlines()
+    assert [line for line in lines if line.startswith("#")] == [
+        *("# lips", "## Use", "## Training", "## Results", "## Weights that it was made from")
+    ]
+    assert [line for line in lines if line.startswith("---")] == []
+    assert [line for line in lines if line.startswith("| ")][2:] == [
+        line for line in lines if line.startswith("| probe")
+    ]
+    [row] = [line for line in lines if line.startswith("| probe")]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 4
+    plain = re.sub(r"(`+) ?.*?[^`]\1(?!`)", "", text)  # outside spans of code
+    assert not re.search(r"(?<!\\)<b>|(?<!\\)\]\(", plain)
 
 
 def test_the_snippet_of_the_card_runs(runs, tmp_path, monkeypatch):

@@ -7,15 +7,19 @@ import re
 import shutil
 import statistics
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from mam2.config import UserError, to_json
 from mam2.files import read_object, write_text
 from mam2.model.encoder import EncoderConfig, Origin
-from mam2.model.weight_file import CLASSIFIER_FILE, ENCODER_FILE, HUB, check_name
+from mam2.model.weight_file import CLASSIFIER_FILE, ENCODER_FILE, check_name
 from mam2.model.weights import save_encoder
+from mam2.pictures.page import code_in_markdown, in_markdown
 from mam2.pictures.report import read_log
 from mam2.share.auto_model import CODE, CODE_FILE
 from mam2.train.run import read_run
@@ -30,18 +34,18 @@ _PROBLEMS = {"multilabel": "multi_label_classification", "regression": "regressi
 
 @dataclass(frozen=True, kw_only=True)
 class _About:
-    """What is known of a model that is shared.
+    """Facts about a model that is shared.
 
     Attributes:
         name: USER/NAME.
-        encoder: its sizes.
-        classes: names; empty for an encoder.
-        labels: their kind.
-        pooling: of a classifier.
+        encoder: sizes of the encoder.
+        classes: names of the classes; empty for an encoder.
+        labels: kind of the labels.
+        pooling: pooling of a classifier.
         origin: the published weights that it was made from, if any.
         license: an identifier of the hub's.
-        runs: run.json, without the user's folders, and the rows of log.jsonl, of the run that the weights are of and
-            before it of the one that it starts from; of as many as are there.
+        runs: run.json, without the user's folders, and the rows of log.jsonl: of the run that it starts from, then of
+            its own, as far as they are there.
         tests: evaluate.json and probe_*.json, by their names.
     """
 
@@ -68,7 +72,7 @@ def push(
         name: USER/NAME on the hub.
         folder: a folder to write instead, new or written by this before; nothing is uploaded.
         private: whether only you, or your organisation, can see it.
-        license: of the weights, as the hub calls it, such as "apache-2.0"; empty takes what the weight file says.
+        license: the hub's name of the weights' licence, such as "apache-2.0"; empty takes that of the weight file.
 
     Returns:
         Where it is: the folder, or an address.
@@ -107,115 +111,19 @@ def write_folder(source: str | Path, name: str, folder: Path, *, license: str = 
 
 
 def card(about: _About) -> str:
-    """The model card: how to use the model, and what its run, its tests and its weights say of it. No path of the
-    user's machine is in it but the last part of each."""
-    kind = "classifier" if about.classes else "encoder"
-    encoder = about.encoder
-    sections = [
-        _header(about),
-        f"# {about.name.partition('/')[2]}\n\n"
-        f"A video {kind}: {encoder.depth} blocks of width {encoder.width}, {encoder.attention} attention, "
-        f"{encoder.frames} frames of {encoder.size} × {encoder.size} pixels, patches of "
-        f"{encoder.tubelet} × {encoder.patch_size} × {encoder.patch_size}"
-        + (f"; {len(about.classes)} classes." if about.classes else "."),
-        _usage(about),
-        _training(about),
-        _results(about),
-        _origin(about),
-    ]
-    if about.runs:
-        text = json.dumps(about.runs[-1][0]["config"], indent=2, ensure_ascii=False)
-        sections.append(f"<details><summary>The whole configuration</summary>\n\n```json\n{text}\n```\n\n</details>")
-    return "\n\n".join(filter(None, sections)) + "\n"
+    """The model card: how to use the model, and the facts of its run, its tests and its weights.
 
-
-def _header(about: _About) -> str:
+    Of the user's paths it holds the last part. No text of a run can break the front matter or the Markdown.
+    """
     tags = ["mam2", "video", "self-supervised-learning"]
-    tags += [_method(record) for record, _ in about.runs if record["kind"] == "pretrain"]
-    tags = list(dict.fromkeys(tags))
-    return "\n".join(
-        [
-            "---",
-            f"license: {about.license}",
-            "library_name: mam2",
-            f"pipeline_tag: {'video-classification' if about.classes else 'feature-extraction'}",
-            "tags:",
-            *(f"- {tag}" for tag in tags),
-            "---",
-        ]
+    tags += [re.sub(r"[^\w.-]+", "-", _method(run)) for run, _ in about.runs if run["kind"] == "pretrain"]
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
-
-
-def _usage(about: _About) -> str:
-    encoder = about.encoder
-    shape = f"(2, {encoder.frames}, 3, {encoder.size}, {encoder.size})"
-    lines = ["## Use", "", "```python", "import torch, mam2  # from the repository of mam2, with its extra hf", ""]
-    lines += [f"clip = torch.randint(256, {shape}, dtype=torch.uint8)  # (B, T, 3, H, W), RGB"]
-    address = f'"{HUB}{about.name}"'
-    if about.classes:
-        lines += [f"classifier, classes = mam2.load_classifier({address})"]
-        numbers = {"classes": "probabilities = classifier(clip).softmax(dim=1)"}
-        numbers |= {
-            "multilabel": "probabilities = classifier(clip).sigmoid()",
-            "regression": "numbers = classifier(clip)",
-        }
-        lines += [f"{numbers[about.labels]}  # (B, K)"]
-    lines += [f"encoder = mam2.load_encoder({address})", "features = encoder(clip)  # (B, T, N, D)", "```", ""]
-    lines += ["or with transformers:", "", "```python", "from transformers import AutoModel", ""]
-    lines += [f'model = AutoModel.from_pretrained("{about.name}", trust_remote_code=True)']
-    lines += ["vectors = model(clip).pooler_output  # (B, D)", "```", ""]
-    lines += ["Clips are uint8, or floats from 0 to 1; they are normalised inside."]
-    return "\n".join(lines)
-
-
-def _training(about: _About) -> str:
-    """Data, recipe, progress and cost, as the runs' own files have them."""
-    lines = ["## Training"]
-    for record, log in about.runs:
-        config = record["config"]
-        data, loop = config["data"], config["loop"]
-        did = f"Pre-trained by `{_method(record)}`" if record["kind"] == "pretrain" else "Fine-tuned"
-        split = f", split `{data['split']}`" if data["split"] else ""
-        sampling = f"{data['sampling']} sampling" + (
-            f", a frame in {data['stride_frames']}" if data["sampling"] != "uniform" else ""
-        )
-        lines += [
-            "",
-            f"{did} on {record.get('num_videos', 0):,} videos, `{data['root']}`{split}:",
-            "",
-            f"- {sampling}; starts from `{config.get('init') or 'random weights'}`;",
-            f"- {loop['duration']} of batch {loop['batch_size']}, seed {loop['seed']};",
-        ]
-        rows = [row for row in log if "step" in row]
-        if rows:
-            names = ("loss", "accuracy", "effective_rank")
-            values = [f"{name.replace('_', ' ')} {rows[-1][name]:.4g}" for name in names if name in rows[-1]]
-            lines.append(f"- at step {rows[-1]['step']:,}: {', '.join(values)};")
-        if speeds := [row["clips_per_second"] for row in rows if row.get("clips_per_second")]:
-            speed = statistics.median(speeds)
-            minutes = rows[-1]["step"] * loop["batch_size"] * data["repeats"] / speed / 60
-            cost = f"{minutes / 60:.3g} hours" if minutes > 120 else f"{minutes:.2g} minutes"
-            lines.append(f"- cost: {cost}, at {speed:.3g} clips per second.")
-    return "\n".join(lines) if about.runs else ""
-
-
-def _results(about: _About) -> str:
-    if not about.tests:
-        return ""
-    lines = ["## Results", "", "| test | videos | result |", "| --- | --- | --- |"]
-    for name, test in about.tests.items():
-        views = f", {test['clips']} × {test['crops']} views" if "crops" in test else ""
-        shares = [f"{title} {100 * test[key]:.1f} %" for key, title in _SHARES.items() if test.get(key) is not None]
-        errors = [f"{title} {test[key]:.4g}" for key, title in _ERRORS.items() if test.get(key) is not None]
-        lines.append(f"| {name}{views} | {test['num_videos']:,} | {', '.join(shares + errors)} |")
-    return "\n".join([*lines, "", "Measured by this package on the author's videos."])
-
-
-def _origin(about: _About) -> str:
-    if not about.origin:
-        return ""
-    lines = [f"- source: `{about.origin.source}`", f"- licence: {about.origin.licence}"]
-    return "\n".join(["## Weights that it was made from", "", *lines])
+    environment.filters |= {"text": in_markdown, "code": code_in_markdown, "pretty": _pretty}
+    template = environment.from_string(Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"))
+    functions = {"method": _method, "progress": _progress, "numbers": _numbers}
+    return template.render(vars(about), tags=dict.fromkeys(tags), **functions)
 
 
 def _method(record: dict[str, Any]) -> str:
@@ -223,8 +131,32 @@ def _method(record: dict[str, Any]) -> str:
     return str(record["config"]["objective"].get("is", "mam2")).removesuffix("Config").lower()
 
 
+def _progress(config: dict[str, Any], log: list[dict[str, Any]]) -> Iterator[str]:
+    """The last step of a run, and its cost."""
+    rows = [row for row in log if "step" in row]
+    if rows:
+        names = ("loss", "accuracy", "effective_rank")
+        values = [f"{name.replace('_', ' ')} {rows[-1][name]:.4g}" for name in names if name in rows[-1]]
+        yield f"at step {rows[-1]['step']:,}: {', '.join(values)};"
+    if speeds := [row["clips_per_second"] for row in rows if row.get("clips_per_second")]:
+        speed = statistics.median(speeds)
+        minutes = rows[-1]["step"] * config["loop"]["batch_size"] * config["data"]["repeats"] / speed / 60
+        cost = f"{minutes / 60:.3g} hours" if minutes > 120 else f"{minutes:.2g} minutes"
+        yield f"cost: {cost}, at {speed:.3g} clips per second."
+
+
+def _numbers(test: dict[str, Any]) -> list[str]:
+    """The results of a test."""
+    shares = [f"{title} {100 * test[key]:.1f} %" for key, title in _SHARES.items() if test.get(key) is not None]
+    return shares + [f"{title} {test[key]:.4g}" for key, title in _ERRORS.items() if test.get(key) is not None]
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
 def _about(model: Trained, name: str, *, license: str) -> _About:
-    """Gathers what the files of a run say; those of a weight file alone say less."""
+    """Gathers the facts from the files of a run, or from a weight file alone."""
     origin = model.origin
     stated = license or (origin.licence if origin else "unknown")
     if not re.fullmatch(r"[a-zA-Z0-9.-]+", stated):
@@ -263,7 +195,7 @@ def _run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _without_folders(value: Any) -> Any:
-    """JSON whose paths are cut to their last part: where a user keeps files is nobody's business."""
+    """JSON whose paths are cut to their last part: a user's folders are private."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -291,7 +223,7 @@ def _config(about: _About) -> dict[str, Any]:
 
 
 def _processor(encoder: EncoderConfig) -> dict[str, Any]:
-    """How transformers makes clips: the short side resized, the middle square, values from 0 to 1."""
+    """The configuration of transformers' clips: the short side resized, the middle square, values from 0 to 1."""
     size = encoder.size
     return {
         "video_processor_type": "VideoMAEVideoProcessor",

@@ -60,7 +60,7 @@ ROOMS = {
     ),
     "objectives": ("contract", "mae mam2 masked_input vjepa", "__init__"),
     "evaluate": ("evaluate",),
-    "pictures": ("canvas page", "charts hits masks prediction", "report timeline"),
+    "pictures": ("canvas page", "charts hits masks prediction", "score_page timeline"),
     "train": (
         "checkpoint online_probe optim tokenizer tracking",
         "logs run",

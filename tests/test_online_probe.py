@@ -16,12 +16,12 @@ from mam2.data.clips import Data
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.load import load_encoder
 from mam2.objectives.mae import MAEConfig
-from mam2.pictures.report import read_log
 from mam2.ridge import ridge
 from mam2.targets.table import TargetsConfig
 from mam2.train.engine import Loop
 from mam2.train.online_probe import BEST, Watch, Watcher, cross_validated_ridge, features, leave_one_out, rank_me
 from mam2.train.pretrain import Pretrain, pretrain
+from mam2.train.run import read_log
 
 ENCODER = EncoderConfig(width=8, depth=1, num_heads=2, frames=4, size=16, patch_size=8)
 

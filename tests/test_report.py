@@ -18,7 +18,8 @@ from mam2.config import UserError
 from mam2.pictures.charts import SMOOTHED, curves_of
 from mam2.pictures.page import command_line, video_title
 from mam2.pictures.prediction import Prediction
-from mam2.pictures.report import ScoreRow, mean_and_spread, read_log, write_report
+from mam2.pictures.score_page import ScoreRow, mean_and_spread, write_report
+from mam2.train.run import read_log
 
 
 def test_a_cut_last_line_is_dropped_and_no_other(tmp_path) -> None:

@@ -19,7 +19,6 @@ from mam2.data.synthetic import MOTIONS, render, write_video
 from mam2.data.video.open import open_video
 from mam2.masks import MaskConfig
 from mam2.model.encoder import EncoderConfig
-from mam2.pictures.report import read_log
 from mam2.recipes import RECIPES, get_recipe
 from mam2.recipes.scales import SCALES, Scale, scaled, scaled_finetune, with_duration
 from mam2.studies import run as running
@@ -33,6 +32,7 @@ from mam2.studies.study import Cell, Settings, Study, jobs_of
 from mam2.studies.summary import as_csv, as_markdown, interval, not_fitted, summarised, table_of
 from mam2.train.finetune import Finetune
 from mam2.train.pretrain import Pretrain, build
+from mam2.train.run import read_log
 
 
 def minute() -> Scale:

@@ -18,7 +18,7 @@ from mam2.cli import tables
 from mam2.cli.parse import Flat, finished, first_word, parse, typed
 from mam2.config import UserError, printable
 from mam2.files import write_text
-from mam2.pictures.report import write_report
+from mam2.pictures.score_page import write_report
 from mam2.studies.builtin import STUDIES
 from mam2.studies.compare import compared
 from mam2.studies.report import html_table, write_study_report

@@ -69,7 +69,7 @@ class FrameRow:
         description: a line or two on how to read it.
         frames_TCHW: (T, 3, H, W) in [0, 1]; T-1 frames where the last has none, as for motion.
         captions: one for each frame, or none.
-        legend_CHW: a small picture beside the name, or none.
+        legend_CHW: a small picture next to the name, or none.
     """
 
     name: str

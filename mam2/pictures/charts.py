@@ -41,7 +41,7 @@ CURVES = (
 SMOOTHED = "Dark: running mean. Pale: every logged step."
 """How to read the curves of a long run."""
 BASELINE = "_of_none"
-"""Ends the key of what a loss would be if none were predicted; it is drawn beside that loss."""
+"""Suffix of the key of a loss's baseline, the loss of predicting nothing; both are drawn in one chart."""
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:

@@ -24,9 +24,9 @@ class Card:
     """A stretch of a video on a page.
 
     Attributes:
-        path: of the video.
+        path: path of the video.
         start, end: seconds.
-        words: what stands under it.
+        words: caption.
     """
 
     path: str
@@ -47,7 +47,7 @@ def write_page(
     """Writes one HTML file that holds its moving pictures and has no links or scripts: it opens without a server.
 
     Args:
-        file: to write.
+        file: the file to write.
         title, about: plain text, as are all others.
         rows: a heading, and the cards below it.
         facts, commands: see `write_html`.
@@ -68,7 +68,7 @@ def check_page(file: Path) -> None:
 
 
 def shown(card: Card) -> dict[str, str]:
-    """What the template shows of a card; for a video that can't be read, the problem in words."""
+    """The template's values for a card; for a video that can't be read, the problem in words."""
     try:
         picture, problem = data_address(stretch(card.path, start=card.start, end=card.end)), ""
     except UserError as error:

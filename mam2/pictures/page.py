@@ -27,12 +27,12 @@ def write_html(
     """Writes one HTML file that asks for no other: it opens without a server.
 
     Args:
-        file: to write, and the folder it lies in.
-        template: the name of a file *.html.jinja beside this one, which extends page.html.jinja.
-        values: what the template shows.
+        file: the file to write; its folder is made.
+        template: the name of a file *.html.jinja in this folder, which extends page.html.jinja.
+        values: variables of the template.
         title: plain text, as are the next two.
-        facts: how the page was made; the version and the commit are added.
-        commands: what to type on videos of one's own.
+        facts: facts of how the page was made; the version and the commit are added.
+        commands: command lines for videos of one's own.
     """
     folder = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=folder, autoescape=True, undefined=jinja2.StrictUndefined)
@@ -61,7 +61,7 @@ def written_by() -> str:
 
 
 def command_line(words: Sequence[object], options: Mapping[str, object]) -> str:
-    """What to type: `mam2`, words and options; those without a value are left out."""
+    """A command line: `mam2`, words and options; options without a value are left out."""
     line = ["mam2", *map(str, words)]
     for name, value in options.items():
         values = value if isinstance(value, list | tuple) else [] if value in ("", None) else [value]

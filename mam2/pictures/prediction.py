@@ -1,6 +1,6 @@
 """A prediction for a clip, drawn as a contact sheet or an animation: the model's own, nothing added back.
 
-Nothing here runs a model; predict.py makes a `Prediction`. T frames, C channels, H W, N patches per frame.
+Nothing here runs a model; use/hidden_patches.py makes a `Prediction`. T frames, C channels, H W, N patches per frame.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Prediction:
                 raise UserError(f"Prediction.{name} is {value.dtype}; it must be torch.bool.")
 
     def is_flow(self) -> bool:
-        """Whether the motion is optical flow, not RGB difference."""
+        """True if the motion is optical flow, False if it is RGB difference."""
         return self.true_motion_TCHW is not None and self.true_motion_TCHW.shape[1] == 2
 
 

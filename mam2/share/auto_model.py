@@ -1,4 +1,4 @@
-"""The file by which transformers' AutoModel finds this package's models; it lies beside the weights."""
+"""The file by which transformers' AutoModel finds this package's models; it lies in the folder of the weights."""
 
 CODE_FILE = "modeling_mam2.py"
 CODE = '''"""The models of this folder for transformers' AutoModel; they are in the package mam2."""

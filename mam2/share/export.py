@@ -34,7 +34,7 @@ Format = Literal["onnx", "pt2", "aoti"]
 """ONNX; a program of torch.export; or one that AOTInductor compiled for this machine's processor or GPU."""
 
 Head = Literal["auto", "none", "probabilities", "logits"]
-"""What follows the encoder; "auto" is probabilities where the source is a classifier, else none."""
+"""The head after the encoder; "auto" is probabilities where the source is a classifier, else none."""
 
 Pool = Literal["none", "mean"]
 """Features of every patch, (B, T, N, D), or their mean, (B, D)."""
@@ -89,12 +89,12 @@ def export(
     inside. B is free; T, H and W are those of the encoder.
 
     Args:
-        source: what `load_encoder` or `load_classifier` takes.
+        source: a source of `load_encoder` or `load_classifier`.
         out: the file: .onnx, or .pt2 for the other two formats.
         format: "onnx", "pt2" or "aoti".
         head: "probabilities" or "logits" of a classifier, or "none" for features.
-        pool: what is made of features.
-        device: what an AOTInductor package is compiled for; the other formats run anywhere.
+        pool: pooling of features.
+        device: target of an AOTInductor package; the other formats run anywhere.
         clip: a video to compare the file and the model on; None renders one.
         tolerance: the largest difference that is accepted, as a share of the model's largest number.
 
@@ -170,7 +170,7 @@ def _clips(trained: Trained, clip: str | Path | None) -> tuple[Tensor, str]:
 
 
 def _about(trained: Trained, gives: str, expected: Tensor, clips_BTCHW: Tensor) -> dict[str, str]:
-    """What a user of the file must know, which is written into it."""
+    """Facts for a user of the file, written into it."""
     frames, _, height, width = clips_BTCHW.shape[1:]
     about = {
         "mam2": __version__,
@@ -211,7 +211,7 @@ def _check(out: Path, *, format: Format, head: Head, pool: Pool, device: str, to
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keeps back what the exporters say of their own insides: nobody who exports can act on it."""
+    """Silences the exporters' internal messages: nobody who exports can act on them."""
     loggers = [logging.getLogger(name) for name in _LOUD]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

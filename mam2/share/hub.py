@@ -20,9 +20,8 @@ from mam2.model.encoder import EncoderConfig, Origin
 from mam2.model.weight_file import CLASSIFIER_FILE, ENCODER_FILE, check_name
 from mam2.model.weights import save_encoder
 from mam2.pictures.page import code_in_markdown, in_markdown
-from mam2.pictures.report import read_log
 from mam2.share.auto_model import CODE, CODE_FILE
-from mam2.train.run import read_run
+from mam2.train.run import read_log, read_run
 from mam2.trained import Trained, open_model
 from mam2.version import __version__
 

@@ -21,12 +21,12 @@ from mam2.trained import open_model
 class MtebEncoder:
     """One vector per video: the mean of the features of windows spread over it, sampled as in training.
 
-    mteb calls it, so its methods take what mteb gives and `**kwargs`; this file does not need mteb until the metadata
+    mteb calls it, so its methods take mteb's arguments and `**kwargs`; this file does not need mteb until the metadata
     is asked for.
 
     Args:
-        model_name: what `load_encoder` takes: a run's folder, a file, `hf://USER/NAME`.
-        revision: of a repository on the hub; part of the name otherwise.
+        model_name: a source of `load_encoder`: a run's folder, a file, `hf://USER/NAME`.
+        revision: revision of a repository on the hub; part of the name otherwise.
         device: where the encoder runs; None takes the GPU if there is one.
         windows: per video.
         stride_frames: the distance between frames; None takes that of the run, or 4.
@@ -93,7 +93,7 @@ class MtebEncoder:
 
     @property
     def mteb_model_meta(self) -> Any:
-        """What mteb writes beside the scores."""
+        """Metadata that mteb writes with the scores."""
         from mteb.models import ModelMeta
 
         num_parameters = sum(parameter.numel() for parameter in self.model.encoder.parameters())

@@ -1,4 +1,4 @@
-"""Encoders and classifiers as models of the transformers library: what `mam2 push` writes loads by AutoModel.
+"""Encoders and classifiers as models of the transformers library: AutoModel loads the folders of `mam2 push`.
 
 B clips, T frames, C channels, H W pixels, N patches per frame, D width, K classes.
 """

@@ -36,7 +36,7 @@ from mam2.objectives.mam2 import MAM2Config
 from mam2.pictures.charts import SMOOTHED, curves_of
 from mam2.pictures.page import command_line, video_title
 from mam2.pictures.prediction import Prediction
-from mam2.pictures.report import ScoreRow, read_log, write_report
+from mam2.pictures.score_page import ScoreRow, write_report
 from mam2.progress import progress
 from mam2.studies.frames import shared_frames
 from mam2.targets.table import TargetsConfig
@@ -44,6 +44,7 @@ from mam2.train.engine import Loop
 from mam2.train.finetune import Finetune, finetune
 from mam2.train.optim import Optim
 from mam2.train.pretrain import Pretrain, pretrain
+from mam2.train.run import read_log
 from mam2.trained import open_model
 from mam2.use.evaluate_run import evaluate_run
 from mam2.use.hidden_patches import predict_middle

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from mam2.pictures.charts import COLORS, add_line, chart, shorten
 from mam2.pictures.page import command_line
-from mam2.pictures.report import ScoreRow, write_report
+from mam2.pictures.score_page import ScoreRow, write_report
 from mam2.studies.study import Settings
 from mam2.studies.summary import not_fitted, table_of
 

@@ -31,7 +31,6 @@ from mam2.distributed import end_with_parent
 from mam2.files import parse_json, write_text
 from mam2.model.load import read_encoder_config
 from mam2.model.weights import save_encoder
-from mam2.pictures.report import read_log
 from mam2.probe.probe import Probe, probe_encoder
 from mam2.recipes import get_recipe
 from mam2.recipes.scales import LAPTOP, scaled_finetune, with_duration
@@ -41,7 +40,7 @@ from mam2.studies.study import PROBES, Cell, Job, Settings, Study, jobs_of
 from mam2.studies.summary import summarised
 from mam2.train.finetune import Finetune, as_pretrained, finetune
 from mam2.train.pretrain import Pretrain, build, pretrain
-from mam2.train.run import InUse, locked
+from mam2.train.run import InUse, locked, read_log
 from mam2.use.evaluate_run import evaluate_run
 
 log = logging.getLogger("mam2")

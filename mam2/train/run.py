@@ -22,7 +22,7 @@ from typing import Any
 from mam2 import distributed
 from mam2.config import Duration, UserError, from_json, to_json
 from mam2.data.clips import Data
-from mam2.files import first_line, read_object, write_text
+from mam2.files import first_line, parse_json, read_object, write_text
 from mam2.train import checkpoint
 
 log = logging.getLogger("mam2")
@@ -237,3 +237,25 @@ def _digest_of_names(paths: Sequence[str]) -> str:
     root = os.path.commonpath([path.parent for path in whole]) if whole else ""
     names = (path.relative_to(root).as_posix() for path in whole)
     return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def read_log(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a log.jsonl. A last line that was cut off, as a killed run leaves it, is dropped.
+
+    Raises:
+        UserError: any other line that is no JSON object.
+    """
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif number < len(lines):
+            raise UserError(f"{path}, line {number}, is no JSON object: {line[:60]!r}. Fix or delete that line.")
+    return rows

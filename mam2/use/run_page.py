@@ -15,12 +15,12 @@ from mam2.data.loader import steps_per_epoch
 from mam2.pictures.charts import BASELINE, SMOOTHED, curves_of
 from mam2.pictures.page import command_line, video_title
 from mam2.pictures.prediction import Prediction
-from mam2.pictures.report import read_log, write_report
+from mam2.pictures.score_page import write_report
 from mam2.train import checkpoint
 from mam2.train.finetune import Finetune
 from mam2.train.logs import COLLAPSED_STD, LEARNED_NOTHING
 from mam2.train.pretrain import Pretrain
-from mam2.train.run import read_run
+from mam2.train.run import read_log, read_run
 from mam2.trained import open_model
 from mam2.use.hidden_patches import predict_middle
 

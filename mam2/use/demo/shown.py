@@ -254,7 +254,7 @@ def _moving(row: FrameRow, num_frames: int) -> bytes:
 
 
 def alike(demo: Demo, video: str) -> tuple[list[Picture], list[Picture], list[str]]:
-    """Windows of a video, the windows of the features file that are most like them, best first, and notes.
+    """Windows of a video, the most similar windows of the features file, the best first, and notes.
 
     Raises:
         UserError: a video that can't be used, or that is shorter than a window.

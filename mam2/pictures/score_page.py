@@ -1,4 +1,4 @@
-"""The HTML report of a run: scores over seeds, charts, predictions and facts, in one file; see `report.html.jinja`."""
+"""The HTML report of scores over seeds, charts, predictions and facts, in one file; see `score_page.html.jinja`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import plotly.graph_objects as go
 from markupsafe import Markup
@@ -14,7 +13,6 @@ from plotly.offline import get_plotlyjs
 from torch import Tensor
 
 from mam2.config import UserError, printable
-from mam2.files import parse_json
 from mam2.pictures.canvas import frames_shown, zoom_to
 from mam2.pictures.charts import figure_html
 from mam2.pictures.hits import data_address, webp
@@ -40,28 +38,6 @@ class ScoreRow:
                 f"The scores of {self.name!r} are {self.values}; give top-1 in [0, 1], at least one. "
                 "Divide percentages by 100."
             )
-
-
-def read_log(path: Path | str) -> list[dict[str, Any]]:
-    """The rows of a log.jsonl. A last line that was cut off, as a killed run leaves it, is dropped.
-
-    Raises:
-        UserError: any other line that is no JSON object.
-    """
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif number < len(lines):
-            raise UserError(f"{path}, line {number}, is no JSON object: {line[:60]!r}. Fix or delete that line.")
-    return rows
 
 
 def mean_and_spread(values: tuple[float, ...]) -> str:
@@ -123,11 +99,11 @@ def write_report(
         "charts": [(heading, Markup(note), [figure_html(figure) for figure in some]) for heading, note, some in charts],
         "sheets": [_sheet(name, prediction) for name, prediction in sheets],
     }
-    write_html(Path(path), "report", values, title=title, facts=facts, commands=commands)
+    write_html(Path(path), "score_page", values, title=title, facts=facts, commands=commands)
 
 
 def _sheet(title: str, prediction: Prediction) -> dict[str, object]:
-    """What the template shows of a prediction: the rows of its contact sheet, whose texts a narrow page can wrap."""
+    """The template's values for a prediction: the rows of its contact sheet, whose texts a narrow page can wrap."""
     num_frames = len(prediction.clip_TCHW)
     numbers = tuple(f"frame {t * prediction.tubelet + 1}" for t in range(num_frames))
     rows = []

@@ -35,7 +35,7 @@ def demo(
     Args:
         source: the folder of a pre-training run, whose predictions are shown; of a fine-tuning run, whose classes are
             shown; or what `load_encoder` takes, whose attention is shown.
-        features: a file that `embed` wrote with the same encoder: shows its windows that are most similar to the video's.
+        features: a file that `embed` wrote with the same encoder: shows its windows that are most similar.
         videos: a folder of videos, a CSV with path, or a video, to choose from.
         host: "127.0.0.1" is for this machine only; "0.0.0.0" for all that can reach it, as on a Hugging Face Space.
         port: 0 is the first free one from 7860 up.

@@ -81,7 +81,13 @@ ROOMS = {
         "demo/shown",
         "demo/page",
     ),
-    "studies": ("budget frames study", "builtin quickstart summary", "report run", "results", "compare"),
+    "studies": (
+        "budget frames study",
+        "builtin protocol results summary",
+        "compare jobs study_page",
+        "conduct",
+        "quickstart",
+    ),
     "cli": (
         "tables verbs",
         "parse",

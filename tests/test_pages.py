@@ -11,10 +11,10 @@ from helpers import TINY, TINY_ENCODER, opened
 
 from mam2.__main__ import main
 from mam2.studies.builtin import STUDIES
-from mam2.studies.quickstart import KINDS, Quickstart, _write_report
-from mam2.studies.report import write_study_report
-from mam2.studies.run import machine
+from mam2.studies.conduct import machine
+from mam2.studies.quickstart import KINDS, Quickstart, pretraining_folders, write_page
 from mam2.studies.study import Settings, jobs_of
+from mam2.studies.study_page import write_study_report
 from mam2.studies.summary import summarised
 from mam2.trained import open_model
 from mam2.use.hidden_patches import predict_middle
@@ -74,11 +74,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
     command("compare", tuned, "--out", place / "compare.html")
 
     quick = place / "quickstart"
-    for kind in ("mam2", "videomae"):
-        shutil.copytree(mine, quick / f"pretrain_{kind}")
+    sizes = Quickstart()
+    for folder in pretraining_folders(quick, sizes.settings(quick / "videos")).values():
+        shutil.copytree(mine, folder)
     sheets = [("left/0.mp4, a held-out video: left", predict_middle(open_model(mine, whole=True), query, seed=0))]
     scores = {kind: [0.25, 0.5, 0.375] for kind in KINDS}
-    _write_report(quick, Quickstart(), scores, sheets, {"rendering": 2.0})
+    report = {"jobs": [{"finetune_epochs": 15.0}], "machine": machine()}
+    write_page(quick, sizes, report, scores, sheets, {"rendering": 2.0})
 
     (place / "study").mkdir()
     study, settings = STUDIES["fig2"], Settings(unlabelled="u", train="l", test="t")

@@ -21,14 +21,14 @@ from mam2.masks import MaskConfig
 from mam2.model.encoder import EncoderConfig
 from mam2.recipes import RECIPES, get_recipe
 from mam2.recipes.scales import SCALES, Scale, scaled, scaled_finetune, with_duration
-from mam2.studies import run as running
 from mam2.studies.budget import parse_budget
 from mam2.studies.builtin import STUDIES
 from mam2.studies.compare import compared
+from mam2.studies.conduct import run_study
 from mam2.studies.frames import shared_frames
-from mam2.studies.report import write_study_report
-from mam2.studies.run import run_study
-from mam2.studies.study import Cell, Settings, Study, jobs_of
+from mam2.studies.protocol import Protocol, Videos, pretraining_of
+from mam2.studies.study import Cell, Job, Settings, Study, jobs_of
+from mam2.studies.study_page import write_study_report
 from mam2.studies.summary import as_csv, as_markdown, interval, not_fitted, summarised, table_of
 from mam2.train.finetune import Finetune
 from mam2.train.pretrain import Pretrain, build
@@ -264,10 +264,10 @@ def test_budgets_in_steps(small: None) -> None:
 
 def test_a_budget_of_operations_is_equal_for_all_methods(small: None, videos: Path, tmp_path: Path) -> None:
     settings = settings_for(videos, tmp_path, budget="0.01 TFLOP")
-    data = running.Videos("u", "t", "e", num_unlabelled=8, num_classes=2)
+    data = Videos("u", "t", "e", num_unlabelled=8, num_classes=2)
+    protocol = Protocol(study=SMALL, settings=settings, videos=data, out=tmp_path)
     for cell in SMALL.cells[:2]:
-        job = running.Job(cell, 1.0, 0)
-        config = running.plan(job, settings, parse_budget(settings.budget), data, tmp_path)
+        config = pretraining_of(Job(cell, 1.0, 0), protocol)
         spent = cost.estimate(config).tflop * 2 * config.loop.duration.value
         assert 0.009 < spent <= 0.01
 

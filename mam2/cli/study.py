@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from mam2.files import write_text
 from mam2.pictures.score_page import write_report
 from mam2.studies.builtin import STUDIES
 from mam2.studies.compare import compared
-from mam2.studies.report import html_table, write_study_report
-from mam2.studies.run import run_study
+from mam2.studies.conduct import run_study
 from mam2.studies.study import Settings, get_study
+from mam2.studies.study_page import html_table, write_study_report
 from mam2.studies.summary import as_markdown, as_text, not_fitted, table_of
 
 
@@ -76,6 +77,8 @@ def study(name: str, command: StudyCommand) -> None:
         )
     chosen = get_study(name, STUDIES)
     report = run_study(name, chosen, command.config, command.out, jobs=command.jobs, shard=(i, n))
+    if report is None:
+        sys.exit(143)  # as a process that SIGTERM ends
     lines = table_of(report)
     show(lines, report["title"])
     if warning := not_fitted(report):

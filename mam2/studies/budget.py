@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import statistics
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast, get_args
 
 from mam2.config import UserError
+from mam2.train.run import read_log
 
 Unit = Literal["epochs", "steps", "TFLOP", "minutes"]
 
@@ -26,7 +29,7 @@ class Budget:
         return Budget(self.value * share, self.unit)
 
     def steps(self, *, steps_per_epoch: int, tflop_per_step: float, seconds_per_step: float) -> int:
-        """How many steps it pays for.
+        """Number of steps that it pays for.
 
         Raises:
             UserError: not even one.
@@ -62,3 +65,10 @@ def parse_budget(text: str) -> Budget:
         f"{text!r} is no budget. Accepted: a number above 0 and a unit, such as '20 epochs', '300 steps', "
         "'50 TFLOP' or '10 minutes'."
     )
+
+
+def seconds_per_step(run: Path, num_clips: int) -> float:
+    """The median over the log of a pre-training whose steps have so many clips, without its first line."""
+    rows = read_log(run / "log.jsonl")
+    speeds = [row["clips_per_second"] for row in rows if row.get("clips_per_second")]
+    return num_clips / statistics.median(speeds[1:] or speeds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mam2.config import Steps
+from mam2.config import Epochs, Steps
 from mam2.recipes.tables import TABLES
 from mam2.studies.study import Cell, Study
 
@@ -181,5 +181,23 @@ STUDIES: dict[str, Study] = {
             Cell("from scratch", "mam2_b_k400_rp", scratch=True),
         ),
         finetune="finetune_b_k400",
+    ),
+    "quickstart": Study(
+        title="Quickstart: pre-training on unlabelled videos, then fine-tuning",
+        cells=(
+            Cell("MAM²", "mam2_flash_b_k400", changes=(*_AS_VIDEOMAE, ("objective.motion_reduction", "mean"))),
+            Cell("VideoMAE", "videomae_b_k400", changes=_QUARTER),
+            Cell("from scratch", "videomae_b_k400", scratch=True),
+        ),
+        finetune_changes=(
+            ("optim.min_lr", 0.0),
+            ("optim.warmup", Epochs(1)),
+            ("optim.layer_decay", 0.75),
+            ("loop.duration", Epochs(15)),
+            ("loop.save_every", Epochs(5)),
+            ("clips", 1),
+        ),
+        budget="4000 steps",
+        pretrain_once=True,
     ),
 }

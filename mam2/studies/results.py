@@ -13,7 +13,7 @@ from mam2.config import RENAMED_WORDS, UserError, from_json, to_json
 from mam2.data.loader import steps_per_epoch
 from mam2.files import read_object
 from mam2.probe.probe import Probe
-from mam2.studies.run import seconds_per_step
+from mam2.studies.budget import seconds_per_step
 from mam2.train.finetune import Finetune
 from mam2.train.pretrain import Pretrain, has_teacher
 from mam2.train.run import read_log, read_run

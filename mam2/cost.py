@@ -28,7 +28,7 @@ from mam2.model.load import read_encoder_config
 from mam2.targets.cache import row_bytes
 from mam2.targets.maker import Targets
 from mam2.targets.table import appearance_row, motion_row
-from mam2.train.pretrain import Pretrain, build, has_teacher, sizes_of
+from mam2.train.pretrain import Pretrain, build, sizes_of
 from mam2.version import __version__
 
 COUNTING_DTYPE = torch.float16
@@ -256,7 +256,7 @@ def _targets_gflop(config: Pretrain) -> tuple[float, float]:
     if targets.motion == "optical_flow" and targets.flow_model == "raft_small":
         motion_gflop = 264
     appearance = patches * appearance_row(targets.appearance).gflop if objective.needs_appearance else 0.0
-    if has_teacher(config):
+    if config.has_teacher:
         appearance = _teacher_gflop(config)
     return appearance, pixels * motion_gflop if objective.needs_motion else 0.0
 

@@ -15,7 +15,7 @@ from mam2.files import read_object
 from mam2.probe.probe import Probe
 from mam2.studies.budget import seconds_per_step
 from mam2.train.finetune import Finetune
-from mam2.train.pretrain import Pretrain, has_teacher
+from mam2.train.pretrain import Pretrain
 from mam2.train.run import read_log, read_run
 
 # By the kind of labels, the columns of a test and their names in evaluate.json.
@@ -133,7 +133,7 @@ def _of_pretraining(run: Path, record: dict[str, Any]) -> Result:
         )
     spent: dict[str, float] = {"steps": steps, "epochs": steps / per_epoch, **_minutes(run, config, rows)}
     # Counting a teacher's operations needs its sizes, for which it may have to be downloaded.
-    if not has_teacher(config) or Path(config.targets.file).exists():
+    if not config.has_teacher or Path(config.targets.file).exists():
         spent["TFLOP"] = cost.remembered(config).tflop * config.loop.batch_size * config.data.repeats * steps
     watch = config.watch
     looks = [row for row in rows if "probe_ridge" in row]

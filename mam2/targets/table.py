@@ -78,6 +78,11 @@ class TargetsConfig:
     def __post_init__(self) -> None:
         check(self, "targets.")
         appearance_row(self.appearance)
+
+    @property
+    def by_teacher(self) -> bool:
+        """True if the appearance target is the features of a frozen encoder."""
+        return self.appearance == "teacher"
         motion_row(self.motion)
         if self.cache and not appearance_row(self.appearance).load:
             raise UserError(
@@ -263,5 +268,5 @@ def target_sizes(config: TargetsConfig, *, patch_size: int, tubelet: int = 1) ->
         appearance=appearance.values[1](patch_size, tubelet) if appearance.values else num_codes,
         motion=motion.channels * patch_size**2 if motion.load else 2,
         clip_order=motion.load is None,
-        distance=config.teacher_loss if config.appearance == "teacher" else "squared",
+        distance=config.teacher_loss if config.by_teacher else "squared",
     )

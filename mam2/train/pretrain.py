@@ -100,6 +100,11 @@ class Pretrain:
         sizes = target_sizes(self.targets, patch_size=encoder.patch_size, tubelet=encoder.tubelet)
         self.objective.check_fits(encoder, sizes, same_mask_in_all_frames=same)
 
+    @property
+    def has_teacher(self) -> bool:
+        """True if it learns the features of a frozen encoder."""
+        return self.objective.needs_appearance and self.targets.by_teacher
+
     def idle_options(self) -> list[str]:
         """Options that are set but without effect, because of others."""
         targets = self.targets
@@ -235,13 +240,8 @@ def make_targets(config: Pretrain, folder: Path, device: torch.device) -> Target
         appearance=config.objective.needs_appearance,
         motion=config.objective.needs_motion,
         guide=config.mask.is_guided,
-        teacher=load_teacher(config, device) if has_teacher(config) else None,
+        teacher=load_teacher(config, device) if config.has_teacher else None,
     )
-
-
-def has_teacher(config: Pretrain) -> bool:
-    """True if the appearance target is the features of a frozen encoder."""
-    return config.objective.needs_appearance and config.targets.appearance == "teacher"
 
 
 def load_teacher(config: Pretrain, device: torch.device) -> Teacher:
@@ -261,7 +261,7 @@ def sizes_of(config: Pretrain) -> TargetSizes:
     """Sizes of the targets before they are loaded; a teacher that is not named yet counts as ViT-B."""
     encoder = config.encoder
     sizes = target_sizes(config.targets, patch_size=encoder.patch_size, tubelet=encoder.tubelet)
-    if has_teacher(config) and config.targets.file:
+    if config.has_teacher and config.targets.file:
         return replace(sizes, appearance=read_encoder_config(config.targets.file).width)
     return sizes
 

@@ -24,8 +24,9 @@ from mam2.recipes.scales import SCALES, Scale, scaled, scaled_finetune, with_dur
 from mam2.studies.budget import parse_budget
 from mam2.studies.builtin import STUDIES
 from mam2.studies.compare import compared
-from mam2.studies.conduct import run_study
+from mam2.studies.conduct import dealt, run_study
 from mam2.studies.frames import shared_frames
+from mam2.studies.jobs import steps_of
 from mam2.studies.protocol import Protocol, Videos, pretraining_of
 from mam2.studies.study import Cell, Job, Settings, Study, jobs_of
 from mam2.studies.study_page import write_study_report
@@ -142,6 +143,60 @@ def test_jobs_and_shards_share_the_work(small: None, videos: Path, tmp_path: Pat
     assert [[job[k] for k in keep] for job in both["jobs"]] == [[job[k] for k in keep] for job in whole["jobs"]]
     tuned = json.loads((tmp_path / "whole" / "runs" / "MAM" / "1" / "seed_0" / "finetune_1" / "run.json").read_text())
     assert tuned["config"]["pooling"] == "all"  # as asked for, not the scale's
+
+
+def test_seeds_can_share_one_pre_training(small: None, videos: Path, tmp_path: Path) -> None:
+    study = replace(SMALL, shares=(1.0,), pretrain_once=True, finetune_changes=(("clips", 2), ("optim.min_lr", 0.5)))
+    settings = settings_for(videos, tmp_path, seeds=(3, 4))
+    report = run_study("small", study, settings, tmp_path / "one")
+    assert [(job["cell"], job["seed"]) for job in report["jobs"]] == [
+        (cell.name, seed) for seed in (3, 4) for cell in study.cells
+    ]
+    runs = tmp_path / "one" / "runs"
+    pretrained = sorted(path.parent.relative_to(runs).as_posix() for path in runs.rglob("pretrain"))
+    assert pretrained == ["MAM/1/seed_3", "VideoMAE/1/seed_3"]
+    assert json.loads((runs / "MAM/1/seed_3/pretrain/run.json").read_text())["config"]["loop"]["seed"] == 3
+    tuned = json.loads((runs / "MAM/1/seed_4/finetune_1/run.json").read_text())["config"]
+    assert tuned["init"] == str(runs / "MAM/1/seed_3/pretrain")
+    assert (tuned["loop"]["seed"], tuned["clips"], tuned["optim"]["min_lr"]) == (4, 2, 0.5)
+
+    own = run_study("small", replace(study, pretrain_once=False), settings, tmp_path / "own")
+    first = [[{**job, "seconds": 0} for job in r["jobs"] if job["seed"] == 3] for r in (report, own)]
+    assert first[0] == first[1]  # the first seed has the same pre-training either way
+    todo = jobs_of(study, settings)
+    assert [str(job) for job in dealt(todo, (0, 2))] == [str(todo[n]) for n in (0, 2, 3)]  # MAM² goes together
+    assert [str(job) for job in dealt(todo, (1, 2))] == [str(todo[n]) for n in (1, 4, 5)]
+
+
+def test_jobs_wait_for_the_pre_training_that_they_share(small: None, videos: Path, tmp_path: Path) -> None:
+    study = replace(
+        SMALL, shares=(1.0,), pretrain_once=True, cells=(Cell("flow", "ablation_optical_flow"), *SMALL.cells[1:])
+    )
+    settings = settings_for(videos, tmp_path, seeds=(0, 1), tests=("knn",))
+    one = run_study("small", study, settings, tmp_path / "one")
+    failed = [job["error"] for job in one["jobs"] if job["cell"] == "flow"]
+    assert failed == [f"Its pre-training is not done: see {tmp_path / 'one/runs/flow/1/seed_0/output.txt'}."] * 2
+    assert ["error" in job for job in one["jobs"]] == [True, False, False] * 2
+    log = [str(step) for step in steps_of(jobs_of(study, settings))]
+    assert log[:3] == ["flow, pre-training", "VideoMAE, pre-training", "flow, 1 of the budget, seed 0"]
+    assert len(log) == 8
+
+
+def test_a_study_that_sigterm_ends_resumes(
+    small: None, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = replace(SMALL, shares=(1.0,), cells=SMALL.cells[1:])
+    settings = settings_for(videos, tmp_path)
+    whole = run_study("small", study, settings, tmp_path / "whole")
+    out = tmp_path / "study"
+    with monkeypatch.context() as patch:  # a training that ends early says so
+        patch.setattr("mam2.studies.jobs.finetune", lambda config, folder: False)
+        assert run_study("small", study, settings, out) is None
+    assert not (out / "study.json").exists()
+    assert not list(out.rglob("result.json"))
+    keep = ("cell", "seed", "steps", "finetune")
+    again = run_study("small", study, settings, out)
+    assert [[job[k] for k in keep] for job in again["jobs"]] == [[job[k] for k in keep] for job in whole["jobs"]]
 
 
 def test_longer_fine_tuning_keeps_the_encoders(small: None, videos: Path, tmp_path: Path) -> None:

@@ -298,7 +298,6 @@ def test_every_recipe_says_what_it_is() -> None:
     for name, recipe in RECIPES.items():
         text = recipe.make.__doc__ or ""
         assert text.startswith(("Table", "Not the paper's", "The default of Tables 1 and 2")), name
-        for table in TABLES.values():
-            for row in table.rows:
-                if row.recipe == name and row.paper:
-                    assert row.paper in text, (name, row.paper)
+        for number, table in TABLES.items():
+            if name != "ablation" and any(row.recipe == name for row in table.rows):
+                assert number in text.split(":")[0], (name, number)

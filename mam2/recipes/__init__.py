@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from types import FunctionType
 
 from mam2.config import UserError, did_you_mean, is_import_path, plug_in
+from mam2.model.encoder import vit_b, vit_l
 from mam2.recipes import ablations, finetune, pretrain, rivals
 from mam2.train.finetune import Finetune
 from mam2.train.pretrain import Pretrain
+
+DATA_SETS = {"k400": "Kinetics-400", "ssv2": "SSv2", "ucf101": "UCF101", "hmdb51": "HMDB51", "ablation": "UCF101"}
+"""Data sets by the word for them in a recipe's name; other recipes are for any videos."""
 
 
 @dataclass(frozen=True)
@@ -17,57 +21,45 @@ class Recipe:
     """A named run.
 
     Attributes:
-        make: returns the configuration.
-        data: the data set it is meant for.
-        model: the encoder's size.
+        make: function that returns the configuration; its name is the recipe's.
     """
 
     make: Callable[[], Pretrain | Finetune]
-    data: str
-    model: str
+
+    @property
+    def data(self) -> str:
+        """The data set that the recipe is meant for."""
+        words = self.make.__name__.split("_")
+        anything = "any class folders" if isinstance(self.make(), Finetune) else "any folder"
+        return next((name for word, name in DATA_SETS.items() if word in words), anything)
+
+    @property
+    def model(self) -> str:
+        """The encoder's size."""
+        return {vit_b().width: "ViT-B", vit_l().width: "ViT-L"}.get(self.make().encoder.width, "tiny")
 
 
 RECIPES: dict[str, Recipe] = {
-    "mam2_b_k400": Recipe(pretrain.mam2_b_k400, "Kinetics-400", "ViT-B"),
-    "mam2_l_k400": Recipe(pretrain.mam2_l_k400, "Kinetics-400", "ViT-L"),
-    "mam2_l_k400_600": Recipe(pretrain.mam2_l_k400_600, "Kinetics-400", "ViT-L"),
-    "mam2_b_ssv2": Recipe(pretrain.mam2_b_ssv2, "SSv2", "ViT-B"),
-    "mam2_b_ucf101": Recipe(pretrain.mam2_b_ucf101, "UCF101", "ViT-B"),
-    "mam2_b_hmdb51": Recipe(pretrain.mam2_b_hmdb51, "HMDB51", "ViT-B"),
-    **{name: Recipe(make, "UCF101", "ViT-B") for name, make in vars(ablations).items() if name.startswith("ablation")},
-    "mam2_b_k400_rp": Recipe(pretrain.mam2_b_k400_rp, "Kinetics-400", "ViT-B"),
-    "mam2_lite_b_k400": Recipe(pretrain.mam2_lite_b_k400, "Kinetics-400", "ViT-B"),
-    "mam2_lite_l_k400": Recipe(pretrain.mam2_lite_l_k400, "Kinetics-400", "ViT-L"),
-    "mam2_flash_b_k400": Recipe(pretrain.mam2_flash_b_k400, "Kinetics-400", "ViT-B"),
-    "mam2_flash_l_k400": Recipe(pretrain.mam2_flash_l_k400, "Kinetics-400", "ViT-L"),
-    "videomae_b_k400": Recipe(rivals.videomae_b_k400, "Kinetics-400", "ViT-B"),
-    "videomae_l_k400": Recipe(rivals.videomae_l_k400, "Kinetics-400", "ViT-L"),
-    "videomae_b_ssv2": Recipe(rivals.videomae_b_ssv2, "SSv2", "ViT-B"),
-    "videomae_b_ucf101": Recipe(rivals.videomae_b_ucf101, "UCF101", "ViT-B"),
-    "videomae_b_hmdb51": Recipe(rivals.videomae_b_hmdb51, "HMDB51", "ViT-B"),
-    "omnimae_b_k400": Recipe(rivals.omnimae_b_k400, "Kinetics-400", "ViT-B"),
-    "omnimae_b_ssv2": Recipe(rivals.omnimae_b_ssv2, "SSv2", "ViT-B"),
-    "stmae_b_k400": Recipe(rivals.stmae_b_k400, "Kinetics-400", "ViT-B"),
-    "stmae_l_k400": Recipe(rivals.stmae_l_k400, "Kinetics-400", "ViT-L"),
-    "maskfeat_b_k400": Recipe(rivals.maskfeat_b_k400, "Kinetics-400", "ViT-B"),
-    "tokens_b_k400": Recipe(rivals.tokens_b_k400, "Kinetics-400", "ViT-B"),
-    "vjepa_b_k400": Recipe(rivals.vjepa_b_k400, "Kinetics-400", "ViT-B"),
-    "salt_teacher_b_k400": Recipe(rivals.salt_teacher_b_k400, "Kinetics-400", "ViT-B"),
-    "salt_b_k400": Recipe(rivals.salt_b_k400, "Kinetics-400", "ViT-B"),
-    "mam2_teacher_b": Recipe(pretrain.mam2_teacher_b, "any folder", "ViT-B"),
-    "mam2_adapt_b": Recipe(pretrain.mam2_adapt_b, "any folder", "ViT-B"),
-    "mam2_adapt_video_b": Recipe(pretrain.mam2_adapt_video_b, "any folder", "ViT-B"),
-    "videomae_adapt_b": Recipe(rivals.videomae_adapt_b, "any folder", "ViT-B"),
-    "mam2_tiny": Recipe(pretrain.mam2_tiny, "any folder", "tiny"),
-    "finetune_b_k400": Recipe(finetune.finetune_b_k400, "Kinetics-400", "ViT-B"),
-    "finetune_l_k400": Recipe(finetune.finetune_l_k400, "Kinetics-400", "ViT-L"),
-    "finetune_b_ssv2": Recipe(finetune.finetune_b_ssv2, "SSv2", "ViT-B"),
-    "finetune_b_ucf101": Recipe(finetune.finetune_b_ucf101, "UCF101", "ViT-B"),
-    "finetune_b_hmdb51": Recipe(finetune.finetune_b_hmdb51, "HMDB51", "ViT-B"),
-    "finetune_lite_b_k400": Recipe(finetune.finetune_lite_b_k400, "Kinetics-400", "ViT-B"),
-    "finetune_lite_l_k400": Recipe(finetune.finetune_lite_l_k400, "Kinetics-400", "ViT-L"),
-    "finetune_tiny": Recipe(finetune.finetune_tiny, "any class folders", "tiny"),
-}
+    make.__name__: Recipe(make)
+    for make in (
+        pretrain.mam2_b_k400, pretrain.mam2_l_k400, pretrain.mam2_l_k400_600,
+        pretrain.mam2_b_ssv2, pretrain.mam2_b_ucf101, pretrain.mam2_b_hmdb51,
+        *(make for name, make in vars(ablations).items() if name.startswith("ablation")),
+        pretrain.mam2_b_k400_rp, pretrain.mam2_lite_b_k400, pretrain.mam2_lite_l_k400,
+        pretrain.mam2_flash_b_k400, pretrain.mam2_flash_l_k400,
+        rivals.videomae_b_k400, rivals.videomae_l_k400,
+        rivals.videomae_b_ssv2, rivals.videomae_b_ucf101, rivals.videomae_b_hmdb51,
+        rivals.omnimae_b_k400, rivals.omnimae_b_ssv2, rivals.stmae_b_k400, rivals.stmae_l_k400,
+        rivals.maskfeat_b_k400, rivals.tokens_b_k400, rivals.vjepa_b_k400,
+        rivals.salt_teacher_b_k400, rivals.salt_b_k400,
+        pretrain.mam2_teacher_b, pretrain.mam2_adapt_b, pretrain.mam2_adapt_video_b, rivals.videomae_adapt_b,
+        pretrain.mam2_tiny,
+        finetune.finetune_b_k400, finetune.finetune_l_k400,
+        finetune.finetune_b_ssv2, finetune.finetune_b_ucf101, finetune.finetune_b_hmdb51,
+        finetune.finetune_lite_b_k400, finetune.finetune_lite_l_k400,
+        finetune.finetune_tiny,
+    )
+}  # fmt: skip
 
 
 def get_recipe(name: str, kind: type[Pretrain] | type[Finetune] | None = None) -> Pretrain | Finetune:

@@ -1,6 +1,6 @@
 """Tables 1 and 2, row by row: ViT-B pre-trained on UCF101 for 800 epochs, fine-tuned with `finetune_b_ucf101`.
 
-Each function changes one thing of `ablation`, the row that the paper marks in grey.
+Each function changes one thing of `ablation`, the row that the paper marks in grey. Results stand in `tables.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mam2.train.pretrain import Pretrain
 
 
 def ablation() -> Pretrain:
-    """The default of Tables 1 and 2; 91.09 top-1 on UCF101. Needs the VQGAN file.
+    """The default of Tables 1 and 2. Needs the VQGAN file.
 
     Paper: warm-up for 800 epochs on UCF101 not given; here: 20 epochs, as 800 epochs of Kinetics-400 have.
     """
@@ -29,12 +29,12 @@ def _depth(appearance: int, motion: int) -> Pretrain:
 
 
 def ablation_depth_2_2() -> Pretrain:
-    """Table 1a: appearance and motion decoders of 2 and 2 blocks; 90.54."""
+    """Table 1a: appearance and motion decoders of 2 and 2 blocks."""
     return _depth(2, 2)
 
 
 def ablation_depth_4_4() -> Pretrain:
-    """Table 1a: appearance and motion decoders of 4 and 4 blocks; 90.97."""
+    """Table 1a: appearance and motion decoders of 4 and 4 blocks."""
     return _depth(4, 4)
 
 
@@ -44,12 +44,12 @@ def _stride(frames: int) -> Pretrain:
 
 
 def ablation_stride_2() -> Pretrain:
-    """Table 1b: clips of every 2nd frame in pre-training; 90.86."""
+    """Table 1b: clips of every 2nd frame in pre-training."""
     return _stride(2)
 
 
 def ablation_stride_8() -> Pretrain:
-    """Table 1b: clips of every 8th frame in pre-training; 90.27."""
+    """Table 1b: clips of every 8th frame in pre-training."""
     return _stride(8)
 
 
@@ -59,12 +59,12 @@ def _width(width: int) -> Pretrain:
 
 
 def ablation_width_384() -> Pretrain:
-    """Table 1c: regressor and decoders of width 384, behind a projection; 90.08."""
+    """Table 1c: regressor and decoders of width 384, behind a projection."""
     return _width(384)
 
 
 def ablation_width_512() -> Pretrain:
-    """Table 1c: regressor and decoders of width 512, behind a projection; 90.35."""
+    """Table 1c: regressor and decoders of width 512, behind a projection."""
     return _width(512)
 
 
@@ -73,17 +73,17 @@ def _mask(kind: str, ratio: float) -> Pretrain:
 
 
 def ablation_cube_40() -> Pretrain:
-    """Table 1d: cube masks, 40 %; 89.87."""
+    """Table 1d: cube masks, 40 %."""
     return _mask("cube", 0.4)
 
 
 def ablation_tube_60() -> Pretrain:
-    """Table 1d: tube masks, 60 %; 90.26."""
+    """Table 1d: tube masks, 60 %."""
     return _mask("tube", 0.6)
 
 
 def ablation_tube_90() -> Pretrain:
-    """Table 1d: tube masks, 90 %; 87.76."""
+    """Table 1d: tube masks, 90 %."""
     return _mask("tube", 0.9)
 
 
@@ -93,12 +93,12 @@ def _appearance(name: str) -> Pretrain:
 
 
 def ablation_vqgan_8192() -> Pretrain:
-    """Table 1e: codes of the Gumbel VQGAN f8 with 8192 codes; 90.88. Needs that file."""
+    """Table 1e: codes of the Gumbel VQGAN f8 with 8192 codes. Needs that file."""
     return _appearance("vqgan_8192")
 
 
 def ablation_dalle() -> Pretrain:
-    """Table 1e: codes of the DALL-E dVAE; 90.61. Needs that file."""
+    """Table 1e: codes of the DALL-E dVAE. Needs that file."""
     return _appearance("dalle")
 
 
@@ -108,17 +108,17 @@ def _motion(name: str) -> Pretrain:
 
 
 def ablation_optical_flow() -> Pretrain:
-    """Table 1f: optical flow by RAFT; 91.05. Needs torchvision's weights."""
+    """Table 1f: optical flow by RAFT. Needs torchvision's weights."""
     return _motion("optical_flow")
 
 
 def ablation_clip_order() -> Pretrain:
-    """Table 1f: the order of each masked tube's halves; 90.12."""
+    """Table 1f: the order of each masked tube's halves."""
     return _motion("clip_order")
 
 
 def ablation_coupled() -> Pretrain:
-    """Table 2, MAM²-c: one decoder with two heads; 89.82.
+    """Table 2, MAM²-c: one decoder with two heads.
 
     Paper: its depth not given; here: the appearance decoder's 4 blocks.
     """
@@ -127,24 +127,24 @@ def ablation_coupled() -> Pretrain:
 
 
 def ablation_no_appearance() -> Pretrain:
-    """Table 2, w/o appearance: the motion decoder alone; 87.56. Needs no tokenizer."""
+    """Table 2, w/o appearance: the motion decoder alone. Needs no tokenizer."""
     base = ablation()
     return replace(base, objective=MAM2Config(decoders="motion"))
 
 
 def ablation_no_motion() -> Pretrain:
-    """Table 2, w/o motion: the appearance decoder alone; 90.03."""
+    """Table 2, w/o motion: the appearance decoder alone."""
     base = ablation()
     return replace(base, objective=MAM2Config(decoders="appearance"))
 
 
 def ablation_no_regressor() -> Pretrain:
-    """Table 2, w/o regressor: decoders see visible features and mask queries; 90.84."""
+    """Table 2, w/o regressor: decoders see visible features and mask queries."""
     base = ablation()
     return replace(base, objective=MAM2Config(regressor_depth=0))
 
 
 def ablation_no_alignment() -> Pretrain:
-    """Table 2, w/o alignment: α = 0; 90.63."""
+    """Table 2, w/o alignment: α = 0."""
     base = ablation()
     return replace(base, objective=MAM2Config(alignment_weight=0.0))

@@ -1,4 +1,7 @@
-"""Pre-training recipes: Table 7, row by row. What is not set here is the paper's default in the configuration."""
+"""Pre-training recipes: Table 7, row by row. Results and fine-tuning recipes stand in `tables.py`.
+
+A setting that is missing here is the paper's, by default in the configuration.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from mam2.train.pretrain import Pretrain
 
 
 def mam2_b_k400() -> Pretrain:
-    """Tables 3 and 7: ViT-B, Kinetics-400, 800 epochs; 82.3 top-1 after `finetune_b_k400`. Needs the VQGAN file."""
+    """Tables 3 and 7: ViT-B, Kinetics-400, 800 epochs. Needs the VQGAN file."""
     return Pretrain()
 
 
 def mam2_l_k400() -> Pretrain:
-    """Tables 3 and 7: ViT-L, Kinetics-400, 800 epochs; 85.3 top-1 after `finetune_l_k400`. Needs the VQGAN file.
+    """Tables 3 and 7: ViT-L, Kinetics-400, 800 epochs. Needs the VQGAN file.
 
     Paper: regressor and decoder width for ViT-L not given; here: the encoder's, which Table 1c finds best.
     """
@@ -29,23 +32,23 @@ def mam2_l_k400() -> Pretrain:
 
 
 def mam2_l_k400_600() -> Pretrain:
-    """Table 3: `mam2_l_k400` with 600 epochs; 84.8 top-1 after `finetune_l_k400`. Needs the VQGAN file."""
+    """Table 3: `mam2_l_k400` with 600 epochs. Needs the VQGAN file."""
     base = mam2_l_k400()
     return replace(base, loop=replace(base.loop, duration=Epochs(600)))
 
 
 def mam2_b_ssv2() -> Pretrain:
-    """Tables 4 and 7: ViT-B, Something-Something V2, 1200 epochs, no flip; 71.3 top-1. Needs the VQGAN file."""
+    """Tables 4 and 7: ViT-B, Something-Something V2, 1200 epochs, no flip. Needs the VQGAN file."""
     return Pretrain(data=Data(flip=False), optim=Optim(warmup=Epochs(30)), loop=Loop(duration=Epochs(1200)))
 
 
 def mam2_b_ucf101() -> Pretrain:
-    """Tables 5 and 7: ViT-B, UCF101, 1200 epochs (800 in the ablations); 91.5 top-1. Needs the VQGAN file."""
+    """Tables 5 and 7: ViT-B, UCF101, 1200 epochs (800 in the ablations). Needs the VQGAN file."""
     return Pretrain(optim=Optim(warmup=Epochs(30)), loop=Loop(batch_size=32, duration=Epochs(1200)))
 
 
 def mam2_b_hmdb51() -> Pretrain:
-    """Tables 5 and 7: ViT-B, HMDB51, 1600 epochs; 62.5 top-1. Needs the VQGAN file."""
+    """Tables 5 and 7: ViT-B, HMDB51, 1600 epochs. Needs the VQGAN file."""
     return Pretrain(optim=Optim(warmup=Epochs(40)), loop=Loop(batch_size=32, duration=Epochs(1600)))
 
 
@@ -57,7 +60,7 @@ def mam2_b_k400_rp() -> Pretrain:
 def mam2_lite_b_k400() -> Pretrain:
     """Not the paper's: `mam2_b_k400` for 24 % of its operations; then `finetune_lite_b_k400`. Needs no download.
 
-    Tubelets of 2 frames, a quarter of the masked tubes aligned, random-projection tokens. Their effects at a small
+    Tubelets of 2 frames, a quarter of the masked tubes aligned, random-projection tokens. Effects at a small
     size: docs/results.md.
     """
     return _lite(mam2_b_k400())
@@ -85,8 +88,8 @@ def mam2_flash_b_k400() -> Pretrain:
 
     Patches come with their difference to the next frame, attention starts local, and Eq. 3 is summed, so that motion is
     learned and outweighs appearance, which is pixels. Nine tenths of the tubes are masked. One decoder of one block,
-    half as wide as the encoder, predicts both; there is no regressor, and nothing is aligned. What it is worth at a
-    small size: docs/results.md.
+    half as wide as the encoder, predicts both; there is no regressor, and nothing is aligned. Results at a small size:
+    docs/results.md.
     """
     return _flash(mam2_b_k400())
 

@@ -1,4 +1,4 @@
-"""Rivals' recipes, by their papers and code; what differs from them stands in docs/rivals.md.
+"""Rivals' recipes, by their papers and code; differences from them stand in docs/rivals.md.
 
 Each is pre-trained in this project's loop, and fine-tuned by the same recipes as MAM².
 """
@@ -26,7 +26,7 @@ def _joint(encoder: EncoderConfig) -> EncoderConfig:
 
 
 def videomae_b_k400() -> Pretrain:
-    """Table 3: VideoMAE, ViT-B, Kinetics-400, 1600 epochs; 80.9 top-1 in the paper's table."""
+    """Table 3: VideoMAE, ViT-B, Kinetics-400, 1600 epochs."""
     return Pretrain(
         data=Data(flip=False),
         encoder=replace(_joint(vit_b()), positions="sequence"),
@@ -48,7 +48,7 @@ def videomae_adapt_b() -> Pretrain:
 
 
 def videomae_l_k400() -> Pretrain:
-    """Table 3: VideoMAE, ViT-L, Kinetics-400, 1600 epochs; 84.7 top-1 in the paper's table."""
+    """Table 3: VideoMAE, ViT-L, Kinetics-400, 1600 epochs."""
     return replace(
         videomae_b_k400(),
         encoder=replace(_joint(vit_l()), positions="sequence"),
@@ -57,13 +57,13 @@ def videomae_l_k400() -> Pretrain:
 
 
 def videomae_b_ssv2() -> Pretrain:
-    """Table 4: VideoMAE, ViT-B, Something-Something V2, 2400 epochs; 70.6 top-1 in the paper's table."""
+    """Table 4: VideoMAE, ViT-B, Something-Something V2, 2400 epochs."""
     base = videomae_b_k400()
     return replace(base, data=replace(base.data, stride_frames=2), loop=replace(base.loop, duration=Epochs(2400)))
 
 
 def videomae_b_ucf101() -> Pretrain:
-    """Table 5: VideoMAE, ViT-B, UCF101, 3200 epochs; 90.8 top-1 in the paper's table."""
+    """Table 5: VideoMAE, ViT-B, UCF101, 3200 epochs."""
     base = videomae_b_k400()
     return replace(
         base,
@@ -74,13 +74,13 @@ def videomae_b_ucf101() -> Pretrain:
 
 
 def videomae_b_hmdb51() -> Pretrain:
-    """Table 5: VideoMAE, ViT-B, HMDB51, 4800 epochs; 61.1 top-1 in the paper's table."""
+    """Table 5: VideoMAE, ViT-B, HMDB51, 4800 epochs."""
     base = videomae_b_ucf101()
     return replace(base, loop=replace(base.loop, duration=Epochs(4800)))
 
 
 def omnimae_b_k400() -> Pretrain:
-    """Table 3: OmniMAE, ViT-B, on Kinetics-400 and images alike, 800 epochs; 80.6 top-1 in the paper's table.
+    """Table 3: OmniMAE, ViT-B, on Kinetics-400 and images alike, 800 epochs.
 
     Needs --data.images: ImageNet-1k in the original.
     """
@@ -89,13 +89,13 @@ def omnimae_b_k400() -> Pretrain:
 
 
 def omnimae_b_ssv2() -> Pretrain:
-    """Table 4: OmniMAE, ViT-B, on Something-Something V2 and images alike; 69.5 top-1 in the paper's table."""
+    """Table 4: OmniMAE, ViT-B, on Something-Something V2 and images alike."""
     base = omnimae_b_k400()
     return replace(base, data=replace(base.data, stride_frames=2))
 
 
 def stmae_b_k400() -> Pretrain:
-    """Table 3: ST-MAE, ViT-B, Kinetics-400, 800 epochs of one clip each; 81.3 top-1 in the paper's table."""
+    """Table 3: ST-MAE, ViT-B, Kinetics-400, 800 epochs of one clip each."""
     return Pretrain(
         data=Data(repeats=4),
         encoder=_joint(vit_b()),
@@ -108,12 +108,12 @@ def stmae_b_k400() -> Pretrain:
 
 
 def stmae_l_k400() -> Pretrain:
-    """Table 3: ST-MAE, ViT-L, Kinetics-400, 800 epochs of one clip each; 84.8 top-1 in the paper's table."""
+    """Table 3: ST-MAE, ViT-L, Kinetics-400, 800 epochs of one clip each."""
     return replace(stmae_b_k400(), encoder=_joint(vit_l()))
 
 
 def maskfeat_b_k400() -> Pretrain:
-    """Table 3: MaskFeat's HOG targets, ViT-B, Kinetics-400, 300 epochs; 84.3 top-1 with MViT-L in the paper's table."""
+    """Table 3: MaskFeat's HOG targets, ViT-B, Kinetics-400, 300 epochs; the paper's row has MViT-L."""
     return Pretrain(
         encoder=_joint(vit_b()),
         objective=MaskedInputConfig(),
@@ -125,7 +125,7 @@ def maskfeat_b_k400() -> Pretrain:
 
 
 def tokens_b_k400() -> Pretrain:
-    """Table 3: BEVT's prediction of tokens alone, with ViT-B for 800 epochs; 80.6 top-1 in the paper's table, Swin-B.
+    """Table 3: BEVT's prediction of tokens alone, with ViT-B for 800 epochs; the paper's row has Swin-B.
 
     Needs the DALL-E file.
     """

@@ -13,8 +13,8 @@ class TableRow:
     """A row of one of the paper's tables.
 
     Attributes:
-        name: as the paper calls it.
-        recipe: of pre-training; for Table 8, of fine-tuning.
+        name: the paper's name of the row.
+        recipe: recipe of the pre-training; for Table 8, of the fine-tuning.
         paper: the paper's number, top-1 in per cent after fine-tuning; empty for Tables 7 and 8, which list settings.
         finetune: recipe of the fine-tuning that follows; empty in Table 8.
         top5: the paper's top-5, where it has one (Tables 3 and 4).

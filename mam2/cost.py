@@ -42,7 +42,7 @@ class Device:
 
     Attributes:
         title: its name.
-        peak_tflops: of matrix products in bf16, dense; the data sheet's.
+        peak_tflops: peak of dense matrix products in bf16, by the data sheet.
         memory_gib: its own memory.
     """
 
@@ -80,9 +80,10 @@ class Cost:
     """Estimates. Operations and bytes are counted exactly; hardware adds its own.
 
     Attributes:
-        train_tflop: per clip and step: forward, backward and the alignment target; 2 for a multiplication and addition.
-        targets_tflop: per clip, for targets: tokenizer, RAFT.
-        clip_gib: kept per clip for the backward pass, in bf16 autocast; the peak of a step grows by about this.
+        train_tflop: operations per clip and step: forward, backward and the alignment target; 2 for a multiplication
+            and addition.
+        targets_tflop: operations per clip for targets: tokenizer, RAFT.
+        clip_gib: memory per clip for the backward pass, in bf16 autocast; the peak of a step grows by about this.
         state_gib: weights, gradients and AdamW's two moments in fp32, whatever the batch.
     """
 
@@ -93,7 +94,7 @@ class Cost:
 
     @property
     def tflop(self) -> float:
-        """Of a whole step, per clip."""
+        """Operations of a whole step, per clip."""
         return self.train_tflop + self.targets_tflop
 
 
@@ -200,8 +201,8 @@ def gpu_hours(config: Pretrain, cost: Cost, *, num_videos: int, tflops: float) -
 
     Args:
         config: the run.
-        cost: of a step.
-        num_videos: to train on; 0, unknown, will do for a run whose length is in steps.
+        cost: cost of a step.
+        num_videos: number of training videos; 0, unknown, will do for a run whose length is in steps.
         tflops: TFLOP/s that the GPU achieves.
 
     Raises:

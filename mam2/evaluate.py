@@ -21,15 +21,15 @@ class Evaluation:
     """The result of a test.
 
     Attributes:
-        probabilities_BK: float32, each video's probabilities averaged over its views; (B, 1) numbers where labels are
+        probabilities_BK: float32, each video's probabilities averaged over its views; (B, 1) for labels that are
             numbers.
-        label_B: int64, the true classes, in the order of the rows; -1 where there are none, or several.
+        label_B: int64, the true classes, in the order of the rows; -1 for a video with none or several.
         index_B: int64, each video's place in the catalog, sorted.
         bad: path and reason of videos that could not be used.
         single_view: share of the single views, of all videos, in which the true class is the most probable one, and
             among the five most probable ones; None where views were not tested one by one, or have no one class.
         target_BK: float32, the truth of labels of another kind than one class each: 1 or 0 for each, or (B, 1) numbers.
-        seconds_B: float64, each video's length; NaN where nothing tells.
+        seconds_B: float64, each video's length; NaN if unknown.
     """
 
     probabilities_BK: Tensor
@@ -61,8 +61,8 @@ def average_precision(score_B: Tensor, is_true_B: Tensor) -> float | None:
     """Area under precision over recall, in steps at each score that occurs; None if nothing is true.
 
     Args:
-        score_B: the higher, the more likely.
-        is_true_B: bool.
+        score_B: scores; higher is more likely.
+        is_true_B: bool, the truth.
     """
     order_B = score_B.argsort(descending=True)
     hits_B = is_true_B[order_B].double().cumsum(dim=0)
@@ -86,7 +86,7 @@ def errors_of(found_B: Tensor, truth_B: Tensor) -> dict[str, float | None]:
 
 
 def in_top(scores_BK: Tensor, label_B: Tensor, k: int) -> Tensor:
-    """Whether each row's class is among its k highest scores: bool (B,)."""
+    """True for each row whose class is among its k highest scores: bool (B,)."""
     best_Bk = scores_BK.topk(min(k, scores_BK.shape[1]), dim=1).indices
     return (best_Bk == label_B[:, None]).any(dim=1)
 
@@ -105,9 +105,9 @@ def evaluate(
     Args:
         classifier: in eval mode, on its device.
         loader: this process's videos.
-        num_videos: of all processes, for the progress bar.
-        dtype: of autocast; None is plain float32.
-        kind: of the classifier's labels.
+        num_videos: number of videos of all processes, for the progress bar.
+        dtype: autocast's type; None is plain float32.
+        kind: kind of the classifier's labels.
 
     Raises:
         UserError: no video could be used.

@@ -17,7 +17,7 @@ def ridge(x_NF: Tensor, label_N: Tensor, *, num_classes: int, strength: float) -
         x_NF: features; they are centred here.
         label_N: int64, classes from 0.
         num_classes: K.
-        strength: of the penalty, as a share of the mean square norm of the centred features. Above 0.
+        strength: strength of the penalty, as a share of the mean square norm of the centred features. Above 0.
 
     Returns:
         The layer, F to K, in double precision on the device of the features.

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mam2.probe.features
+import mam2.probe.heads
 import mam2.probe.probe
 from mam2.config import UserError, from_json
 from mam2.data import clips
@@ -24,8 +25,8 @@ from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.pooling import AttentiveHead, Standardise
 from mam2.model.weights import save_encoder
 from mam2.probe.features import Features
-from mam2.probe.heads import neighbours
-from mam2.probe.probe import Probe, fit, hold_out, judge, probabilities, probe_encoder, samples, squares_of
+from mam2.probe.heads import neighbours, probabilities
+from mam2.probe.probe import Probe, fit, hold_out, judge, probe_encoder, samples, squares_of
 from mam2.ridge import ridge
 
 TINY = EncoderConfig(width=16, depth=1, num_heads=2, frames=3, size=16, patch_size=4)
@@ -148,7 +149,7 @@ def test_a_constant_feature_is_not_blown_up() -> None:
 
 
 def test_probabilities_are_averaged_over_views_whatever_the_batch(monkeypatch) -> None:
-    monkeypatch.setattr(mam2.probe.probe, "VIDEOS_AT_ONCE", 4)
+    monkeypatch.setattr(mam2.probe.heads, "VIDEOS_AT_ONCE", 4)
     config = replace(QUICK, epochs=2)
     train, test = made_up(40, seed=0, signal=2), made_up(10, seed=1, signal=2, views=3)
     x_NV = samples(test, config)

@@ -66,17 +66,17 @@ def extract(
     """Features of a data set, computed once: those that `folder` already holds are read.
 
     Their key is a digest of the encoder's weights, the videos (path, size, time of change) and the views; labels can
-    change. A file in whose making a decoding process died or hung is made again next time: the fault can be passing.
+    change. A file is made again next time if a decoding process died or hung: the fault can be passing.
 
     Args:
         encoder: frozen; used on the device of this process.
         catalog: the videos.
-        data: how they are read.
-        folder: where the features are kept.
+        data: settings for reading them.
+        folder: folder that keeps the features.
         clips, crops: views per video.
-        squares: per side of a frame; each is the mean of its patches, and S is their number.
-        dtype: of autocast; None computes in fp32.
-        title: of the progress bar.
+        squares: number of squares per side of a frame; each is the mean of its patches, and S is their number.
+        dtype: autocast's type; None computes in fp32.
+        title: title of the progress bar.
 
     Raises:
         UserError: too many unusable videos.

@@ -1,6 +1,6 @@
-"""Heads on frozen features: a linear layer, nearest neighbours; the attentive one is in model/pooling.py.
+"""Heads on frozen features, their training and their answers; the attentive pooler is in model/pooling.py.
 
-B samples, T frames, N patches of a frame, S tokens, D width, F features, K classes, N training samples.
+B samples, V views of a video, F features, K classes, N training samples or videos.
 """
 
 from __future__ import annotations
@@ -8,6 +8,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mam2.config import seed_of
+from mam2.device import local_device
+from mam2.train.optim import Optim, learning_rate, make_optimizer, set_learning_rate
+
+VIDEOS_AT_ONCE = 64  # on the device, in testing
+ORDER = 2  # keeps the seeds of the order of samples apart from those of a probe's other draws
 
 
 def linear(width: int, num_classes: int) -> nn.Linear:
@@ -32,3 +39,35 @@ def neighbours(
         weight_Bk = (cosine_Bk / temperature).softmax(dim=1)
         votes_BK[places] = torch.zeros(len(places), num_classes).scatter_add(1, label_N[nearest_Bk], weight_Bk)
     return votes_BK
+
+
+def train(
+    head: nn.Module, x_B: Tensor, label_B: Tensor, optim: Optim, *, epochs: int, batch_size: int, seed: int
+) -> None:
+    """Trains a head by AdamW, with a cosine from the learning rate to 0.
+
+    AdamW rather than a solver, so that all heads are trained alike and a step needs one batch in memory.
+    """
+    device = local_device()
+    optimizer = make_optimizer(head, optim)
+    num_steps = epochs * -(-len(x_B) // batch_size)
+    step = 0
+    for epoch in range(epochs):
+        generator = torch.Generator().manual_seed(seed_of(seed, ORDER, epoch))
+        for some in torch.randperm(len(x_B), generator=generator).split(batch_size):
+            rate = learning_rate(optim, step, batch_size=batch_size, warmup_steps=0, num_steps=num_steps)
+            set_learning_rate(optimizer, rate)
+            optimizer.zero_grad()
+            F.cross_entropy(head(x_B[some].to(device)), label_B[some].to(device)).backward()
+            optimizer.step()
+            step += 1
+
+
+@torch.no_grad()
+def probabilities(head: nn.Module, x_NV: Tensor) -> Tensor:
+    """Probabilities (N, K) of each video, averaged over its views."""
+    parts = [
+        head(part.flatten(0, 1).to(local_device())).softmax(dim=1).unflatten(0, part.shape[:2]).mean(dim=1).cpu()
+        for part in x_NV.split(VIDEOS_AT_ONCE)
+    ]
+    return torch.cat(parts)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mam2 import distributed
 from mam2.config import Epochs, UserError, check, seed_of, to_json
-from mam2.data.catalog import few_shot, read_catalog
+from mam2.data.catalog import Catalog, few_shot, read_catalog
 from mam2.data.clips import Data, Sampling
 from mam2.data.shape import Listing
 from mam2.device import local_device
@@ -34,17 +34,16 @@ from mam2.files import write_text
 from mam2.model.classifier import Pooling
 from mam2.model.encoder import VideoEncoder
 from mam2.model.pooling import AttentiveHead, PoolingConfig, Standardise, save_pooling
+from mam2.probe import heads
 from mam2.probe.features import Features, extract
-from mam2.probe.heads import linear, neighbours
+from mam2.probe.heads import linear, neighbours, probabilities
 from mam2.ridge import ridge
-from mam2.train.optim import Optim, make_optimizer, set_learning_rate
-from mam2.train.optim import learning_rate as rate_of
+from mam2.train.optim import Optim
 from mam2.train.run import settings_of
 from mam2.trained import open_model
 
 log = logging.getLogger("mam2")
-VIDEOS_AT_ONCE = 64  # on the device, in testing
-_HOLD_OUT, _ORDER, _WEIGHTS = range(1, 4)  # keep the seeds of the draws apart
+_HOLD_OUT, _WEIGHTS = 1, 3  # keep the seeds of the draws apart, also from heads.ORDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +54,12 @@ class Probe:
         encoder: a run's folder, or an encoder.safetensors file.
         train: labelled videos, class folders or a CSV with path,label.
         test: labelled videos with the same classes.
-        train_split, test_split: which rows of a CSV that has several splits.
+        train_split, test_split: name of the split, for a CSV that has several.
         path_column, label_column: names of a CSV's columns.
         kind: "linear" layer, "ridge" (a linear layer too, in closed form, so in seconds), "attentive" pooler with one
             learned query and a linear layer, or "knn".
-        pooling: of all but attentive: "space" averages over space and keeps the frames side by side (T × D features),
-            "all" averages over time too (D features).
+        pooling: pooling for all kinds but attentive: "space" averages over space and keeps the frames side by side
+            (T × D features), "all" averages over time too (D features).
         baseline: also probe an untrained encoder of the same configuration.
         shots: labelled training videos per class, drawn by the seed; 0 takes all.
         train_clips, train_crops: views per training video, each of them a sample.
@@ -70,14 +69,14 @@ class Probe:
         token_grid: attentive: a frame's patches are averaged to at most this many squares per side.
         held_out: share of the training videos of each class on which a setting of the sweep is judged.
         trials: number of such shares that a setting is judged on; their mean decides.
-        strengths: ridge: of the sweep, shares of the features' mean square norm.
-        learning_rates: of the sweep, for a batch of 256; the rate used is × batch size / 256.
-        weight_decays: of the sweep.
+        strengths: ridge: penalties to sweep, as shares of the features' mean square norm.
+        learning_rates: learning rates to sweep, for a batch of 256; the rate used is × batch size / 256.
+        weight_decays: weight decays to sweep.
         epochs: passes over the training samples.
         batch_size: training samples per step.
-        neighbours: knn: the numbers of neighbours k; the first is the result, the others are reported beside it.
+        neighbours: knn: numbers of neighbours k; the first is the result, the others are reported too.
         temperature: knn: a neighbour votes with exp(cosine / temperature).
-        precision: of the encoder; "auto" is bf16 where the hardware is fast at it.
+        precision: precision of the encoder; "auto" is bf16 where the hardware is fast at it.
         seed: everything random follows from it.
         num_workers: processes that decode.
         max_bad_share: largest accepted share of unusable videos.
@@ -158,20 +157,10 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
     Raises:
         UserError: no encoder, no or unlabelled videos, unknown classes, too few videos of a class.
     """
-    for name in ("encoder", "train", "test"):
-        if not getattr(config, name):
-            raise UserError(
-                f"{name} is empty. Give an encoder (a run's folder or its encoder.safetensors), and labelled videos "
-                "(class folders, or a .csv with path,label) to train on and to test on."
-            )
+    train, test = _videos(config)
     folder = Path(out)
     model = open_model(config.encoder, precision=config.precision)
     encoder = model.encoder
-    catalog = read_catalog(config.listing(config.train, config.train_split), labelled=True)
-    train = few_shot(catalog, shots=config.shots, seed=config.seed)
-    test = read_catalog(config.listing(config.test, config.test_split), labelled=True, classes=catalog.classes)
-    if both := {item.path for item in train.items} & {item.path for item in test.items}:
-        log.warning(f"{len(both)} videos are in both train and test, such as {min(both)}: the result is too high.")
 
     def judged(
         encoder: VideoEncoder, title: str
@@ -187,7 +176,7 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
         seen = features_of(train, clips=config.train_clips, crops=config.train_crops, title=f"{title}, train")
         seen_test = features_of(test, clips=config.test_clips, crops=config.test_crops, title=f"{title}, test")
         heads = encoder.config.num_heads
-        return *judge(config, seen, seen_test, num_classes=len(catalog.classes), num_heads=heads), seen, seen_test
+        return *judge(config, seen, seen_test, num_classes=len(train.classes), num_heads=heads), seen, seen_test
 
     report, result, head, seen, seen_test = judged(encoder, "features")
     baseline = None
@@ -199,7 +188,7 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
         "num_train": len(seen.label_N),
         "num_videos": len(seen_test.label_N),
         **report,
-        "per_class": result.per_class(catalog.classes),
+        "per_class": result.per_class(train.classes),
         "confusion": result.confusion().tolist(),
         "baseline": baseline,
         "bad_videos": {**seen.bad, **seen_test.bad},
@@ -212,11 +201,27 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
                 width=encoder.config.width,
                 num_heads=encoder.config.num_heads,
                 squares=squares_of(config, encoder),
-                classes=catalog.classes,
+                classes=train.classes,
             )
             save_pooling(folder / "probe_attentive.safetensors", head, sizes)
         write_text(folder / f"probe_{config.kind}.json", json.dumps(report, indent=2))
     return report
+
+
+def _videos(config: Probe) -> tuple[Catalog, Catalog]:
+    """The training and the test videos."""
+    for name in ("encoder", "train", "test"):
+        if not getattr(config, name):
+            raise UserError(
+                f"{name} is empty. Give an encoder (a run's folder or its encoder.safetensors), and labelled videos "
+                "(class folders, or a .csv with path,label) to train on and to test on."
+            )
+    catalog = read_catalog(config.listing(config.train, config.train_split), labelled=True)
+    train = few_shot(catalog, shots=config.shots, seed=config.seed)
+    test = read_catalog(config.listing(config.test, config.test_split), labelled=True, classes=catalog.classes)
+    if both := {item.path for item in train.items} & {item.path for item in test.items}:
+        log.warning(f"{len(both)} videos are in both train and test, such as {min(both)}: the result is too high.")
+    return train, test
 
 
 def judge(
@@ -227,7 +232,7 @@ def judge(
     Args:
         train: every view is a sample (linear, ridge, attentive), or the views' mean is one (knn).
         test: the views' probabilities are averaged (linear, ridge, attentive), or their features (knn).
-        num_heads: of the attentive pooler.
+        num_heads: number of heads of the attentive pooler.
 
     Returns:
         {"top1", "top5", "chosen", "sweep"}, the evaluation of the chosen setting, and the head (knn has none).
@@ -331,10 +336,7 @@ def fit(
     num_classes: int,
     num_heads: int,
 ) -> nn.Module:
-    """A head fitted to all views: ridge in closed form, others by AdamW, a cosine from the learning rate to 0.
-
-    AdamW rather than a solver, so that both heads are trained alike and a step needs one batch in memory.
-    """
+    """A head fitted to all views: ridge in closed form, others by AdamW."""
     device, width = local_device(), x_NV.shape[-1]
     x_B, label_B = x_NV.flatten(0, 1), label_N.repeat_interleave(x_NV.shape[1])
     if config.kind == "ridge":
@@ -351,26 +353,5 @@ def fit(
         betas=(0.9, 0.999),
         warmup=Epochs(0),
     )
-    optimizer = make_optimizer(model, optim)
-    num_steps = config.epochs * -(-len(x_B) // config.batch_size)
-    step = 0
-    for epoch in range(config.epochs):
-        generator = torch.Generator().manual_seed(seed_of(config.seed, _ORDER, epoch))
-        for some in torch.randperm(len(x_B), generator=generator).split(config.batch_size):
-            size = {"batch_size": config.batch_size, "warmup_steps": 0, "num_steps": num_steps}
-            set_learning_rate(optimizer, rate_of(optim, step, **size))
-            optimizer.zero_grad()
-            F.cross_entropy(model(x_B[some].to(device)), label_B[some].to(device)).backward()
-            optimizer.step()
-            step += 1
+    heads.train(model, x_B, label_B, optim, epochs=config.epochs, batch_size=config.batch_size, seed=config.seed)
     return model.eval()
-
-
-@torch.no_grad()
-def probabilities(head: nn.Module, x_NV: Tensor) -> Tensor:
-    """Probabilities (N, K) of each video, averaged over its views."""
-    parts = [
-        head(part.flatten(0, 1).to(local_device())).softmax(dim=1).unflatten(0, part.shape[:2]).mean(dim=1).cpu()
-        for part in x_NV.split(VIDEOS_AT_ONCE)
-    ]
-    return torch.cat(parts)

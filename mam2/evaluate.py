@@ -103,7 +103,7 @@ def evaluate(
     """Tests a classifier on every video of a loader, each seen in all its views; processes share the videos.
 
     Args:
-        classifier: in eval mode, on its device.
+        classifier: the classifier in eval mode, on its device.
         loader: this process's videos.
         num_videos: number of videos of all processes, for the progress bar.
         dtype: autocast's type; None is plain float32.

@@ -73,7 +73,7 @@ def names_of(runs: Sequence[Path]) -> list[str]:
 
 
 def seeds_of(line: Sequence[Result]) -> list[int]:
-    """What tells the runs of a line apart: their own seeds; if these repeat, those of their pre-trainings."""
+    """Seeds that tell the runs of a line apart: their own; if these repeat, those of their pre-trainings."""
     own = [result.seed for result in line]
     starts = [result.start_seed for result in line if result.start_seed is not None]
     return starts if len(set(own)) < len(own) == len(starts) else own
@@ -86,7 +86,7 @@ def values_of(line: Sequence[Result], figure: str) -> list[float]:
 
 
 def difference(figure: str, line: Sequence[Result], first: Sequence[Result]) -> str:
-    """How much higher a line's figure is than the first line's, paired by seed if each of its seeds is there once."""
+    """Difference of a line's figure from the first line's, paired by seed if each of its seeds is there once."""
     values = values_of(line, figure)
     reference = values_of(first, figure)
     if line is first or not values or not reference:

@@ -26,13 +26,13 @@ MARGIN = 256 / 224
 def shared_frames(catalog: Catalog, folder: Path, *, size: int, name: str) -> Path:
     """Decodes all videos of a catalog, those that are not there yet, and lists them.
 
-    Where the frames would take more than half of the free disk, the list is of the videos themselves.
+    If the frames would take more than half of the free disk, the list names the videos themselves.
 
     Args:
         catalog: the videos.
-        folder: of the frames and the lists; several catalogs may share it.
-        size: of clips, pixels.
-        name: of the list.
+        folder: folder for frames and lists; several catalogs may share it.
+        size: size of clips, in pixels.
+        name: name of the list.
 
     Returns:
         A CSV with path and, in a labelled catalog, label, the class's name.

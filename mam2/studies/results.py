@@ -28,18 +28,18 @@ TESTED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a finished run found, and what it cost.
+    """Figures and cost of a finished run.
 
     Attributes:
-        run: its folder; of a probe, its file.
-        kind: what it is, in words.
-        judged: what its figures were measured on, in words; empty where it has none.
-        start: what its encoder starts from; of a probe, the encoder.
+        run: its folder; for a probe, its file.
+        kind: kind of the run, in words.
+        judged: test set of its figures, in words; empty if it has none.
+        start: start of its encoder; for a probe, the encoder.
         settings: equal for runs that differ in their seeds only, in that of the pre-training they start from too.
         seed: its own.
-        start_seed: of that pre-training; None where there is none.
-        figures: what was measured, by column; those that the run lacks are left out.
-        cost: by column, likewise.
+        start_seed: seed of that pre-training; None without one.
+        figures: measured figures by column; those that the run lacks are left out.
+        cost: cost by column, likewise.
     """
 
     run: Path
@@ -162,7 +162,7 @@ def _log_of(run: Path) -> list[dict[str, Any]]:
 
 
 def _minutes(run: Path, config: Finetune | Pretrain, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Of training at its median speed, without testing; nothing where nothing is logged."""
+    """Minutes of training at its median speed, without testing; empty if nothing is logged."""
     num_clips = config.loop.batch_size * config.data.repeats
     steps = max((row["step"] for row in rows), default=0)
     return {"minutes": seconds_per_step(run, num_clips) * steps / 60} if steps else {}
@@ -179,7 +179,7 @@ def _without_seeds(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _start_of(source: str) -> tuple[Any, int | None]:
-    """What an encoder's source is but for its seed, and that seed; the source itself if it is no run's."""
+    """An encoder's source without its seed, and that seed; the source itself if it is no run's."""
     file = Path(source)
     folder = file if file.is_dir() else file.parent
     if source in ("", "scratch") or not file.exists() or not (folder / "run.json").exists():

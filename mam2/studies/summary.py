@@ -28,7 +28,7 @@ def interval(values: Sequence[float]) -> float | None:
 
 
 def summarised(study: Study, settings: Settings, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each cell and share of the budget: the values by seed, mean, interval, and difference from the first cell.
+    """Summary of each cell and share of the budget: values by seed, mean, interval, difference from the first cell.
 
     Differences are paired by seed, at the same share. Values are top-1 in [0, 1]; training_accuracy, the mean over
     seeds, too.
@@ -84,10 +84,10 @@ def table_of(report: dict[str, Any]) -> list[list[str]]:
             cost = [f"{line['epochs']:.3g}", f"{line['tflop'] / 1e3:.3g}", f"{line['seconds'] / 60:.3g}"]
         results = []
         for test in tests:
-            of = line[test]
+            found = line[test]
             results += [
-                percent(of["mean"], of["interval"]),
-                percent(of["difference"], of["difference_interval"], signed=True),
+                percent(found["mean"], found["interval"]),
+                percent(found["difference"], found["difference_interval"], signed=True),
             ]
         if line["errors"]:
             results[0] += f" ({len(line['errors'])} failed)"

@@ -184,6 +184,7 @@ STUDIES: dict[str, Study] = {
     ),
     "quickstart": Study(
         title="Quickstart: pre-training on unlabelled videos, then fine-tuning",
+        # One decoder for pixels and motion, neither regressor nor alignment: the whole step takes four times as long.
         cells=(
             Cell("MAM²", "mam2_flash_b_k400", changes=(*_AS_VIDEOMAE, ("objective.motion_reduction", "mean"))),
             Cell("VideoMAE", "videomae_b_k400", changes=_QUARTER),

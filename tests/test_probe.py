@@ -25,8 +25,8 @@ from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.pooling import AttentiveHead, Standardise
 from mam2.model.weights import save_encoder
 from mam2.probe.features import Features
-from mam2.probe.heads import neighbours, probabilities
-from mam2.probe.probe import Probe, fit, hold_out, judge, probe_encoder, samples, squares_of
+from mam2.probe.heads import hold_out, neighbours, probabilities
+from mam2.probe.probe import Probe, fit, judge, probe_encoder, samples, squares_of
 from mam2.ridge import ridge
 
 TINY = EncoderConfig(width=16, depth=1, num_heads=2, frames=3, size=16, patch_size=4)

@@ -5,6 +5,8 @@ B samples, V views of a video, F features, K classes, N training samples or vide
 
 from __future__ import annotations
 
+import random
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from mam2.device import local_device
 from mam2.train.optim import Optim, learning_rate, make_optimizer, set_learning_rate
 
 VIDEOS_AT_ONCE = 64  # on the device, in testing
-ORDER = 2  # keeps the seeds of the order of samples apart from those of a probe's other draws
+HOLD_OUT, ORDER, WEIGHTS = range(1, 4)  # keep the seeds of the draws apart
 
 
 def linear(width: int, num_classes: int) -> nn.Linear:
@@ -39,6 +41,18 @@ def neighbours(
         weight_Bk = (cosine_Bk / temperature).softmax(dim=1)
         votes_BK[places] = torch.zeros(len(places), num_classes).scatter_add(1, label_N[nearest_Bk], weight_Bk)
     return votes_BK
+
+
+def hold_out(label_N: Tensor, *, share: float, seed: int, trial: int = 0) -> Tensor:
+    """Held-out videos, bool (N,): `share` of each class, at least one, never all; others in each trial."""
+    held_N = torch.zeros(len(label_N), dtype=torch.bool)
+    for label in label_N.unique().tolist():
+        places = (label_N == label).nonzero()[:, 0].tolist()
+        random.Random(seed_of(seed, HOLD_OUT, label)).shuffle(places)
+        count = min(max(1, round(share * len(places))), len(places) - 1)
+        for i in range(trial * count, (trial + 1) * count):
+            held_N[places[i % len(places)]] = True
+    return held_N
 
 
 def train(

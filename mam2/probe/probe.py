@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,14 +35,13 @@ from mam2.model.encoder import VideoEncoder
 from mam2.model.pooling import AttentiveHead, PoolingConfig, Standardise, save_pooling
 from mam2.probe import heads
 from mam2.probe.features import Features, extract
-from mam2.probe.heads import linear, neighbours, probabilities
+from mam2.probe.heads import WEIGHTS, hold_out, linear, neighbours, probabilities
 from mam2.ridge import ridge
 from mam2.train.optim import Optim
 from mam2.train.run import settings_of
 from mam2.trained import open_model
 
 log = logging.getLogger("mam2")
-_HOLD_OUT, _WEIGHTS = 1, 3  # keep the seeds of the draws apart, also from heads.ORDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +179,7 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
     report, result, head, seen, seen_test = judged(encoder, "features")
     baseline = None
     if config.baseline:
-        torch.manual_seed(seed_of(config.seed, _WEIGHTS))
+        torch.manual_seed(seed_of(config.seed, WEIGHTS))
         baseline = judged(VideoEncoder(encoder.config), "untrained encoder")[0]
     report = {
         "kind": config.kind,
@@ -315,18 +313,6 @@ def _choose(
     return sweep, settings[best]
 
 
-def hold_out(label_N: Tensor, *, share: float, seed: int, trial: int = 0) -> Tensor:
-    """Held-out videos, bool (N,): `share` of each class, at least one, never all; others in each trial."""
-    held_N = torch.zeros(len(label_N), dtype=torch.bool)
-    for label in label_N.unique().tolist():
-        places = (label_N == label).nonzero()[:, 0].tolist()
-        random.Random(seed_of(seed, _HOLD_OUT, label)).shuffle(places)
-        count = min(max(1, round(share * len(places))), len(places) - 1)
-        for i in range(trial * count, (trial + 1) * count):
-            held_N[places[i % len(places)]] = True
-    return held_N
-
-
 def fit(
     config: Probe,
     x_NV: Tensor,
@@ -343,7 +329,7 @@ def fit(
         standardise = Standardise(x_NV)
         layer = ridge(standardise(x_B), label_B, num_classes=num_classes, strength=setting["strength"])
         return nn.Sequential(standardise, layer.float()).to(device).eval()
-    torch.manual_seed(seed_of(config.seed, _WEIGHTS))
+    torch.manual_seed(seed_of(config.seed, WEIGHTS))
     head = AttentiveHead(width, num_heads, num_classes) if config.kind == "attentive" else linear(width, num_classes)
     model = nn.Sequential(Standardise(x_NV), head).to(device)
     optim = Optim(

@@ -21,6 +21,7 @@ from mam2.masks import MaskConfig
 from mam2.model.encoder import EncoderConfig
 from mam2.recipes import RECIPES, get_recipe
 from mam2.recipes.scales import SCALES, Scale, scaled, scaled_finetune, with_duration
+from mam2.studies import jobs
 from mam2.studies.budget import parse_budget
 from mam2.studies.builtin import STUDIES
 from mam2.studies.compare import compared
@@ -325,6 +326,21 @@ def test_a_budget_of_operations_is_equal_for_all_methods(small: None, videos: Pa
         config = pretraining_of(Job(cell, 1.0, 0), protocol)
         spent = cost.estimate(config).tflop * 2 * config.loop.duration.value
         assert 0.009 < spent <= 0.01
+
+
+def test_pre_trained_and_random_encoders_are_probed_at_the_same_stride(
+    small: None, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(jobs, "probe_encoder", lambda probe, out: seen.append(probe.stride_frames) or {"top1": 1.0})
+    settings = settings_for(videos, tmp_path, stride_frames=2, tests=("ridge",))
+    data = Videos("u", "t", "e", num_unlabelled=8, num_classes=2)
+    protocol = Protocol(study=SMALL, settings=settings, videos=data, out=tmp_path)
+    for cell in SMALL.cells:
+        job = Job(cell, 1.0, 0)
+        (tmp_path / "runs" / job.folder).mkdir(parents=True)
+        jobs._probed(job, protocol, "scratch" if cell.scratch else "an encoder", ["ridge"])
+    assert seen == [2, 2, 2]
 
 
 def test_a_summary_pairs_seeds_and_states_intervals() -> None:

@@ -180,7 +180,7 @@ def _probed(job: Job, protocol: Protocol, init: str, kinds: list[ProbeKind]) -> 
     """Top-1 of probes by their kinds; from scratch, those of the encoder with its random weights."""
     settings, videos = protocol.settings, protocol.videos
     folder = protocol.out / "runs" / job.folder
-    config = recipe_of(job.cell, settings) if job.cell.scratch else pretraining_of(job, protocol)
+    config = recipe_of(job.cell, settings)
     if init == "scratch":
         init = str(folder / "untrained.safetensors")
         save_encoder(Path(init), build(replace(config, loop=replace(config.loop, seed=job.seed))).encoder)

@@ -9,14 +9,13 @@ import os
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from mam2.config import UserError, from_json, to_json
 from mam2.data.loader import steps_per_epoch
@@ -30,6 +29,9 @@ from mam2.targets.maker import Targets
 from mam2.targets.table import appearance_row, motion_row
 from mam2.train.pretrain import Pretrain, build, sizes_of
 from mam2.version import __version__
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 COUNTING_DTYPE = torch.float16
 """Autocast dtype while counting. It is as wide as bfloat16, which on a CPU would select the hand-written attention and
@@ -98,6 +100,13 @@ class Cost:
         return self.train_tflop + self.targets_tflop
 
 
+def flop_counter() -> FlopCounterMode:
+    """A mode that counts operations, silently."""
+    from torch.utils.flop_counter import FlopCounterMode  # it takes a tenth of a second
+
+    return FlopCounterMode(display=False)
+
+
 def estimate(config: Pretrain) -> Cost:
     """Cost of a step per clip, counted by running one on fake tensors: no weights, no data, a few seconds."""
     encoder = config.encoder
@@ -119,7 +128,7 @@ def estimate(config: Pretrain) -> Cost:
         mask = real.map(lambda x: torch.zeros(x.shape, dtype=torch.int64))
         clip_BTCHW = torch.empty(1, encoder.frames, 3, encoder.size, encoder.size, dtype=torch.uint8)
         targets = _empty_targets(config)
-        counter = FlopCounterMode(display=False)
+        counter = flop_counter()
         with counter:
             with torch.autocast("cpu", COUNTING_DTYPE), saved_tensors_hooks(keep, lambda tensor: tensor):
                 total = model(clip_BTCHW, mask, targets, 0).total
@@ -183,7 +192,7 @@ def _encoder_tflop(config: Pretrain) -> float:
     with torch.device("meta"):
         encoder = VideoEncoder(sizes)
     mask = config.mask(sizes.tubelets, sizes.grid, sample_B=torch.tensor([0]), seed=0)
-    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+    with FakeTensorMode(allow_non_fake_inputs=True), flop_counter() as counter:
         encoder = encoder.to_empty(device=torch.device("cpu"))
         if config.loop.recompute:
             recompute_blocks(encoder)
@@ -270,7 +279,7 @@ def _teacher_gflop(config: Pretrain) -> float:
     side = learner.grid[0] * teacher.patch_size
     with torch.device("meta"):
         encoder = VideoEncoder(replace(teacher, frames=num_frames, size=side))
-    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True), flop_counter() as counter, torch.no_grad():
         encoder = encoder.to_empty(device=torch.device("cpu"))
         with torch.autocast("cpu", COUNTING_DTYPE):
             encoder(torch.empty(1, num_frames, 3, side, side, dtype=torch.uint8))

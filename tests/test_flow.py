@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import get_model, get_model_weights
 from torchvision.models.optical_flow import raft_large, raft_small
 
 from mam2.config import UserError
@@ -126,10 +127,10 @@ def test_flow_is_that_of_torchvisions_own_forward(files: dict[str, str], model: 
     made = OpticalFlow(model=model, file=files[model], device=CPU)
     clip = textured(1, 3, 128, 136)
     flow = made.flow(clip)
-    theirs = MODELS[model][0](weights=None).eval()
+    theirs = get_model(model, weights=None).eval()
     theirs.load_state_dict(torch.load(files[model], weights_only=True))
     with torch.no_grad():
-        first, second = MODELS[model][1].transforms()(clip[0, :-1], clip[0, 1:])
+        first, second = get_model_weights(model).DEFAULT.transforms()(clip[0, :-1], clip[0, 1:])
         expected = theirs(first, second, num_flow_updates=2)[-1]
     assert flow.shape == (1, 2, 2, 128, 136)
     assert flow.dtype == torch.float32
@@ -264,5 +265,5 @@ def test_flops(model: str, expected: int) -> None:
     """The cost that the table states: 15 pairs of 224², 12 updates."""
     with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:
         images = torch.rand(15, 3, 224, 224)
-        MODELS[model][0](weights=None).eval()(images, images, num_flow_updates=12)
+        get_model(model, weights=None).eval()(images, images, num_flow_updates=12)
     assert round(counter.get_total_flops() / 1e9) == expected

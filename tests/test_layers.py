@@ -33,7 +33,7 @@ ROOMS = {
     "data": (
         "bad_videos benchmarks mixing sampling shape synthetic transforms workers",
         "video/orientation video/segment_path video/source",
-        "csv_list video/index",
+        "csv_list rand_augment video/index",
         "labels video/even_frames",
         "catalog video/frame_file video/jpeg_folder video/pyav video/segment video/still video/torchcodec",
         "video/open prepare/labelled prepare/official_lists",

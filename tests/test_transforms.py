@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
+from torchvision.transforms.v2 import functional
 
-from mam2.data import transforms
+from mam2.data import rand_augment, transforms
 from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
 
 GREY = (124, 116, 104)
@@ -125,6 +126,23 @@ def test_flip_mirrors_the_whole_clip():
     assert 450 < flipped < 550
 
 
+@pytest.mark.parametrize("size", [(31, 17), (96, 64), (40, 56), (40, 57)])
+@pytest.mark.parametrize("num_frames", [1, 3])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "crop"])
+@pytest.mark.parametrize("bytes_too", [True, False])
+def test_resized_frames_are_those_of_torchvision_to_the_bit(monkeypatch, size, num_frames, layout, bytes_too):
+    if not bytes_too:  # as on a processor without vector instructions
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    clip = torch.randint(256, (num_frames, 3, 40, 56), dtype=torch.uint8, generator=torch.manual_seed(0))
+    if layout == "channels last":
+        clip = clip.contiguous(memory_format=torch.channels_last)
+    if layout == "crop":
+        clip = clip[..., 3:38, 5:50]
+    found, expected = transforms.resized(clip, *size), functional.resize(clip, list(size), antialias=True)
+    assert torch.equal(found, expected)
+    assert found.stride()[1:] == expected.stride()[1:]
+
+
 def test_test_crops_lie_along_the_long_side():
     clip = coordinates(32, 62)
     left, middle, right = transforms.test_crops(clip, size=32, crops=3)
@@ -207,7 +225,7 @@ def test_rand_augment_does_what_timm_does_with_pillow(name, share, rng, pillow):
     clip = picture()
     wanted = [np.asarray(pillow(Image.fromarray(frame))) for frame in clip.permute(0, 2, 3, 1).numpy()]
     wanted = torch.from_numpy(np.stack(wanted)).permute(0, 3, 1, 2)
-    found = transforms.RAND_AUGMENT[name](clip, share, rng)
+    found = rand_augment.RAND_AUGMENT[name](clip, share, rng)
     difference = (found.int() - wanted.int()).abs()
     assert found.dtype == torch.uint8
     assert found.shape == clip.shape
@@ -217,24 +235,24 @@ def test_rand_augment_does_what_timm_does_with_pillow(name, share, rng, pillow):
 
 
 def test_rand_augment_knows_the_15_operations_and_each_is_tested():
-    assert len(transforms.RAND_AUGMENT) == 15
-    assert set(transforms.RAND_AUGMENT) == {row[0] for row in PILLOW}
+    assert len(rand_augment.RAND_AUGMENT) == 15
+    assert set(rand_augment.RAND_AUGMENT) == {row[0] for row in PILLOW}
 
 
 @pytest.mark.parametrize(("settings", "applied", "mean"), [({}, 1.0, 0.9), ({"magnitude": 7, "num_ops": 4}, 2.0, 0.7)])
 def test_rand_augment_draws_operations_and_magnitudes(monkeypatch, settings, applied, mean):
     taken = []
-    for name in transforms.RAND_AUGMENT:
+    for name in rand_augment.RAND_AUGMENT:
         monkeypatch.setitem(
-            transforms.RAND_AUGMENT, name, lambda clip, share, rng, name=name: taken.append((name, share)) or clip
+            rand_augment.RAND_AUGMENT, name, lambda clip, share, rng, name=name: taken.append((name, share)) or clip
         )
     rng, clip = random.Random(0), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     for _ in range(3000):
-        transforms.rand_augment(clip, rng=rng, **settings)
+        rand_augment.rand_augment(clip, rng=rng, **settings)
     counts = collections.Counter(name for name, _ in taken)
     shares = [share for _, share in taken]
     assert len(taken) / 3000 == pytest.approx(applied, abs=0.06)
-    assert set(counts) == set(transforms.RAND_AUGMENT)
+    assert set(counts) == set(rand_augment.RAND_AUGMENT)
     assert max(counts.values()) < 1.6 * min(counts.values())
     assert statistics.mean(shares) == pytest.approx(mean, abs=0.003)
     assert statistics.stdev(shares) == pytest.approx(0.05, abs=0.003)
@@ -243,22 +261,22 @@ def test_rand_augment_draws_operations_and_magnitudes(monkeypatch, settings, app
 
 def test_rand_augment_clips_magnitudes(monkeypatch):
     taken = []
-    for name in transforms.RAND_AUGMENT:
-        monkeypatch.setitem(transforms.RAND_AUGMENT, name, lambda clip, share, rng: taken.append(share) or clip)
+    for name in rand_augment.RAND_AUGMENT:
+        monkeypatch.setitem(rand_augment.RAND_AUGMENT, name, lambda clip, share, rng: taken.append(share) or clip)
     rng, clip = random.Random(0), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
-    monkeypatch.setattr(transforms, "PROBABILITY", 1.0)
+    monkeypatch.setattr(rand_augment, "PROBABILITY", 1.0)
     for magnitude, magnitude_std in ((9, 0), (10, 3), (0, 3)):
-        monkeypatch.setattr(transforms, "MAGNITUDE_STD", magnitude_std)
+        monkeypatch.setattr(rand_augment, "MAGNITUDE_STD", magnitude_std)
         for _ in range(100):
-            transforms.rand_augment(clip, rng=rng, magnitude=magnitude)
+            rand_augment.rand_augment(clip, rng=rng, magnitude=magnitude)
     assert set(taken[:200]) == {0.9}
     assert (min(taken), max(taken)) == (0, 1)
 
 
-@pytest.mark.parametrize("name", sorted(transforms.RAND_AUGMENT))
+@pytest.mark.parametrize("name", sorted(rand_augment.RAND_AUGMENT))
 def test_rand_augment_treats_all_frames_alike_and_keeps_its_input(name):
     clip = picture(num_frames=1).repeat(3, 1, 1, 1)
-    before, op = clip.clone(), transforms.RAND_AUGMENT[name]
+    before, op = clip.clone(), rand_augment.RAND_AUGMENT[name]
     out = op(clip.contiguous(), 0.9, random.Random(2))
     assert torch.equal(out[0], out[1])
     assert torch.equal(out[0], out[2])
@@ -269,8 +287,8 @@ def test_rand_augment_treats_all_frames_alike_and_keeps_its_input(name):
 
 def test_rand_augment_follows_from_its_draws_alone():
     clip, before = picture(), torch.random.get_rng_state()
-    out = [transforms.rand_augment(clip, rng=random.Random(seed)) for seed in range(20)]
-    again = [transforms.rand_augment(clip.contiguous(), rng=random.Random(seed)) for seed in range(20)]
+    out = [rand_augment.rand_augment(clip, rng=random.Random(seed)) for seed in range(20)]
+    again = [rand_augment.rand_augment(clip.contiguous(), rng=random.Random(seed)) for seed in range(20)]
     assert all(torch.equal(a, b) for a, b in zip(out, again, strict=True))
     unchanged = [a is clip for a in out]
     assert 1 < sum(unchanged) < 10  # a quarter
@@ -282,14 +300,14 @@ def test_rand_augment_follows_from_its_draws_alone():
 def test_a_clip_of_one_grey_survives(name):
     for value in (0, 124, 255):
         clip = torch.full((2, 3, 8, 8), value, dtype=torch.uint8)
-        out = transforms.RAND_AUGMENT[name](clip, 0.9, random.Random(0))
+        out = rand_augment.RAND_AUGMENT[name](clip, 0.9, random.Random(0))
         assert (out.int() - clip.int()).abs().max() <= 1  # torchvision cuts decimals off
 
 
 def test_the_means_are_the_encoders():
     assert torch.allclose(transforms.MEAN_C11.flatten() / 255, torch.tensor(IMAGENET_MEAN))
     assert torch.allclose(transforms.STD_C11.flatten() / 255, torch.tensor(IMAGENET_STD))
-    assert tuple(transforms.GREY_C11.flatten().int().tolist()) == GREY
+    assert tuple(rand_augment.GREY_C11.flatten().int().tolist()) == GREY
 
 
 def test_erased_boxes_keep_to_area_and_aspect():

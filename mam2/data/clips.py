@@ -169,8 +169,10 @@ def _repeated(frames_TCHW: torch.Tensor, data: Data, *, size: int, rng: random.R
 def augmented(clip_TCHW: torch.Tensor, data: Data, *, size: int, rng: random.Random) -> torch.Tensor:
     """Augmentation of a training clip: RandAugment, crop, flip, erasing; one draw for all frames (Tables 7 and 8)."""
     if data.rand_augment_ops:
+        from mam2.data.rand_augment import rand_augment  # and torchvision, which takes seconds
+
         magnitude, num_ops = data.rand_augment_magnitude, data.rand_augment_ops
-        clip_TCHW = transforms.rand_augment(clip_TCHW, rng=rng, magnitude=magnitude, num_ops=num_ops)
+        clip_TCHW = rand_augment(clip_TCHW, rng=rng, magnitude=magnitude, num_ops=num_ops)
     if data.augment == "multi_scale_crop":
         clip_TCHW = transforms.multi_scale_crop(clip_TCHW, size=size, rng=rng)
     else:

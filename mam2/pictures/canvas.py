@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -92,6 +90,8 @@ class Page:
         self.canvas_CHW = torch.ones(3, height, width)
         self.text = text
         dpi = 128  # a power of two divides exactly: a pixel of the canvas is a pixel of the picture
+        from matplotlib.figure import Figure  # it takes a third of a second
+
         self.figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi)
 
     def paste(self, x: int, y: int, picture_CHW: Tensor) -> None:
@@ -125,6 +125,8 @@ class Page:
     def pixels(self) -> Tensor:
         """The page as uint8 (3, height, width)."""
         self.figure.figimage((self.canvas_CHW * 255).round().byte().permute(1, 2, 0).numpy())
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
         canvas = FigureCanvasAgg(self.figure)
         canvas.draw()
         return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1)

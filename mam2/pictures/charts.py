@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from mam2.config import UserError, printable
@@ -128,6 +127,8 @@ def confusion_picture(confusion: Tensor, classes: list[str], path: Path | str, *
         raise UserError(f"The confusion matrix has shape {tuple(confusion.shape)}, for {num_classes} class names.")
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
     side = min(max(0.42 * num_classes, 3.5), 12)
+    from matplotlib.figure import Figure  # it takes a third of a second
+
     figure = Figure(figsize=(side + 2, side + 1.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares.float().numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from mam2.data.clips import Data, middle_clip
@@ -35,6 +34,8 @@ def mask_figure(
         path: the file to write.
     """
     frames_TCHW = enlarge(clip_TCHW, zoom_to(clip_TCHW, 128))
+    from matplotlib.colors import to_rgb
+
     red_3HW = torch.tensor(to_rgb(RED))[:, None, None]
     rows = [FrameRow(name="Input", description=f"a clip of {len(clip_TCHW)} frames", frames_TCHW=frames_TCHW)]
     for name, masked_TN in masks.items():

@@ -10,12 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from matplotlib import colormaps
-from matplotlib.colors import to_rgb
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import rgb_to_grayscale
-from torchvision.utils import flow_to_image
 
 from mam2.config import UserError
 from mam2.data.synthetic import write_video
@@ -140,6 +136,8 @@ def motion_to_rgb(motion_TCHW: Tensor, scale: float) -> Tensor:
     # flow_to_image divides by the largest flow it is given: a column of length one, cut off again, makes that one.
     one_TCH1 = torch.zeros_like(flow_TCHW[..., :1])
     one_TCH1[:, 0] = 1
+    from torchvision.utils import flow_to_image  # which takes seconds
+
     return flow_to_image(torch.cat([flow_TCHW, one_TCH1], dim=3).float())[..., :-1] / 255
 
 
@@ -153,6 +151,8 @@ def colour_wheel(side: int) -> Tensor:
 
 def agreement_to_rgb(agreement_TN: Tensor, masked_TN: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """(T, 3, H, W): blue where the predicted code is right, orange where wrong, hatching where visible."""
+    from matplotlib.colors import to_rgb
+
     hit, miss = (torch.tensor(to_rgb(colour))[:, None, None] for colour in (BLUE, ORANGE))
     frames_TCHW = torch.where(patch_mask(agreement_TN, grid, size), hit, miss)
     return keep_patches(frames_TCHW, masked_TN, grid, fill=hatching(size))
@@ -160,6 +160,9 @@ def agreement_to_rgb(agreement_TN: Tensor, masked_TN: Tensor, grid: tuple[int, i
 
 def attention_to_rgb(attention_TN: Tensor, clip_TCHW: Tensor, grid: tuple[int, int]) -> Tensor:
     """A heat map over the grey frames, (T, 3, H, W): nearly grey is none, bright yellow the most of the clip."""
+    from matplotlib import colormaps
+    from torchvision.transforms.v2.functional import rgb_to_grayscale  # which takes seconds
+
     share_TN = attention_TN.float() / attention_TN.max().clamp(min=1e-12)
     size = (clip_TCHW.shape[-2], clip_TCHW.shape[-1])
     share_T1HW = patch_mask(share_TN, grid, size)

@@ -11,15 +11,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.optical_flow import Raft_Large_Weights, Raft_Small_Weights, raft_large, raft_small
 
 from mam2.config import UserError
 from mam2.files import check_tensors, shapes_of
 
-MODELS = {
-    "raft_large": (raft_large, Raft_Large_Weights.C_T_SKHT_V2),
-    "raft_small": (raft_small, Raft_Small_Weights.C_T_V2),
-}
+MODELS = {"raft_large": "C_T_SKHT_V2", "raft_small": "C_T_V2"}  # and their official weights
 CELL = 8  # pixels: RAFT takes sides in whole cells ...
 SHORTEST = 128  # ... and correlates 16 of them at least
 NUM_UPDATES = 12  # training practice; 20 to 32 give the best flow
@@ -99,7 +95,9 @@ def load_raft(model: Literal["raft_large", "raft_small"], file: str) -> nn.Modul
     """
     if model not in MODELS:
         raise UserError(f"{model!r} is no flow model; accepted: {', '.join(MODELS)}.")
-    _, weights = MODELS[model]
+    from torchvision import models  # which takes seconds
+
+    weights = getattr(models.get_model_weights(model), MODELS[model])
     name = weights.url.rsplit("/", 1)[-1]
     advice = f"Download {weights.url} and name it with `--targets.flow-file {name}`."
     if file and not Path(file).is_file():
@@ -120,7 +118,7 @@ def load_raft(model: Literal["raft_large", "raft_small"], file: str) -> nn.Modul
         ) from error
 
     with torch.device("meta"):  # every tensor comes from the file
-        network = MODELS[model][0](weights=None)
+        network = models.get_model(model, weights=None)
     tensors = (
         {str(name): part for name, part in state.items() if isinstance(part, Tensor)} if isinstance(state, dict) else {}
     )

@@ -18,7 +18,6 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from mam2 import distributed
 from mam2.config import UserError
@@ -41,6 +40,8 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, *, start_step: int, num_steps: int, title: str, track: TrackerName = "") -> None:
+        from torch.utils.tensorboard import SummaryWriter  # which only training needs
+
         folder.mkdir(parents=True, exist_ok=True)
         self._tracking = begin_tracking(track, folder) if track else None
         path = folder / "log.jsonl"

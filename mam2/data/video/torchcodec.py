@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torchvision.transforms.v2 import functional
 
 from mam2.config import UserError
+from mam2.data.transforms import resized
 from mam2.data.video.index import VideoError, check_indices, read_index, scaled_down, video_errors
 
 _AT_ONCE = 4  # frames in memory as large as they are stored
@@ -98,7 +98,7 @@ class TorchcodecVideo:
             expected = self._index.pts[index] * self._index.tick_seconds
             if abs(seconds - expected) > 1e-4:
                 raise self._error(f"finds frame {index} at {seconds:g} s where {expected:g} s is expected")
-        return functional.resize(batch.data, [self.height, self.width], antialias=True)
+        return resized(batch.data, self.height, self.width)
 
     def _error(self, reason: str) -> VideoError:
         return VideoError(f"torchcodec {reason} in {self.path}. Use the backend pyav for this file.")

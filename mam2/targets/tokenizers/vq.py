@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Le
 from torch import Tensor, nn
-from vector_quantize_pytorch import VectorQuantize
 
 from mam2.config import UserError, check
 from mam2.patches import patchify, to_float, unpatchify
@@ -154,6 +153,8 @@ def train_vq(
     Raises:
         UserError: no batches, too few, or frames of a wrong shape; no steps.
     """
+    from vector_quantize_pytorch import VectorQuantize  # which takes seconds
+
     if num_steps < 1:
         raise UserError(f"num_steps is {num_steps}; a VQ tokenizer takes at least 1, and some hundreds to be of use.")
     device = torch.device(device)

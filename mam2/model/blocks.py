@@ -229,8 +229,10 @@ def init_weights(module: nn.Module, start: Start = "xavier") -> None:
     then learned tokens from a normal distribution of standard deviation 0.02.
 
     With a "local" start, queries and keys have the same weights, separable positions short wavelengths, and motion
-    heads zeros.
+    heads zeros. Tensors without storage are left alone: computing theirs imports torch._dynamo, which takes seconds.
     """
+    if any(parameter.is_meta for parameter in module.parameters()):
+        return
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(part.weight.flatten(1))

@@ -33,7 +33,7 @@ class Data:
 
     Attributes:
         root: a folder of videos at any depth, a folder with a sub-folder per class, or a .csv with path,label.
-        split: which rows of a .csv that has several splits.
+        split: rows of a .csv that has several splits; empty takes all of a .csv with one.
         path_column: name of the .csv's column of paths.
         label_column: name of the .csv's column of labels.
         sampling: "dense", "spread" or "uniform".

@@ -49,15 +49,16 @@ class Probe:
     """A complete probe.
 
     Attributes:
-        encoder: a run's folder, or an encoder.safetensors file.
-        train: labelled videos, class folders or a CSV with path,label.
+        encoder: a run's folder, an encoder.safetensors file, or a public encoder; by default the first word.
+        train: labelled videos: class folders, or a CSV with path,label.
         test: labelled videos with the same classes.
-        train_split, test_split: name of the split, for a CSV that has several.
-        path_column, label_column: names of a CSV's columns.
+        train_split, test_split: rows of a CSV that has several splits; empty takes all of a CSV with one.
+        path_column: name of the CSV's column of paths.
+        label_column: name of the CSV's column of labels.
         kind: "linear" layer, "ridge" (a linear layer too, in closed form, so in seconds), "attentive" pooler with one
             learned query and a linear layer, or "knn".
-        pooling: pooling for all kinds but attentive: "space" averages over space and keeps the frames side by side
-            (T × D features), "all" averages over time too (D features).
+        pooling: pooling of features for all but attentive: "space" averages over space and keeps the frames side by
+            side (T × D features), "all" averages over time too (D features).
         baseline: also probe an untrained encoder of the same configuration.
         shots: labelled training videos per class, drawn by the seed; 0 takes all.
         train_clips, train_crops: views per training video, each of them a sample.
@@ -67,16 +68,16 @@ class Probe:
         token_grid: attentive: a frame's patches are averaged to at most this many squares per side.
         held_out: share of the training videos of each class on which a setting of the sweep is judged.
         trials: number of such shares that a setting is judged on; their mean decides.
-        strengths: ridge: penalties to sweep, as shares of the features' mean square norm.
-        learning_rates: learning rates to sweep, for a batch of 256; the rate used is × batch size / 256.
-        weight_decays: weight decays to sweep.
+        strengths: ridge: strengths of the sweep, as shares of the features' mean square norm.
+        learning_rates: learning rates of the sweep, for a batch of 256; the rate used is × batch size / 256.
+        weight_decays: weight decays of the sweep.
         epochs: passes over the training samples.
         batch_size: training samples per step.
         neighbours: knn: numbers of neighbours k; the first is the result, the others are reported too.
         temperature: knn: a neighbour votes with exp(cosine / temperature).
         precision: precision of the encoder; "auto" is bf16 where the hardware is fast at it.
-        seed: everything random follows from it.
-        num_workers: processes that decode.
+        seed: seed of everything random.
+        num_workers: processes that decode; 0 decodes in this one.
         max_bad_share: largest accepted share of unusable videos.
 
     Raises:

@@ -47,8 +47,8 @@ class TargetsConfig:
     Attributes:
         appearance: target of the appearance decoder: a name of APPEARANCES, or an Appearance of one's own,
             `package.module:name`.
-        file: the tokenizer's weights (.safetensors), where it has any; for a teacher, its encoder: a run's folder, a
-            file, or a published one such as timm:vit_base_patch16_siglip_224.webli.
+        file: the tokenizer's weights (.safetensors); empty where it has none; for a teacher, its encoder: a run's
+            folder, a file, or a published one such as timm:vit_base_patch16_siglip_224.webli.
         teacher_loss: distance to a teacher's features.
         num_codes: K of the random projection or of the VQ model to train; files state their own.
         vq_steps: steps of 32 frames for which that VQ model is trained.

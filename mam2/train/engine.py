@@ -50,7 +50,7 @@ class Loop:
         log_every: steps between lines of log.jsonl.
         save_every: time between checkpoints.
         keep: number of checkpoints kept.
-        track: a tracker that also gets the numbers of the log: "trackio", "wandb" or "mlflow"; "" for none.
+        track: a tracker that also gets the numbers of the log: "trackio", "wandb" or "mlflow"; "" is none.
     """
 
     batch_size: Annotated[int, Ge(1)] = 128

@@ -42,8 +42,9 @@ class Watch:
     """An online probe; off without `labelled`.
 
     Attributes:
-        labelled: class folders, or a CSV with path,label: the middle clip of each video is kept in memory.
-        every: how often it is looked at.
+        labelled: class folders, or a CSV with path,label: the middle clip of each video is kept in memory; empty is
+            off.
+        every: time between two looks.
         shots: videos of a class, drawn by the run's seed; 0 takes all.
     """
 

@@ -31,21 +31,22 @@ CLIPS_AT_ONCE = {"cuda": 16, "cpu": 4}  # on the device
 
 @dataclass(frozen=True, kw_only=True)
 class Embed:
-    """How videos are embedded.
+    """Settings of an embedding.
 
     Attributes:
-        window: length of the sliding windows, `64 frames` or `2.5 s`; empty is what a clip of the pre-training spans.
-        hop: distance from one window to the next, likewise; empty is the window's length, so that none overlap.
+        window: length of the sliding windows, `64 frames` or `2.5 s`; empty takes the span of a pre-training clip.
+        hop: distance from one window to the next, likewise; empty takes the window's length, so that none overlap.
         pool: "mean" of a clip's features over time and space, D numbers; "frames": mean over space, the tubelets in
-            time one after another, T × D numbers; "attentive": what the learned query of a `mam2 probe --kind
-            attentive` makes of them, D numbers.
-        probe: of pool "attentive": the folder of the probe; empty is the one in the run's folder.
-        dtype: of the embeddings in the file.
+            time one after another, T × D numbers; "attentive": attention pooling by the learned query of a
+            `mam2 probe --kind attentive`, D numbers.
+        probe: folder of the probe for pool "attentive"; empty takes the one in the run's folder.
+        dtype: storage type of the embeddings.
         labelled: write the videos' labels too: the names of class folders, or a list's column.
-        split: which rows of a CSV that has several splits.
-        path_column, label_column: names of a CSV's columns.
-        precision: of the encoder; "auto" is bf16 where the hardware is fast at it.
-        num_workers: processes that decode.
+        split: rows of a CSV that has several splits; empty takes all of a CSV with one.
+        path_column: name of the CSV's column of paths.
+        label_column: name of the CSV's column of labels.
+        precision: precision of the encoder; "auto" is bf16 where the hardware is fast at it.
+        num_workers: processes that decode; 0 decodes in this one.
 
     Raises:
         UserError: a value outside its range.
@@ -150,7 +151,7 @@ def load_embedder_of(provenance: Provenance, file: Path, *, source: str = "", nu
         provenance: the identity that the file states, and the place of its encoder.
         file: the features file, for messages.
         source: the place of the encoder now; empty is where it was.
-        num_workers: processes that decode.
+        num_workers: processes that decode; 0 decodes in this one.
 
     Raises:
         UserError: there is no encoder, or it is another one.

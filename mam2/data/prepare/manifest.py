@@ -100,12 +100,12 @@ class Prepare:
             for each class or not), or a .csv with the columns path and, optionally, label, split, start and end
             (seconds). For a tool's labels: the folder in which the videos are found by their names, or the one video.
         split: official split of UCF101 and HMDB51, 1 to 3.
-        annotations: folder of the official lists; None looks for them in `root`. For a tool: its export (.json or
+        annotations: folder of the official lists; by default looked for in `root`. For a tool: its export (.json or
             .xml), or a folder of exports.
-        control: name of the Label Studio control whose labels to take; needed where several are used.
+        control: name of the Label Studio control whose labels to take; empty where there is one.
         label_fps: frames per second by which the tool counted; 0 takes each video's own.
-        out: the manifest, a .csv; None names it after the data set and puts it in `root`, where a relative path keeps
-            its meaning when the folder is moved.
+        out: the manifest, a .csv; by default named after the data set, in `root`, where a relative path keeps its
+            meaning when the folder is moved.
         num_workers: processes that open videos; 0 does it in this process.
         timeout_seconds: a video that keeps a process longer counts as unreadable, as one that ends it does.
         max_missing_share: share of the listed videos that may be missing or unreadable, 0 to 1.

@@ -9,8 +9,9 @@ import importlib
 import os
 import sys
 
-from mam2.cli.verbs import VERBS, usage
 from mam2.config import UserError, did_you_mean, printable
+from mam2.terminal import start_logging, width_of, wrapped
+from mam2.verbs import VERBS, module_of, usage
 from mam2.version import __version__
 
 
@@ -18,7 +19,7 @@ def main() -> None:
     """Runs the command that the command line names."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
+        print(usage(width_of(sys.stdout) or 100))
         return
     if arguments[0] == "--version":
         print(f"mam2 {__version__}")
@@ -53,14 +54,13 @@ def run(verb: str, arguments: list[str]) -> None:
     if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         print(f"mam2 {__version__} {verb}: loading PyTorch ...", file=sys.stderr, flush=True)
     try:
-        command = importlib.import_module(f"mam2.cli.{VERBS[verb].module}")
+        command = importlib.import_module(f"mam2.cli.{module_of(verb)}")
     except ModuleNotFoundError as error:
         raise UserError(f"The command needs the package {error.name}. Install it: pip install 'mam2[all]'.") from error
 
     import torch
 
     from mam2 import distributed
-    from mam2.cli.parse import start_logging
 
     start_logging()
     try:
@@ -84,7 +84,7 @@ def can_print() -> bool:
 
 def fail(message: str, *, status: int = 2) -> None:
     """Ends the program with a message on stderr."""
-    print(f"mam2: {printable(message)}", file=sys.stderr)
+    print(wrapped(f"mam2: {printable(message)}", width_of(sys.stderr)), file=sys.stderr)
     sys.exit(status)
 
 

@@ -176,7 +176,7 @@ def _accepted(hint: Any, value: Any) -> str:
     if origin is Annotated:
         bounds = [bound for bound in args[1:] if isinstance(bound, Ge | Gt | Le | Lt)]
         if not all(_holds(bound, value) for bound in bounds):
-            return ", ".join(map(_in_words, bounds))
+            return ", ".join(map(bound_in_words, bounds))
         return _accepted(args[0], value)
     return "" if not isinstance(value, float) or math.isfinite(value) else "finite numbers"
 
@@ -193,7 +193,8 @@ def _holds(bound: Ge | Gt | Le | Lt, value: Any) -> bool:
             return bool(value < limit)
 
 
-def _in_words(bound: Ge | Gt | Le | Lt) -> str:
+def bound_in_words(bound: Ge | Gt | Le | Lt) -> str:
+    """A bound as error messages and help pages say it: at least 1."""
     match bound:
         case Ge(limit):
             return f"at least {limit}"

@@ -171,7 +171,7 @@ def test_other_numbers_are_refused(files, tmp_path, monkeypatch):
         ({"source": "joint_classifier.safetensors", "pool": "mean"}, r"A classifier pools by itself; .*head 'none'"),
         ({"device": "cuda"}, r"The device is cuda, but a file of the format pt2 runs on any device"),
         ({"device": "cuda", "format": "aoti"}, r"The device is cuda, but there is no GPU"),
-        ({"tolerance": -1.0}, r"tolerance is -1\.0; accepted: a share"),
+        ({"tolerance": -1.0}, r"tolerance is -1\.0; accepted: at least 0, below 1"),
         ({"source": "nothing.safetensors"}, r"nothing\.safetensors does not exist"),
     ],
 )

@@ -26,8 +26,8 @@ FLOORS = (
 # The files of each room, in the order of their imports: a file imports from the lines above its own.
 ROOMS = {
     "ground": (
-        "config cross_entropy device ridge version",
-        "distributed files inert losses masks patches",
+        "config cross_entropy device ridge verbs version",
+        "distributed files inert losses masks patches terminal",
         "progress",
     ),
     "data": (
@@ -78,6 +78,7 @@ ROOMS = {
         "embedder lance predictions_file run_page show",
         "sliding_windows",
         "embed predict search",
+        "hits_page",
         "demo/shown",
         "demo/page",
     ),
@@ -89,10 +90,10 @@ ROOMS = {
         "quickstart",
     ),
     "cli": (
-        "tables verbs",
-        "parse",
-        "train demo evaluate export prepare public push quickstart show study use",
-        "lists",
+        "help tables",
+        "parse recipe_options",
+        "compare cost demo embed evaluate export finetune import_ masks predict prepare pretrain probe push",
+        "quickstart recipes report search show study targets tokenizer",
     ),
     "top": ("__init__", "__main__"),
 }

@@ -21,9 +21,10 @@ class DemoCommand:
 
     Attributes:
         source: the folder of a pre-training or fine-tuning run; or an encoder, as `mam2 embed` takes it.
-        features: a file that `mam2 embed` wrote with this encoder; shows its windows that are most like the video.
-        videos: a folder of videos, a CSV with path, or a video, to choose from.
-        port: of the page; 0 is the first free one from 7860 up.
+        features: a file that `mam2 embed` wrote with this encoder, whose windows most like the video are shown; empty
+            shows none.
+        videos: videos to choose from: a folder, a CSV with path, or a video; empty offers none.
+        port: port of the page; 0 is the first free one from 7860 up.
     """
 
     source: Positional[str]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Annotated
 
 from tyro.conf import Positional
 
-from mam2.cli.parse import finished, parse
-from mam2.share.hub import push
+from mam2.cli.parse import Flat, finished, parse
+from mam2.share.hub import Push, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,22 +19,17 @@ class PushCommand:
     Attributes:
         source: a run's folder, or an encoder.safetensors or classifier.safetensors.
         name: USER/NAME on the hub.
-        private: only you, or your organisation, can see it.
-        folder: a folder to write instead; nothing is uploaded.
-        license: of the weights, such as apache-2.0; by default what the weight file says.
     """
 
     source: Positional[str]
     name: Positional[str]
-    private: bool = False
-    folder: Path | None = None
-    license: str = ""
+    config: Annotated[Push, Flat] = field(default_factory=Push)
 
 
 def main(verb: str, arguments: list[str]) -> None:
     """Shares a model."""
     start = time.monotonic()
     command = parse(PushCommand, verb, arguments)
-    place = push(command.source, command.name, folder=command.folder, private=command.private, license=command.license)
-    load = place if command.folder else f"hf://{command.name}"
+    place = share(command.source, command.name, config=command.config)
+    load = place if command.config.folder else f"hf://{command.name}"
     finished(place, start, f'python -c "import mam2; mam2.load_encoder({load!r})"')

@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mam2 import cost
 from mam2.config import printable
-from mam2.data.prepare.manifest import Report
-from mam2.evaluate import Evaluation
-from mam2.recipes import RECIPES
-from mam2.recipes.scales import ScaleName, scaled
-from mam2.recipes.tables import NUM_TRAINING_VIDEOS, get_table, tables_of
-from mam2.targets.table import APPEARANCES, MOTIONS, appearance_row
-from mam2.train.pretrain import Pretrain, trains_tokenizer
+from mam2.terminal import say, width_of, wrapped, wrapped_command
 
-if TYPE_CHECKING:  # most commands need no pyarrow
+if TYPE_CHECKING:  # no command needs all of them
+    from mam2.data.prepare.manifest import Report
+    from mam2.evaluate import Evaluation
+    from mam2.recipes.scales import ScaleName
+    from mam2.train.pretrain import Pretrain
     from mam2.use.features_file import Place
     from mam2.use.search import Hit, Pair
 
+UNLIMITED = 10_000  # columns, where nobody reads along
 
-def show(table: Table, *notes: str) -> None:
-    """Prints a table and lines below it."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(table)
+
+def show(table: Table, *notes: str, names: int = 0) -> None:
+    """Prints a table and lines below it. No cell is cut: what does not fit is continued on the next line.
+
+    Args:
+        table: the table; its cells are escaped.
+        notes: sentences, or commands.
+        names: number of columns, from the left, that hold names to be typed again, which stay whole if they can.
+    """
+    width = width_of(sys.stdout)
+    for number, column in enumerate(table.columns):
+        column.overflow = "fold"
+        column.no_wrap = number < names
+    Console(width=width or UNLIMITED).print(table)
     for note in notes:
-        console.print(printable(note), soft_wrap=True, highlight=False, markup=False)  # file names can hold brackets
+        say(wrapped_command(note, width) if note.startswith("mam2 ") else wrapped(note, width))
+
+
+def print_lines(lines: Sequence[Sequence[str]], title: str) -> None:
+    """A table of runs or of cells: its first line is the head."""
+    table = Table(*lines[0], title=title)
+    for line in lines[1:]:
+        table.add_row(*(printable(escape(cell)) for cell in line))
+    show(table, names=1)
 
 
 def print_evaluation(result: Evaluation, report: dict[str, Any]) -> None:
@@ -99,15 +116,26 @@ def print_prepared(report: Report) -> None:
 
 def print_recipes() -> None:
     """All recipes."""
+    from mam2.recipes import RECIPES
+    from mam2.recipes.tables import tables_of
+
     table = Table("recipe", "paper's tables", "data", "model", "length")
     for name, recipe in RECIPES.items():
         length = str(recipe.make().loop.duration)
         table.add_row(name, ", ".join(tables_of(name)) or "-", recipe.data, recipe.model, length)
-    show(table, "`mam2 recipes NAME` prints a recipe; `mam2 recipes --table 1d` a table of the paper, with costs.")
+    note = "`mam2 recipes NAME` prints a recipe; `mam2 recipes --table 1d` a table of the paper, with costs."
+    show(table, note, names=1)
 
 
 def print_paper_table(number: str, tflops: float, scale: ScaleName) -> None:
     """The rows of one of the paper's tables with the paper's numbers, estimated costs and commands."""
+    from mam2 import cost
+    from mam2.recipes import RECIPES
+    from mam2.recipes.scales import scaled
+    from mam2.recipes.tables import NUM_TRAINING_VIDEOS, get_table
+    from mam2.targets.table import appearance_row
+    from mam2.train.pretrain import Pretrain, trains_tokenizer
+
     paper = get_table(number)
     top5 = any(row.top5 for row in paper.rows)
     columns = ("row", "recipe", "paper's top-1", *["paper's top-5"] * top5, "TFLOP/clip", "GiB/clip", "GPU-hours")
@@ -139,25 +167,30 @@ def print_paper_table(number: str, tflops: float, scale: ScaleName) -> None:
         "with the targets; GiB kept for the backward pass in bf16, beside the weights; hours of one GPU at "
         f"{tflops:g} TFLOP/s.",
         *dict.fromkeys(commands),
+        names=2,
     )
 
 
 def print_targets() -> None:
     """All appearance and motion targets."""
+    from mam2.targets.table import APPEARANCES, MOTIONS
+
     table = Table("--targets.appearance", "what", "fed", "range", "K", "GFLOP/clip", "weights")
     for name, row in APPEARANCES.items():
         codes = str(row.num_outputs or ("-" if row.load is None else "yours"))
         table.add_row(name, row.title, f"{row.size}²", row.range, codes, f"{row.gflop:,}", row.weights)
-    show(table, "For a clip of 16 frames of 224².")
+    show(table, "For a clip of 16 frames of 224².", names=1)
     table = Table("--targets.motion", "what", "units", "numbers per patch of 16²", "GFLOP/clip")
     for name, motion in MOTIONS.items():
         numbers = str(motion.channels * 256) if motion.load else "2 per tube"
         table.add_row(name, motion.title, motion.units, numbers, f"{motion.gflop:,}")
-    show(table)
+    show(table, names=1)
 
 
 def print_cost(recipe: str, config: Pretrain, *, device: str, utilisation: float, num_videos: int) -> None:
     """Cost of a pre-training: operations by part, hours, memory, disk."""
+    from mam2 import cost
+
     on = cost.this_cpu(width=config.encoder.width) if device == "cpu" else cost.DEVICES[device]
     estimate = cost.estimate(config)
     table = Table("part of a step", "TFLOP per clip", "share", title=recipe)

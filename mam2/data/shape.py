@@ -39,12 +39,25 @@ class ClipShape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of a list of unlabelled videos.
+
+    Attributes:
+        split: rows of a .csv that has several splits; empty takes all of a .csv with one.
+        path_column: name of the .csv's column of paths; empty takes the name that training used.
+    """
+
+    split: str = ""
+    path_column: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Listing:
     """Videos that are asked for, as `read_catalog` reads them.
 
     Attributes:
         root: a folder of videos at any depth, a folder with a sub-folder per class, or a .csv with path,label.
-        split: rows of a .csv that has several splits.
+        split: rows of a .csv that has several splits; empty takes all of a .csv with one.
         path_column: name of the .csv's column of paths.
         label_column: name of the .csv's column of labels.
     """

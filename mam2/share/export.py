@@ -11,18 +11,18 @@ import logging
 import os
 import shutil
 import tempfile
-import typing
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
-from mam2.config import UserError
+from mam2.config import UserError, check
 from mam2.data.clips import views_of
 from mam2.data.synthetic import MOTIONS, render
 from mam2.model.classifier import Classifier, scores_of
@@ -49,6 +49,31 @@ metadata."""
 _NEEDED: dict[Format, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": (), "aoti": ()}
 _NUM_CLIPS = 3
 _LOUD = ("torch.onnx", "torch.export", "torch._inductor", "torch._dynamo", "torch.utils.cpp_extension", "onnxscript")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Settings of an export.
+
+    Attributes:
+        format: "onnx"; "pt2", a program of torch.export; or "aoti", compiled for this machine's processor or GPU.
+        head: "probabilities" or "logits" of a classifier, or "none" for features; "auto" is probabilities for a
+            classifier, else none.
+        pool: features of every patch ("none"), or their "mean", one vector per clip.
+        device: device that an aoti package is compiled for; the other formats run anywhere.
+        clip: video to compare the file and the model on; by default rendered clips.
+        tolerance: largest difference accepted, as a share of the model's largest number.
+    """
+
+    format: Format
+    head: Head = "auto"
+    pool: Pool = "none"
+    device: Device = "cpu"
+    clip: Path | None = None
+    tolerance: Annotated[float, Ge(0), Lt(1)] = 1e-3
+
+    def __post_init__(self) -> None:
+        check(self, "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,38 +116,40 @@ def export(
     Args:
         source: a source of `load_encoder` or `load_classifier`.
         out: the file: .onnx, or .pt2 for the other two formats.
-        format: "onnx", "pt2" or "aoti".
-        head: "probabilities" or "logits" of a classifier, or "none" for features.
-        pool: pooling of features.
-        device: target of an AOTInductor package; the other formats run anywhere.
-        clip: a video to compare the file and the model on; None renders one.
-        tolerance: the largest difference that is accepted, as a share of the model's largest number.
+        format, head, pool, device, clip, tolerance: as in `Export`.
 
     Raises:
         UserError: an argument that does not fit, a package or compiler that is missing, or a file that gives other
             numbers than the model, which is then not written.
     """
-    out = Path(out)
-    _check(out, format=format, head=head, pool=pool, device=device, tolerance=tolerance)
+    video = None if clip is None else Path(clip)
+    config = Export(format=format, head=head, pool=pool, device=device, clip=video, tolerance=tolerance)
+    return export_file(source, Path(out), config=config)
+
+
+def export_file(source: str | Path, out: Path, *, config: Export) -> Exported:
+    """Writes a model as a file that runs without this package; see `export`."""
+    _check(out, config)
     trained = open_model(source, device="cpu", precision="fp32")
-    model = _with_head(trained, head=head, pool=pool)
-    clips_BTCHW, clip_name = _clips(trained, clip)
+    model = _with_head(trained, head=config.head, pool=config.pool)
+    clips_BTCHW, clip_name = _clips(trained, config.clip)
     with torch.no_grad():
         expected = model(clips_BTCHW)
     about = _about(trained, model.gives, expected, clips_BTCHW)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         part = Path(folder) / out.name
-        _WRITE[format](model.to(device), clips_BTCHW[:2].to(device), part, about)
-        run = _RUN[format](part)
+        device = config.device
+        _WRITE[config.format](model.to(device), clips_BTCHW[:2].to(device), part, about)
+        run = _RUN[config.format](part)
         found = torch.cat([run(clips_BTCHW), run(clips_BTCHW[:1])])  # as they come, and one by itself
         difference = (found - torch.cat([expected, expected[:1]])).abs().max().item()
         largest = expected.abs().max().item()
-        if not difference <= tolerance * max(largest, 1e-6):
+        if not difference <= config.tolerance * max(largest, 1e-6):
             raise UserError(
                 f"The exported file gives other numbers than the model: they differ by up to {difference:.2g}, where "
-                f"the model's largest is {largest:.2g}; accepted: {tolerance:g} of that. {out} is not written. Try "
-                "another format, or a newer PyTorch."
+                f"the model's largest is {largest:.2g}; accepted: {config.tolerance:g} of that. {out} is not "
+                "written. Try another format, or a newer PyTorch."
             )
         for path in sorted(Path(folder).iterdir(), key=lambda path: path == part):  # ONNX above 2 GB has two files
             path.replace(out.parent / path.name)
@@ -160,7 +187,7 @@ def _with_head(trained: Trained, *, head: Head, pool: Pool) -> _Model:
     return _Model(classifier, gives="numbers" if classifier.kind == "regression" else head).eval()
 
 
-def _clips(trained: Trained, clip: str | Path | None) -> tuple[Tensor, str]:
+def _clips(trained: Trained, clip: Path | None) -> tuple[Tensor, str]:
     """Clips to compare on, uint8 (B, T, 3, H, W): windows of a video, or rendered motions."""
     shape = trained.shape
     if clip is not None:
@@ -186,22 +213,17 @@ def _about(trained: Trained, gives: str, expected: Tensor, clips_BTCHW: Tensor) 
     return about
 
 
-def _check(out: Path, *, format: Format, head: Head, pool: Pool, device: str, tolerance: float) -> None:
-    choices = {"format": (format, Format), "head": (head, Head), "pool": (pool, Pool), "device": (device, Device)}
-    for name, (value, accepted) in choices.items():
-        if value not in typing.get_args(accepted):
-            raise UserError(f"{name} is {value!r}; accepted: {', '.join(typing.get_args(accepted))}.")
+def _check(out: Path, config: Export) -> None:
+    format = config.format
     suffix = SUFFIXES[format]
     if out.suffix.lower() != suffix:
         raise UserError(f"{out} can't hold {format}. Give a name that ends in {suffix}.")
     if out.is_dir():
         raise UserError(f"{out} is a folder. Give the name of a file.")
-    if not 0 <= tolerance < 1:
-        raise UserError(f"tolerance is {tolerance}; accepted: a share of the model's largest number, from 0 to 1.")
     missing = [name for name in _NEEDED[format] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"The format {format} needs {', '.join(missing)}. Install it: pip install 'mam2[export]'.")
-    if device == "cuda" and (format != "aoti" or not torch.cuda.is_available()):
+    if config.device == "cuda" and (format != "aoti" or not torch.cuda.is_available()):
         why = "there is no GPU" if format == "aoti" else f"a file of the format {format} runs on any device"
         raise UserError(f"The device is cuda, but {why}. Leave it out.")
     compilers = (os.environ.get("CXX", ""), "c++", "g++", "clang++")

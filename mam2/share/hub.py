@@ -59,6 +59,21 @@ class _About:
     tests: dict[str, dict[str, Any]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """Settings of an upload.
+
+    Attributes:
+        private: make the repository visible to you, or your organisation, only.
+        folder: folder to write instead of an upload, new or written by this before; by default none.
+        license: licence of the weights, as the hub calls it, such as apache-2.0; empty takes what the weight file says.
+    """
+
+    private: bool = False
+    folder: Path | None = None
+    license: str = ""
+
+
 def push(
     source: str | Path, name: str, *, folder: str | Path | None = None, private: bool = False, license: str = ""
 ) -> str:
@@ -69,9 +84,7 @@ def push(
     Args:
         source: a run's folder, or what `load_encoder` takes.
         name: USER/NAME on the hub.
-        folder: a folder to write instead, new or written by this before; nothing is uploaded.
-        private: whether only you, or your organisation, can see it.
-        license: the hub's name of the weights' licence, such as "apache-2.0"; empty takes that of the weight file.
+        folder, private, license: as in `Push`.
 
     Returns:
         Where it is: the folder, or an address.
@@ -79,19 +92,29 @@ def push(
     Raises:
         UserError: nothing to share, a name or folder that can't be used, or a hub that refuses.
     """
+    place = None if folder is None else Path(folder)
+    return share(source, name, config=Push(private=private, folder=place, license=license))
+
+
+def share(source: str | Path, name: str, *, config: Push) -> str:
+    """Uploads a model, or writes its folder; see `push`."""
     check_name(name)
-    if folder is not None:
-        folder = Path(folder)
-        if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / CODE_FILE).exists())):
-            raise UserError(f"{folder} exists and is no folder that `mam2 push` wrote. Give another --folder.")
+    folder = config.folder
+    if folder and folder.exists() and not _is_replaceable(folder):
+        raise UserError(f"{folder} exists and is no folder that `mam2 push` wrote. Give another --folder.")
     with tempfile.TemporaryDirectory() as temporary:
-        write_folder(source, name, Path(temporary), license=license)
+        write_folder(source, name, Path(temporary), license=config.license)
         if folder is None:
-            return _upload(Path(temporary), name, private=private)
+            return _upload(Path(temporary), name, private=config.private)
         for weights in (ENCODER_FILE, CLASSIFIER_FILE):
-            (Path(folder) / weights).unlink(missing_ok=True)  # of another model
+            (folder / weights).unlink(missing_ok=True)  # of another model
         shutil.copytree(temporary, folder, dirs_exist_ok=True)
     return str(folder)
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Whether a place is an empty folder, or one that was written by this before."""
+    return folder.is_dir() and (not any(folder.iterdir()) or (folder / CODE_FILE).exists())
 
 
 def write_folder(source: str | Path, name: str, folder: Path, *, license: str = "") -> None:

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mam2.config import UserError
+from mam2.files import write_text
+from mam2.pictures.score_page import write_report
+from mam2.studies.study_page import html_table
 from mam2.studies.results import Result, read_results
-from mam2.studies.summary import interval, percent
+from mam2.studies.summary import as_text, interval, percent
 
 NUMBERS = ("R²", "mean error")
 """Figures that are no shares of something, and so not in per cent."""
@@ -110,3 +113,30 @@ def text_of(figure: str, value: float, half: float | None = None, *, signed: boo
 def number(value: float, *, sign: str = "") -> str:
     """Three digits, or whole numbers from 100 on."""
     return f"{value:{sign}.0f}" if abs(value) >= 100 else f"{value:{sign}.3g}"
+
+
+def write_comparison(file: Path, lines: list[list[str]], runs: Sequence[Path], *, typed: str) -> None:
+    """Writes the table of runs: .md, .csv, or .html, a page.
+
+    Args:
+        file: to write.
+        lines: the table, its first line the head.
+        runs: the places that were compared.
+        typed: the command as it was typed.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix != ".html":
+        write_text(file, as_text(lines, file.suffix))
+        return
+    words = "Means over seeds; shares in per cent. The difference is from the first line."
+    write_report(
+        file,
+        title=f"Comparison of {len(runs)} run{'' if len(runs) == 1 else 's'}",
+        summary_html=f"<p>{words}</p>{html_table(lines)}",
+        scores=[],
+        charts=[],
+        sheets=[],
+        facts={"command": typed, "runs": ", ".join(map(str, runs))},
+        commands=["mam2 evaluate RUN --data.root TEST", "mam2 compare RUN RUN --out compare.html"],
+        chance=0.0,
+    )

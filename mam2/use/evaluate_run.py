@@ -1,9 +1,9 @@
-"""Test of a fine-tuned run on labelled videos: evaluate.json and predictions.npz."""
+"""Test of a fine-tuned run on labelled videos: evaluate.json, predictions.npz and a picture of the errors."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,11 +15,45 @@ from mam2 import distributed
 from mam2.config import UserError
 from mam2.data.catalog import Catalog, read_catalog
 from mam2.data.clips import Data
+from mam2.data.shape import Listing
 from mam2.data.views import ViewLoader
 from mam2.evaluate import Evaluation, average_precision, errors_of, evaluate
 from mam2.files import write_text, written_whole
+from mam2.pictures.charts import confusion_picture
 from mam2.train.run import read_run
 from mam2.trained import Trained, open_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Settings of a test.
+
+    Attributes:
+        data: labelled videos, whose classes must be among the run's; empty column names take those of the training.
+        clips: windows per video; by default the run's own protocol.
+        crops: squares per window; by default the run's own protocol.
+    """
+
+    data: Listing = field(default_factory=lambda: Listing(root="", path_column="", label_column=""))
+    clips: int | None = None
+    crops: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """The outcome of a test.
+
+    Attributes:
+        result: scores of each video.
+        classes: names of the classes.
+        report: contents of evaluate.json.
+        files: names of the files that were written.
+    """
+
+    result: Evaluation
+    classes: tuple[str, ...]
+    report: dict[str, Any]
+    files: tuple[str, ...]
 
 
 def open_classifier(run: str | Path) -> Trained:
@@ -71,10 +105,8 @@ def evaluate_run(
     Args:
         run: the folder of a fine-tuning run.
         root: class folders or a CSV with path,label; its classes must be among the run's.
-        split: which rows of a CSV that has several splits.
-        path_column, label_column: of the CSV; the run's own names if empty.
-        clips: windows per video; the run's own protocol if None.
-        crops: squares per window; the run's own protocol if None.
+        split, path_column, label_column: as in `Listing`; empty columns take the run's own names.
+        clips, crops: as in `Evaluate`.
         out: the folder for evaluate.json and predictions.npz (path, label, probability, classes); the run's if None.
 
     Returns:
@@ -83,19 +115,31 @@ def evaluate_run(
     Raises:
         UserError: no fine-tuned run, unknown labels, no usable videos.
     """
-    run, out = Path(run), Path(out or run)
-    read_run(run)  # or nothing is made in its name
+    listing = Listing(root=root, split=split, path_column=path_column, label_column=label_column)
+    done = evaluate_files(run, Path(out or run), config=Evaluate(data=listing, clips=clips, crops=crops))
+    return done.result, done.classes
+
+
+def evaluate_files(run: str | Path, out: Path, *, config: Evaluate, picture: bool = False) -> Evaluated:
+    """Tests a fine-tuned run on labelled videos and writes the results into a folder; see `evaluate_run`.
+
+    Args:
+        run: the folder of a fine-tuning run.
+        out: the folder for evaluate.json and predictions.npz.
+        config: videos and views.
+        picture: draw confusion.png too, where each video has one class.
+    """
+    read_run(Path(run))  # or nothing is made in its name
     if distributed.rank() == 0:
         out.mkdir(parents=True, exist_ok=True)  # or fail before hours of testing
-    columns = {"path_column": path_column, "label_column": label_column}
-    result, catalog, views = run_on(run, root, split=split, **columns, clips=clips, crops=crops)
-    classes, (clips, crops) = catalog.classes, views
+    result, catalog, (clips, crops) = run_on(run, config)
     report = measures_of(result, catalog) | {
         "num_videos": len(result.label_B),
         "clips": clips,
         "crops": crops,
         "bad_videos": result.bad,
     }
+    files: tuple[str, ...] = ("evaluate.json", "predictions.npz")
     if distributed.rank() == 0:
         write_text(out / "evaluate.json", json.dumps(report, indent=2))
         with written_whole(out / "predictions.npz") as part, part.open("wb") as file:
@@ -104,9 +148,13 @@ def evaluate_run(
                 path=np.array([catalog.items[i].path for i in result.index_B.tolist()]),
                 label=(result.label_B if result.target_BK is None else result.target_BK).numpy(),
                 probability=result.probabilities_BK.numpy(),
-                classes=np.array(classes),
+                classes=np.array(catalog.classes),
             )
-    return result, classes
+        if picture and result.target_BK is None:
+            title = f"{len(result.label_B)} videos, top-1 {result.top(1):.3f}"
+            confusion_picture(result.confusion(), list(catalog.classes), out / "confusion.png", title=title)
+            files = (*files, "confusion.png")
+    return Evaluated(result=result, classes=catalog.classes, report=report, files=files)
 
 
 def measures_of(result: Evaluation, catalog: Catalog) -> dict[str, Any]:
@@ -128,17 +176,8 @@ def measures_of(result: Evaluation, catalog: Catalog) -> dict[str, Any]:
     return {"labels": catalog.kind, "map": fmean(found) if found else None, "per_class": per_class}
 
 
-def run_on(
-    run: Path,
-    root: str,
-    *,
-    split: str = "",
-    path_column: str = "",
-    label_column: str = "",
-    clips: int | None = None,
-    crops: int | None = None,
-) -> tuple[Evaluation, Catalog, tuple[int, int]]:
-    """What a fine-tuned run says of labelled videos; see `evaluate_run`.
+def run_on(run: str | Path, config: Evaluate) -> tuple[Evaluation, Catalog, tuple[int, int]]:
+    """Scores of a fine-tuned run for labelled videos.
 
     Returns:
         Each video's probabilities; the catalog, with the run's classes; and the numbers of clips and crops used.
@@ -147,10 +186,10 @@ def run_on(
     kind = model.kind
     data = replace(
         model.data,
-        root=root,
-        split=split,
-        path_column=path_column or model.data.path_column,
-        label_column=label_column or model.data.label_column,
+        root=str(config.data.root),
+        split=config.data.split,
+        path_column=config.data.path_column or model.data.path_column,
+        label_column=config.data.label_column or model.data.label_column,
     )
     try:
         catalog = read_catalog(data.listing, labelled=True, classes=model.classes, kind=kind)
@@ -158,7 +197,7 @@ def run_on(
         if _can_be_read(data):
             raise UserError(f"{error} `mam2 predict` takes videos without labels.") from error
         raise
-    result, views = test(model, catalog, clips=clips, crops=crops)
+    result, views = test(model, catalog, clips=config.clips, crops=config.crops)
     if kind != "classes":
         targets = [catalog.items[index].target for index in result.index_B.tolist()]
         result = replace(result, target_BK=torch.tensor(targets))

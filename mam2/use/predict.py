@@ -10,7 +10,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from mam2 import distributed
 from mam2.config import UserError
 from mam2.data.catalog import Catalog, only_video, read_catalog
-from mam2.data.shape import Listing
+from mam2.data.shape import Listing, Rows
 from mam2.data.windows import Length
 from mam2.files import digest
 from mam2.trained import Trained
@@ -41,15 +41,15 @@ log = logging.getLogger("mam2")
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """What is predicted of videos.
+    """Settings of a prediction.
 
     Attributes:
         window: length of the sliding windows, `64 frames` or `2.5 s`; empty predicts whole videos.
-        hop: distance from one window to the next, likewise; empty is the window's length, so that none overlap.
-        top_k: labels per video or window, the most probable first.
-        clips, crops: views of each whole video; the run's own protocol if None. A window has one view, the centre.
-        split: which rows of a CSV that has several splits.
-        path_column: of the CSV; the run's own name if empty.
+        hop: distance from one window to the next, likewise; empty takes the window's length, so that none overlap.
+        top_k: number of labels per video or window, the most probable first.
+        data: rows of a list of videos.
+        clips: views in time of each whole video; by default the run's own protocol. A window has one view.
+        crops: squares of each view in time; by default the run's own protocol. A window has one, the centre.
 
     Raises:
         UserError: a value outside its range, a hop without a window, or views of windows.
@@ -58,10 +58,9 @@ class Predict:
     window: str = ""
     hop: str = ""
     top_k: int = 5
+    data: Rows = field(default_factory=Rows)
     clips: int | None = None
     crops: int | None = None
-    split: str = ""
-    path_column: str = ""
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
@@ -102,17 +101,13 @@ def predict(
     window: str = "",
     hop: str = "",
 ) -> list[Prediction]:
-    """The most probable labels of videos, which need none, or of windows along them.
+    """The most probable labels of unlabelled videos, or of sliding windows in them.
 
     Args:
         run: the folder of a fine-tuning run.
         videos: a folder of videos at any depth, a CSV with path, or a video file.
-        split: which rows of a CSV that has several splits.
-        path_column: of the CSV; the run's own name if empty.
-        top_k: labels per video or window, the most probable first.
-        clips, crops: views per whole video; the run's own protocol if None.
-        window: length of the sliding windows, `64 frames` or `2.5 s`; empty predicts whole videos.
-        hop: distance from one window to the next, likewise; empty is the window's length.
+        split, path_column: as in `Rows`.
+        top_k, clips, crops, window, hop: as in `Predict`.
 
     Returns:
         `top_k` lines for each video that could be used, or for each window, in order.
@@ -120,9 +115,8 @@ def predict(
     Raises:
         UserError: no fine-tuned run, no usable videos, a window shorter than a clip.
     """
-    config = Predict(
-        window=window, hop=hop, top_k=top_k, clips=clips, crops=crops, split=split, path_column=path_column
-    )
+    rows = Rows(split=split, path_column=path_column)
+    config = Predict(window=window, hop=hop, top_k=top_k, data=rows, clips=clips, crops=crops)
     model = open_classifier(run)
     catalog = videos_of(str(videos), model, config)
     if not window:
@@ -193,10 +187,9 @@ def videos_of(videos: str, model: Trained, config: Predict) -> Catalog:
     Raises:
         UserError: there are none.
     """
-    path_column = config.path_column or model.data.path_column
-    return only_video(videos) or read_catalog(
-        Listing(root=videos, split=config.split, path_column=path_column), labelled=False
-    )
+    path_column = config.data.path_column or model.data.path_column
+    listing = Listing(root=videos, split=config.data.split, path_column=path_column)
+    return only_video(videos) or read_catalog(listing, labelled=False)
 
 
 # --- whole videos -------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from types import FunctionType
 from mam2.config import is_import_path, plug_in
 from mam2.model.encoder import Origin
 from mam2.model.importers.build import Imported, build, resized
-from mam2.model.importers.facts import Inflation, Triple
+from mam2.model.importers.facts import Inflation, Stated, Triple
 from mam2.model.importers.own import as_timm, is_of_images
 from mam2.model.importers.recognise import find
 from mam2.model.weights import PUBLIC, load_own_encoder, own_file
@@ -31,30 +31,36 @@ def import_encoder(
             timm, Hugging Face or the original VideoMAE, ViTMAE, DINO, V-JEPA 2, TimeSformer. Pickles are read without
             running anything of them. Or a run of this project: an encoder of single frames is inflated too. Or a
             function of one's own package, `package.module:name`, that takes `file` and returns a VideoEncoder.
-        file: for `timm:NAME`, a file of its weights, instead of a download.
         inflation: clips, tubelets and attention; by default 16 frames, the source's size, factorised.
-        num_heads: of attention, where the source does not state it and its width is not a usual one.
-        mean, std: of the pixels in [0, 1] that it was trained on, where the source does not tell.
-        licence: where the source does not tell.
+        file, num_heads, licence: as in `Stated`.
+        mean, std: `pixel_mean` and `pixel_std` of `Stated`.
 
     Raises:
         UserError: nothing there, nothing that is known, no network, a tensor that is missing or that nothing is known
             of, sizes that do not fit.
     """
+    stated = Stated(file=file, num_heads=num_heads, pixel_mean=mean, pixel_std=std, licence=licence)
+    return import_as(source, inflation or Inflation(), stated)
+
+
+def import_as(source: str, inflation: Inflation, stated: Stated) -> Imported:
+    """A published encoder as ours; see `import_encoder`."""
     if is_import_path(source) and not source.startswith(PUBLIC):
-        encoder = plug_in(source, FunctionType)(file)
-        return resized(encoder, inflation or Inflation(), source=source)
-    own = None if file else own_file(source)
+        encoder = plug_in(source, FunctionType)(stated.file)
+        return resized(encoder, inflation, source=source)
+    own = None if stated.file else own_file(source)
     if own is not None:
         encoder = load_own_encoder(own)
         if not is_of_images(encoder.config):
-            return resized(encoder, inflation or Inflation(), source=source)
+            return resized(encoder, inflation, source=source)
         tensors, facts = as_timm(encoder, source)
     else:
-        tensors, facts = find(source, file=file)
-    facts = replace(facts, num_heads=num_heads or facts.num_heads, mean=mean or facts.mean, std=std or facts.std)
+        tensors, facts = find(source, file=stated.file)
+    mean, std = stated.pixel_mean, stated.pixel_std
+    num_heads = stated.num_heads or facts.num_heads
+    facts = replace(facts, num_heads=num_heads, mean=mean or facts.mean, std=std or facts.std)
     if mean and std:
         facts = replace(facts, assumed=tuple(words for words in facts.assumed if "pixel" not in words))
-    if licence:
-        facts = replace(facts, origin=Origin(source=facts.origin.source, licence=licence))
-    return build(tensors, facts, inflation or Inflation())
+    if stated.licence:
+        facts = replace(facts, origin=Origin(source=facts.origin.source, licence=stated.licence))
+    return build(tensors, facts, inflation)

@@ -57,9 +57,9 @@ class Inflation:
 
     Attributes:
         frames: frames per clip; 0 is 16 for an encoder of images, its own for one of video. Positions are interpolated.
-        size: height and width of a clip, pixels; 0 is its own.
+        size: height and width of a clip, pixels; 0 is the encoder's own.
         tubelet: frames that a patch spans, for an encoder of images.
-        kernel: what a tubelet's patch kernel is: "mean" of the frames' patches, or that of its "center" frame.
+        kernel: patch kernel of a tubelet: the "mean" over its frames, or its "center" frame alone.
         attention: "factorised", which begins as the image encoder frame by frame; or "joint".
     """
 
@@ -71,6 +71,25 @@ class Inflation:
 
     def __post_init__(self) -> None:
         check(self, "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """Facts that a user states where a published encoder's source does not.
+
+    Attributes:
+        file: file of the weights of timm:NAME; empty downloads them.
+        num_heads: number of attention heads; 0 takes the source's own, or the usual one for its width.
+        pixel_mean: mean of the pixels in [0, 1] that it was trained on, R G B; by default the source's.
+        pixel_std: standard deviation of those pixels, R G B; by default the source's.
+        licence: licence of the weights; empty takes the source's.
+    """
+
+    file: str = ""
+    num_heads: Annotated[int, Ge(0)] = 0
+    pixel_mean: Triple | None = None
+    pixel_std: Triple | None = None
+    licence: str = ""
 
 
 def config_of_tensors(

@@ -1,0 +1,63 @@
+"""`mam2 pretrain`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, cast
+
+import tyro
+
+from mam2.cli.parse import Flat, finished, first_word, parse
+from mam2.cli.recipe_options import NAMES, Out, Resume, Scale, initial, scale_of, start_page_of
+from mam2.model.load import read_encoder_config
+from mam2.recipes import RECIPES, get_recipe
+from mam2.recipes.scales import scaled
+from mam2.train.pretrain import Pretrain, pretrain
+
+OWN_VIDEOS = ("mam2_tiny", "mam2_lite_b_k400", "mam2_b_k400_rp")
+"""Recipes that need no download."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainCommand:
+    """Pre-train on a folder of videos, or a CSV with `path`."""
+
+    config: Annotated[Pretrain, Flat]
+    out: Out
+    scale: Scale = "base"
+    resume: Resume = True
+
+
+def main(verb: str, arguments: list[str]) -> None:
+    """Pre-trains by a recipe."""
+    start = time.monotonic()
+    recipe, rest = first_word(verb, arguments, names=NAMES, page=first_page)
+    command = parse(PretrainCommand, verb, rest, first=recipe, default=by_default(recipe, rest))
+    run = command.out
+    if pretrain(command.config, run, resume=command.resume):
+        same = "" if command.scale == "base" else f" --scale {command.scale}"
+        tune = f"mam2 finetune {finetune_recipe(recipe)}{same} --init {run} --data.root LABELLED --out {run}_tuned"
+        finished(f"{run}/encoder.safetensors, log.jsonl, checkpoints/", start, tune, f"mam2 show {run} VIDEO")
+
+
+def first_page() -> str:
+    """The help page without a recipe."""
+    return start_page_of("pretrain", OWN_VIDEOS, by_default(OWN_VIDEOS[0], []))
+
+
+def by_default(recipe: str, arguments: list[str]) -> PretrainCommand:
+    """The recipe at the scale that the arguments name, with the sizes of the encoder that --init names."""
+    scale = scale_of(recipe, arguments)
+    config = scaled(cast(Pretrain, get_recipe(recipe, Pretrain)), scale)
+    if place := initial(arguments):
+        encoder = replace(read_encoder_config(place), drop_path=config.encoder.drop_path)
+        config = replace(config, encoder=encoder)
+    return PretrainCommand(config=config, out=cast(Path, tyro.MISSING), scale=scale)
+
+
+def finetune_recipe(recipe: str) -> str:
+    """The fine-tuning recipe that belongs to a pre-training recipe."""
+    name = f"finetune_{recipe.removeprefix('mam2_').removesuffix('_rp').removesuffix('_600')}"
+    return name if name in RECIPES else "finetune_b_ucf101"

@@ -244,7 +244,7 @@ def test_what_makes_no_sense_is_refused(place: Path, run: Run, tmp_path: Path) -
         ((other, query), ("is no Parquet file",)),
         ((file,), ("Give a query video or --near-duplicates",)),
         ((file, query, "--near-duplicates"), ("Give a query video or --near-duplicates",)),
-        ((file, query, "--top-k", 0), ("--top-k is 0",)),
+        ((file, query, "--top-k", 0), ("top_k is 0",)),
         ((file, query, "--out", "hits.csv"), ("ends in .json",)),
         ((file, query, "--html", "hits.txt"), ("ends in .html",)),
         ((file, "--near-duplicates", "--threshold", 3), ("threshold is 3",)),

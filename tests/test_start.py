@@ -177,7 +177,7 @@ def test_options_say_what_is_accepted_and_what_nothing_means() -> None:
 @pytest.mark.parametrize("recipe", ["mam2_tiny", "vjepa_b_k400", "videomae_b_k400", "maskfeat_b_k400"])
 def test_every_0_is_explained(recipe) -> None:
     command = pretrain_by_default(recipe, [])
-    plain = {"loop.seed", "optim.min_lr", "optim.encoder_waits", "objective.alignment_ramp"}  # 0 is 0
+    plain = {"loop.seed", "optim.min_lr", "optim.freeze_encoder_for", "objective.alignment_ramp"}  # 0 is 0
     for option in options_of(type(command), command):
         if option.default in ("[0]", "[0.0]", "[0 steps]") and option.name not in plain:
             assert re.search(r"\b0\b", in_short(option.description)), option.name

@@ -184,7 +184,7 @@ def kind_of(hint: Any) -> str:
         return "PATH" if Path in args else "|".join(kind_of(part) for part in args if part is not type(None))
     if origin is tuple:
         kinds = [kind_of(part) for part in args if part is not Ellipsis]
-        return " ".join(kinds) + " ..." * (Ellipsis in args)
+        return " ".join(kinds) + " (several)" * (Ellipsis in args)
     return {int: "N", float: "X", str: "TEXT", Path: "PATH", Duration: "DURATION"}.get(hint, "VALUE")
 
 
@@ -192,10 +192,8 @@ def bounds_of(hint: Any, notes: Iterable[Any]) -> str:
     """The bounds of a number, or of each number of several; nobody needs to read that 0 is the smallest."""
     if typing.get_origin(hint) is tuple:
         hint, notes = without_notes(typing.get_args(hint)[0])
-    bounds = [note for note in notes if isinstance(note, Ge | Gt) and note != Ge(0)]
-    bounds += [note for note in notes if isinstance(note, Le) and note.le <= READABLE]
-    bounds += [note for note in notes if isinstance(note, Lt) and note.lt <= READABLE]
-    return ", ".join(map(bound_in_words, bounds))
+    said = [bound_in_words(note) for note in notes if isinstance(note, Ge | Gt | Le | Lt) and note != Ge(0)]
+    return ", ".join(words for words in said if float(words.split()[-1]) <= READABLE)
 
 
 def shown(value: Any) -> str:

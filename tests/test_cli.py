@@ -470,7 +470,7 @@ def test_tokenizer_train_draws_what_its_codes_keep(run, videos, tmp_path) -> Non
         ((*PRETRAIN, "--out", "y", "--data.root", "absent"), ("absent does not exist",)),
         ((*PRETRAIN, "--out", "y", "--data.root", "a", "--optim.warmup", "3"), ("warmup", "500 steps")),
         ((*FINETUNE, "--out", "y", "--data.root", "absent", "--init", "scratch"), ("absent does not exist",)),
-        (("show", "absent", "x.mp4"), ("absent is no run's folder",)),
+        (("show", "absent", "x.mp4"), ("absent does not exist", "a run's folder")),
         ((*PRETRAIN, "--data.root", "x", "--out", "y", "--mask.kind", "tub"), ("mask.kind is 'tub'", "mean tube")),
         ((*PRETRAIN, "--data.root", "x", "--out", "y", "--mask.kind", "random"), ("--encoder.attention joint",)),
         (
@@ -568,7 +568,7 @@ def test_wrong_checkpoints(run, videos, pretrained, tmp_path) -> None:
             return Path.touch, (canary,)
 
     bomb.write_bytes(pickle.dumps(Bomb()))
-    refused(run(*FINETUNE, "--init", bomb, "--data.root", videos, "--out", out), "is no checkpoint")
+    refused(run(*FINETUNE, "--init", bomb, "--data.root", videos, "--out", out), "cannot be read as a checkpoint")
     refused(run("tokenizer", "convert", bomb, "--out", tmp_path / "t.safetensors"), "bomb.pt")
     assert not canary.exists()
 

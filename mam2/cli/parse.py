@@ -42,9 +42,10 @@ def parse(
     if asks_for_help(arguments):
         print(help_page(verb, words, options_of(cast(type, command), default)))
         sys.exit(0)
-    avoid = (tyro.conf.AvoidSubcommands,)  # a recipe says which objective it is
+    # A recipe says which objective it is; messages name an argument as the help page does.
+    settings = (tyro.conf.AvoidSubcommands, tyro.conf.PositionalMetavarFromFieldName)
     parsed: Any = tyro.cli(
-        command, args=arguments, prog=f"mam2 {words}", default=default, config=avoid, registry=with_durations()
+        command, args=arguments, prog=f"mam2 {words}", default=default, config=settings, registry=with_durations()
     )
     return cast(CommandT, parsed)
 

@@ -85,7 +85,8 @@ ROOMS = {
     "studies": (
         "budget frames study",
         "builtin protocol results summary",
-        "compare jobs study_page",
+        "jobs study_page",
+        "compare",
         "conduct",
         "quickstart",
     ),

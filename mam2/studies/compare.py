@@ -10,8 +10,8 @@ from pathlib import Path
 from mam2.config import UserError
 from mam2.files import write_text
 from mam2.pictures.score_page import write_report
-from mam2.studies.study_page import html_table
 from mam2.studies.results import Result, read_results
+from mam2.studies.study_page import html_table
 from mam2.studies.summary import as_text, interval, percent
 
 NUMBERS = ("R²", "mean error")

@@ -78,17 +78,17 @@ class TargetsConfig:
     def __post_init__(self) -> None:
         check(self, "targets.")
         appearance_row(self.appearance)
-
-    @property
-    def by_teacher(self) -> bool:
-        """True if the appearance target is the features of a frozen encoder."""
-        return self.appearance == "teacher"
         motion_row(self.motion)
         if self.cache and not appearance_row(self.appearance).load:
             raise UserError(
                 f"targets.cache keeps codes; targets.appearance {self.appearance!r} has none. Leave --targets.cache "
                 "out, or choose a tokenizer from `mam2 targets`."
             )
+
+    @property
+    def by_teacher(self) -> bool:
+        """True if the appearance target is the features of a frozen encoder."""
+        return self.appearance == "teacher"
 
 
 MotionField = Callable[[Tensor], Tensor]

@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 
+PROBED_AT_ONCE = 16  # clips that go through an encoder together in a probe
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of malloc.h
 
 

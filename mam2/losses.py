@@ -19,6 +19,10 @@ Reduction = Literal["mean", "sum"]
 Standardisation = Literal["plain", "batch", "layer_norm"]
 """A target as it is; each channel standardised over the batch; each token over its channels."""
 
+BASELINE = "_of_none"
+"""Ending of a baseline's name among `Losses.parts`: "motion_of_none" is the zero-motion baseline, the motion loss of
+predicting no motion."""
+
 Distance = Literal["squared", "l1", "smooth_l1", "cosine"]
 """Distance of the predicted and the true numbers of a patch: squared error, absolute error, the smooth one between, or
 1 - the cosine of their angle."""

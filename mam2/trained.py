@@ -28,7 +28,7 @@ from mam2.model.weights import FORMAT_CLASSIFIER, encoder_digest, load_classifie
 from mam2.objectives.contract import Objective
 from mam2.targets.maker import TargetMaker
 from mam2.train.pretrain import load_run
-from mam2.train.run import Settings, settings_of
+from mam2.train.run import RunSettings, settings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Trained:
     classes: tuple[str, ...]
     pretrained: Pretrained | None
     data: Data
-    settings: Settings | None
+    settings: RunSettings | None
     dtype: torch.dtype | None
     device: torch.device
 

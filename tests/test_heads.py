@@ -22,7 +22,7 @@ from mam2.model.weights import load_classifier, save_classifier
 from mam2.share.export import export
 from mam2.share.hub import push
 from mam2.studies.compare import compared
-from mam2.train.finetune import Finetune, Task, build, in_units, loss_function, task_of
+from mam2.train.finetune import Finetune, Task, build_classifier, finetuning_loss, in_units, task_of
 from mam2.train.optim import make_optimizer
 
 TINY = EncoderConfig(width=16, depth=2, num_heads=2, frames=2, size=8, patch_size=4)
@@ -159,20 +159,20 @@ def test_the_loss_of_several_classes():
     label = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     task = Task(kind="multilabel", num_classes=2, weight_K=torch.tensor([2.0, 0.5]))
     model, batch = model_of(2, "multilabel"), batch_of(label)
-    losses = loss_function(Finetune(encoder=TINY, mixup=0, cutmix=0, label_smoothing=0.2), task)(model, batch, 0)
+    losses = finetuning_loss(Finetune(encoder=TINY, mixup=0, cutmix=0, label_smoothing=0.2), task)(model, batch, 0)
     p = model(batch.clip_BTCHW).sigmoid()
     soft = label * 0.8 + 0.1
     plain = -(torch.tensor([2.0, 0.5]) * soft * p.log() + (1 - soft) * (1 - p).log()).mean()
     torch.testing.assert_close(losses.total, plain)
     assert losses.parts == {"binary_cross_entropy": losses.total.detach()}
-    mixed = loss_function(Finetune(encoder=TINY, mixup=0.8, cutmix=0, label_smoothing=0), task)(model, batch, 0)
+    mixed = finetuning_loss(Finetune(encoder=TINY, mixup=0.8, cutmix=0, label_smoothing=0), task)(model, batch, 0)
     assert mixed.total != losses.total
 
 
 def test_the_loss_of_numbers():
     label = torch.tensor([[10.0], [16.0]])
     model, batch = model_of(1, "regression"), batch_of(label)
-    losses = loss_function(PLAIN, Task(kind="regression", num_classes=1, mean=12, std=4))(model, batch, 0)
+    losses = finetuning_loss(PLAIN, Task(kind="regression", num_classes=1, mean=12, std=4))(model, batch, 0)
     torch.testing.assert_close(losses.total, (model(batch.clip_BTCHW) - (label - 12) / 4).square().mean())
     assert losses.parts == {"squared_error": losses.total.detach()}
 
@@ -180,7 +180,7 @@ def test_the_loss_of_numbers():
 def test_the_loss_of_weighted_classes():
     model, batch = model_of(3, "classes"), batch_of(torch.tensor([0, 2]))
     weight = torch.tensor([1.0, 5.0, 3.0])
-    losses = loss_function(PLAIN, Task(kind="classes", num_classes=3, weight_K=weight))(model, batch, 0)
+    losses = finetuning_loss(PLAIN, Task(kind="classes", num_classes=3, weight_K=weight))(model, batch, 0)
     each = F.cross_entropy(model(batch.clip_BTCHW), batch.label_B, reduction="none")
     torch.testing.assert_close(losses.total, (each * weight[batch.label_B]).mean())
 
@@ -204,11 +204,11 @@ def test_numbers_are_saved_in_their_own_units(tmp_path):
 @pytest.mark.parametrize("freeze", [0, 1, 2])
 def test_frozen_blocks_stay_as_they_were(freeze):
     config = Finetune(encoder=TINY, mixup=0, cutmix=0, init="scratch", freeze=freeze)
-    model = build(config, num_classes=3)
+    model = build_classifier(config, num_classes=3)
     nn.init.normal_(model.head.weight)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = make_optimizer(model, config.optim)
-    loss_function(config, Task(kind="classes", num_classes=3))(
+    finetuning_loss(config, Task(kind="classes", num_classes=3))(
         model, batch_of(torch.tensor([0, 2])), 0
     ).total.backward()
     optimizer.step()

@@ -62,9 +62,9 @@ ROOMS = {
     "evaluate": ("evaluate",),
     "pictures": ("canvas page", "charts hits masks prediction", "score_page timeline"),
     "train": (
-        "checkpoint online_probe optim tokenizer tracking",
+        "checkpoint optim tokenizer tracking",
         "logs run",
-        "engine",
+        "engine online_probe",
         "begin",
         "finetune pretrain",
     ),

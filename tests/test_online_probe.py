@@ -71,6 +71,11 @@ def run_of(videos: Path, *, steps: int = 6, labelled: str = "", every: int = 2) 
     )
 
 
+def watcher_of(videos: Path, encoder: VideoEncoder, folder: Path) -> Watcher:
+    config = run_of(videos, labelled=str(videos))
+    return Watcher(config.watch, config.data, encoder, folder=folder, seed=0, start_step=0)
+
+
 def test_a_watched_run_logs_its_looks_and_trains_as_any_other(videos: Path, tmp_path: Path) -> None:
     watched, plain = tmp_path / "watched", tmp_path / "plain"
     assert pretrain(run_of(videos, labelled=str(videos), steps=5), watched)
@@ -84,10 +89,7 @@ def test_a_watched_run_logs_its_looks_and_trains_as_any_other(videos: Path, tmp_
     assert not (plain / BEST).exists()
     # The log's last look is one at the encoder that was saved last.
     encoder = load_encoder(watched)
-    watcher = Watcher(
-        run_of(videos, labelled=str(videos)).watch,
-        folder=tmp_path, encoder=encoder, data=run_of(videos).data, seed=0, start_step=0,
-    )  # fmt: skip
+    watcher = watcher_of(videos, encoder, tmp_path)
     found = watcher(5)
     assert found["probe_ridge"] == looks[-1]["probe_ridge"]
     assert found["rank_me"] == pytest.approx(looks[-1]["rank_me"], abs=1e-4)
@@ -114,20 +116,16 @@ def test_the_best_encoder_is_kept_over_a_resume(
     config = run_of(videos, labelled=str(videos), steps=6, every=2)
     assert pretrain(config, run)
     best = load_encoder(run / BEST)
-    assert features(best, clips(videos, best)).equal(seen[1])
+    clip_NTCHW = watcher_of(videos, best, tmp_path).clip_NTCHW
+    assert features(best, clip_NTCHW).equal(seen[1])
     with caplog.at_level(logging.WARNING, logger="mam2"):
         assert pretrain(replace(config, loop=replace(config.loop, duration=Steps(14))), run)
-    assert features(load_encoder(run / BEST), clips(videos, best)).equal(seen[1])  # 0.7 is still the best
+    assert features(load_encoder(run / BEST), clip_NTCHW).equal(seen[1])  # 0.7 is still the best
     assert any("has not risen for 5 looks; the best, 0.700" in r.getMessage() for r in caplog.records)
     assert pretrain(replace(config, loop=replace(config.loop, duration=Steps(16))), run)
-    assert features(load_encoder(run / BEST), clips(videos, best)).equal(seen[7])  # 0.9
+    assert features(load_encoder(run / BEST), clip_NTCHW).equal(seen[7])  # 0.9
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [row["probe_ridge"] for row in rows if "probe_ridge" in row] == [0.3, 0.7, 0.5, 0.4, 0.5, 0.6, 0.65, 0.9]
-
-
-def clips(videos: Path, encoder: VideoEncoder) -> Tensor:
-    settings = {"folder": Path(), "encoder": encoder, "data": run_of(videos).data, "seed": 0, "start_step": 0}
-    return Watcher(Watch(labelled=str(videos)), **settings).clip_NTCHW
 
 
 def test_what_can_not_be_watched_is_refused(videos: Path, tmp_path: Path) -> None:

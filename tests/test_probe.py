@@ -222,7 +222,7 @@ def test_features_do_not_depend_on_the_batch(videos, encoder, tmp_path, monkeypa
     catalog = read_catalog(Listing(root=videos), labelled=True)
     found = []
     for n in (1, 2, 7, 100):
-        monkeypatch.setattr(mam2.probe.features, "CLIPS_AT_ONCE", n)
+        monkeypatch.setattr(mam2.probe.features, "PROBED_AT_ONCE", n)
         found.append(extract(encoder, catalog, QUICK, tmp_path / str(n), clips=3, crops=1).x_NVTSD)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], atol=1e-5, rtol=1e-5)

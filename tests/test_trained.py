@@ -143,7 +143,7 @@ def test_nothing_there() -> None:
 
 def test_the_verbs_decide_nothing_of_it_themselves() -> None:
     root = Path(mam2.__file__).parent
-    decided = {"load_encoder", "load_classifier", "data_of", "settings_of", "load_run", "autocast_dtype", "own_file"}
+    decided = {"load_encoder", "load_classifier", "settings_of", "load_run", "autocast_dtype", "own_file"}
     for folder in ("use", "share", "pictures"):
         for file in (root / folder).rglob("*.py"):
             tree = ast.parse(file.read_text("utf-8"))

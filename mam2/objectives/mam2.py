@@ -14,7 +14,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from mam2.config import Duration, Steps, UserError, check
-from mam2.losses import Losses, Reduction, Standardisation, alignment_loss, average, zero_motion_loss
+from mam2.losses import BASELINE, Losses, Reduction, Standardisation, alignment_loss, average, zero_motion_loss
 from mam2.masks import Mask, MaskConfig
 from mam2.model.blocks import Start, init_weights, layer_norm
 from mam2.model.decoders import AppearanceHead, Decoder, Head, MotionHead, OrderDecoder
@@ -67,8 +67,8 @@ class MAM2(nn.Module):
         weights = {"alignment": self.config.alpha(step, self.steps_per_epoch)}
         total = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()  # Eq. 4
         values = {name: part.detach() for name, part in parts.items()}
-        if target.motion is not None:  # the motion loss of predicting no motion, to judge the motion loss by
-            values["motion_of_none"] = zero_motion_loss(target.motion, self.config.motion_reduction)
+        if target.motion is not None:
+            values["motion" + BASELINE] = zero_motion_loss(target.motion, self.config.motion_reduction)
         return Losses(total, values, seen.visible_BTVD.detach().float().mean(dim=2))
 
     def predict(self, clip_BTCHW: Tensor, mask: Mask, swapped_BM: Tensor | None = None) -> Predictions:

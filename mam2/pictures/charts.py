@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mam2.config import UserError, printable
 from mam2.files import written_whole
+from mam2.losses import BASELINE
 from mam2.pictures.canvas import BLUE, INK, MUTED, ORANGE
 
 COLORS = (
@@ -39,8 +40,6 @@ CURVES = (
 
 SMOOTHED = "Dark: running mean. Pale: every logged step."
 """How to read the curves of a long run."""
-BASELINE = "_of_none"
-"""Suffix of the key of a loss's baseline, the loss of predicting nothing; both are drawn in one chart."""
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:

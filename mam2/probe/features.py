@@ -24,14 +24,13 @@ from mam2.data.clips import Data
 from mam2.data.shape import ClipShape
 from mam2.data.video.segment_path import fingerprint
 from mam2.data.views import ViewLoader, Views
-from mam2.device import local_device
+from mam2.device import PROBED_AT_ONCE, local_device
 from mam2.files import digest, read_tensors, write_tensors
 from mam2.model.encoder import VideoEncoder
 from mam2.model.pooling import average_squares
 from mam2.progress import progress
 
 VIDEOS_PER_FILE = 256  # an interrupted extraction resumes after the last whole file
-CLIPS_AT_ONCE = 16  # on the device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +128,8 @@ def _encode(
     kept = torch.float32 if squares == 1 else torch.float16
     rows = [torch.empty(0, num_views, config.tubelets, squares**2, config.width, dtype=kept)]
     places = []
-    while some := list(islice(videos, max(1, CLIPS_AT_ONCE // num_views))):
-        for part_BTCHW in torch.cat([video.views_VTCHW for video in some]).split(CLIPS_AT_ONCE):
+    while some := list(islice(videos, max(1, PROBED_AT_ONCE // num_views))):
+        for part_BTCHW in torch.cat([video.views_VTCHW for video in some]).split(PROBED_AT_ONCE):
             with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
                 features_BTND = encoder(part_BTCHW.to(device))
             rows.append(average_squares(features_BTND.float(), config.grid, squares).to("cpu", kept))

@@ -1,4 +1,4 @@
-"""The start that pre-training and fine-tuning have in common: the newest checkpoint, and the batches after it."""
+"""Start of pre-training and fine-tuning: the newest checkpoint, and the batches after it."""
 
 from __future__ import annotations
 

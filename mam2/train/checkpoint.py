@@ -1,6 +1,6 @@
 """Checkpoints of a run, `checkpoints/step_00001000/`: model.safetensors, optimizer.pt, state.json.
 
-They are written whole or not at all, and nothing in them can execute code.
+Each is written whole or not at all; none can execute code.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
     """Loads the newest checkpoint.
 
     Returns:
-        The number of steps done; 0 without a checkpoint.
+        Number of steps done; 0 without a checkpoint.
 
     Raises:
         UserError: the checkpoint is damaged or of another architecture, or processes see different ones.

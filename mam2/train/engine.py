@@ -27,7 +27,7 @@ from mam2.device import keep_freed_memory, local_device
 from mam2.losses import Losses
 from mam2.model.blocks import can_compile, compile_blocks, recompute_blocks
 from mam2.train import checkpoint
-from mam2.train.logs import Reporter
+from mam2.train.logs import Reporter, RunLength, RunLog
 from mam2.train.optim import Optim, learning_rate, set_learning_rate, set_weight_decay, weight_decay
 from mam2.train.tracking import TrackerName
 
@@ -78,8 +78,8 @@ class Loop:
             )
 
 
-class Batch(Protocol):
-    """The batch of one process."""
+class AnyBatch(Protocol):
+    """The batch of one process, such as `data.loader.Batch`."""
 
     def to(self, device: torch.device) -> Self:
         """The same batch, moved to a device."""
@@ -90,22 +90,16 @@ class Batch(Protocol):
     def __len__(self) -> int: ...
 
 
-BatchT = TypeVar("BatchT", bound=Batch)
-LoadedT = TypeVar("LoadedT", bound=Batch, covariant=True)
+BatchT = TypeVar("BatchT", bound=AnyBatch)
+LoadedT = TypeVar("LoadedT", bound=AnyBatch, covariant=True)
 LossOf = Callable[[nn.Module, BatchT, int], Losses]
 """The loss of a batch: (model, batch on the device, step) to Losses; steps count from 0."""
 
 
-class Loader(Protocol[LoadedT]):
+class Loader(RunLength, Protocol[LoadedT]):
     """The batches of a run for this process, from the step where it starts."""
 
-    steps_per_epoch: int
-    num_steps: int
-
     def __iter__(self) -> Iterator[LoadedT]: ...
-
-    def count_bad(self) -> int:
-        """Unusable videos that all processes met so far; UserError if there are too many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +109,11 @@ class Training(Generic[BatchT]):
     Attributes:
         model: the module to train, on its device; `fit` wraps it for several processes.
         loader: batches from `start_step` to the end of the run.
-        optimizer: optimiser of the model's parameters.
-        loop: length and course of the run.
-        optim: schedule of the learning rate and of weight decay, clipping of gradients.
+        optim: schedules of learning rate and weight decay, clipping of gradients.
         start_step: number of steps done before.
         folder: run folder; rank 0 writes log.jsonl and checkpoints there.
         title: title of the progress bar.
-        dtype: autocast dtype, see `autocast_dtype`; None means float32.
+        dtype: autocast dtype; None means float32.
     """
 
     model: nn.Module
@@ -155,11 +147,6 @@ class Events:
 def fit(training: Training[BatchT], loss_of: LossOf[BatchT], events: Events) -> bool:
     """Trains from `training.start_step` to the end of the run.
 
-    Args:
-        training: the run.
-        loss_of: the loss of a batch at a step.
-        events: calls at steps, evaluations and checkpoints.
-
     Returns:
         True at the end of the run; False where SIGTERM or SIGHUP ended it early, with everything saved.
 
@@ -178,15 +165,7 @@ def fit(training: Training[BatchT], loss_of: LossOf[BatchT], events: Events) -> 
         events.on_save()  # a kill between the last checkpoint and its export left the export undone
     if main:
         warn_of_warmup(training)
-    report = Reporter(
-        training.folder,
-        title=training.title,
-        start_step=training.start_step,
-        loader=loader,
-        log_every=loop.log_every,
-        track=loop.track,
-    )
-    with stop_on_signal() as stop_asked, report:
+    with stop_on_signal() as stop_asked, Reporter(open_log(training), loader, log_every=loop.log_every) as report:
         batches = iter(loader)
         report.restart_clock()
         for step in range(training.start_step, num_steps):
@@ -225,6 +204,19 @@ def prepared(model: nn.Module, loop: Loop, device: torch.device) -> nn.Module:
     if loop.compile == "on" or (loop.compile == "auto" and can_compile(device)):
         compile_blocks(model)
     return distributed.wrap(model).train()
+
+
+def open_log(training: Training[BatchT]) -> RunLog | None:
+    """The log of the run on rank 0."""
+    if distributed.rank() != 0:
+        return None
+    return RunLog(
+        training.folder,
+        start_step=training.start_step,
+        num_steps=training.loader.num_steps,
+        title=training.title,
+        track=training.loop.track,
+    )
 
 
 def warn_of_warmup(training: Training[BatchT]) -> None:
@@ -272,7 +264,7 @@ def train_step(
         step: number of steps done before.
 
     Returns:
-        The losses of each accumulated part, and the gradient's norm before clipping.
+        Losses of each accumulated part, and the gradient's norm before clipping.
     """
     device = local_device()
     dtype = training.dtype
@@ -298,10 +290,7 @@ def train_step(
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGHUP set instead of ending the process; earlier handlers are restored at the end.
-
-    An ignored SIGHUP, as under nohup, stays ignored.
-    """
+    """An event that SIGTERM and SIGHUP set, in place of ending the process. SIGHUP stays ignored under nohup."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # signals can't be caught elsewhere
         yield asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from mam2.train import checkpoint
 from mam2.train.begin import begin
 from mam2.train.engine import Events, Loop, LossOf, Training, fit
 from mam2.train.optim import Optim, make_optimizer
-from mam2.train.run import data_of, only_writer, open_run
+from mam2.train.run import only_writer, open_run, settings_of
 
 log = logging.getLogger("mam2")
 _MIX = 0x313  # keeps the seeds of mixing apart from others
@@ -42,10 +43,6 @@ _IN_WORDS: dict[LabelKind, str] = {
     "multilabel": "with any of {} classes each",
     "regression": "with a number each",
 }
-
-
-def _table_8_optim() -> Optim:
-    return Optim(base_lr=5e-4, min_lr=1e-6, betas=(0.9, 0.999), warmup=Epochs(5), layer_decay=0.75)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +76,9 @@ class Finetune:
         default_factory=lambda: Data(augment="random_resized_crop", rand_augment_ops=2, repeats=2)  # Table 8
     )
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(drop_path=0.1))
-    optim: Optim = field(default_factory=_table_8_optim)
+    optim: Optim = field(
+        default_factory=lambda: Optim(base_lr=5e-4, min_lr=1e-6, betas=(0.9, 0.999), warmup=Epochs(5), layer_decay=0.75)
+    )
     loop: Loop = field(default_factory=lambda: Loop(batch_size=256, duration=Epochs(100)))
     pooling: Pooling = "all"
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1
@@ -113,7 +112,7 @@ def finetune(config: Finetune, out: str | Path, *, resume: bool = True) -> bool:
 def open_finetuning(
     config: Finetune, folder: Path, *, resume: bool = True
 ) -> Iterator[tuple[Training[Batch], LossOf[Batch], Events]]:
-    """A fine-tuning that is ready for the loop: the arguments of `fit`. Its folder is locked while it is open."""
+    """The arguments of `fit` for a fine-tuning. Its folder is locked while it is open."""
     # Open: the videos.
     catalog = read_catalog(config.data.listing, labelled=True, kind=config.labels)
     catalog = few_shot(catalog, shots=config.shots, seed=config.loop.seed)
@@ -123,9 +122,8 @@ def open_finetuning(
     device = local_device()
     starts = not checkpoint.checkpoints(folder)
     task = task_of(config, catalog)
-    classifier = build(
-        config if starts else replace(config, init="scratch"), num_classes=len(catalog.classes), kind=catalog.kind
-    ).to(device)
+    config_or_scratch = config if starts else replace(config, init="scratch")
+    classifier = build_classifier(config_or_scratch, num_classes=len(catalog.classes), kind=catalog.kind).to(device)
     optimizer = make_optimizer(classifier, config.optim, depth=config.encoder.depth, layer_id=layer_id)
     file = folder / "classifier.safetensors"
     with only_writer(folder):
@@ -149,28 +147,28 @@ def open_finetuning(
             with in_units(classifier, task):
                 save_classifier(file, classifier, catalog.classes)
 
-        yield training, loss_function(config, task), Events(on_save=save)
+        yield training, finetuning_loss(config, task), Events(on_save=save)
 
 
 def warn_of_stride(config: Finetune) -> None:
     """Logs a stride that differs from the pre-training's."""
-    found = data_of(config.init)
-    if found and config.data.sampling != "uniform" and found.stride_frames != config.data.stride_frames:
-        log.warning(f"data.stride_frames is {config.data.stride_frames}; the pre-training's is {found.stride_frames}.")
+    found = settings_of(config.init)
+    stride = config.data.stride_frames
+    if found and config.data.sampling != "uniform" and found.data.stride_frames != stride:
+        log.warning(f"data.stride_frames is {stride}; the pre-training's is {found.data.stride_frames}.")
 
 
 def as_pretrained(config: Finetune, init: str | Path) -> Finetune:
-    """The configuration with the sizes of the encoder that `init` names, and with its stride where a run.json has it.
+    """The configuration with the sizes of the encoder that `init` names, and with the stride of its run, if known.
 
     Args:
         config: configuration of a run; its drop path stays.
         init: folder of a pre-training or a fine-tuning, or a weight file.
     """
+    data = config.data
+    if found := settings_of(init):
+        data = replace(data, stride_frames=found.data.stride_frames, target_fps=found.data.target_fps)
     encoder = replace(read_encoder_config(init), drop_path=config.encoder.drop_path)
-    found = data_of(init)
-    data = (
-        replace(config.data, stride_frames=found.stride_frames, target_fps=found.target_fps) if found else config.data
-    )
     return replace(config, encoder=encoder, data=data)
 
 
@@ -227,19 +225,18 @@ def in_units(classifier: Classifier, task: Task) -> Iterator[None]:
     if task.kind != "regression":
         yield
         return
-    before = [parameter.detach().clone() for parameter in classifier.head.parameters()]
+    head = classifier.head
+    classifier.head = copy.deepcopy(head)
     with torch.no_grad():
         classifier.head.weight.mul_(task.std)
         classifier.head.bias.mul_(task.std).add_(task.mean)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for parameter, value in zip(classifier.head.parameters(), before, strict=True):
-                parameter.copy_(value)
+        classifier.head = head
 
 
-def loss_function(config: Finetune, task: Task) -> LossOf[Batch]:
+def finetuning_loss(config: Finetune, task: Task) -> LossOf[Batch]:
     """The loss of a batch against the targets of mixup, cutmix and label smoothing: cross-entropy for one class per
     video, binary cross-entropy for several, squared error for standardised numbers."""
 
@@ -273,9 +270,8 @@ def loss_function(config: Finetune, task: Task) -> LossOf[Batch]:
     return loss_of
 
 
-def build(config: Finetune, *, num_classes: int, kind: LabelKind = "classes") -> Classifier:
-    """The classifier with its initial weights: a new head on the encoder that `init` names; its first `freeze` blocks
-    are not trained.
+def build_classifier(config: Finetune, *, num_classes: int, kind: LabelKind = "classes") -> Classifier:
+    """The classifier with its initial weights: a new head on the encoder that `init` names, with frozen blocks.
 
     Raises:
         UserError: no init, or one of another architecture than the configuration's.

@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines always, TensorBoard, a progress bar, and whether the features are healthy."""
+"""Metrics of a run: log.jsonl, TensorBoard, the progress bar, and warnings of collapse."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ from mam2 import distributed
 from mam2.config import UserError
 from mam2.device import memory_gib
 from mam2.files import parse_json, write_text
-from mam2.losses import Losses
+from mam2.losses import BASELINE, Losses
 from mam2.progress import stderr_console
 from mam2.train.tracking import TrackerName, begin_tracking
 
 log = logging.getLogger("mam2")
 COLLAPSED_STD = 0.02  # standard deviation of features that a LayerNorm keeps near 1
-BASELINE = "_of_none"  # "motion_of_none" is the zero-motion baseline, the motion loss of predicting no motion
-LEARNED_NOTHING = 0.99  # share of that loss
+LEARNED_NOTHING = 0.99  # ratio of a loss to its baseline
 
 
 class RunLog:
@@ -68,7 +67,7 @@ class RunLog:
         self._live.start()
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds one line to log.jsonl, and the same values to TensorBoard and the tracker."""
+        """Adds one line to log.jsonl, and its values to TensorBoard and the tracker."""
         self._file.write(json.dumps(row) + "\n")
         if self._tracking:
             self._tracking.log({name: value for name, value in row.items() if name != "step"}, row["step"])
@@ -78,7 +77,7 @@ class RunLog:
                     self._board.add_scalar(name, value, row["step"])
 
     def advance(self, step: int, row: dict[str, Any] | None) -> None:
-        """Moves the bar to `step`; where there is a new row, shows its speed and losses."""
+        """Moves the bar to `step`, and shows the speed and the losses of a new row."""
         self._progress.update(self._task, completed=step)
         if row:
             self._progress.update(self._task, speed=speed_line(row))
@@ -97,7 +96,7 @@ class RunLog:
 
     @contextmanager
     def _board_written(self) -> Iterator[None]:
-        """Names TensorBoard's folder in the error where its writer, a thread, has met a full disk."""
+        """Names TensorBoard's folder in the errors of its writer, a thread."""
         try:
             yield
         except OSError as error:
@@ -110,23 +109,22 @@ def speed_line(row: dict[str, Any]) -> str:
 
 
 def losses_line(row: dict[str, Any]) -> str:
-    """The loss of a row of log.jsonl and its parts, for the bar, with those of predicting none, if known."""
+    """The loss of a row of log.jsonl and its parts, with their baselines, for the bar."""
     names = list(row)
     parts = [name for name in names[names.index("loss") + 1 : names.index("grad_norm")] if not name.endswith(BASELINE)]
-    none = {name: f" (none {row[name + BASELINE]:.3f})" for name in parts if name + BASELINE in row}
-    return f"loss {row['loss']:.3f}: " + ", ".join(f"{name} {row[name]:.3f}{none.get(name, '')}" for name in parts)
+    zero = {name: f" (zero-{name} {row[name + BASELINE]:.3f})" for name in parts if name + BASELINE in row}
+    return f"loss {row['loss']:.3f}: " + ", ".join(f"{name} {row[name]:.3f}{zero.get(name, '')}" for name in parts)
 
 
 class HostCopy:
-    """A copy of a tensor in main memory: starts now, and is waited for when it is read, so that a GPU need not stop."""
+    """A copy of a tensor in main memory, made while the GPU goes on."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._copied: torch.cuda.Event | None = None
         self._tensor = tensor.detach()
         if tensor.is_cuda:
-            self._tensor = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(
-                self._tensor, non_blocking=True
-            )
+            host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self._tensor = host.copy_(self._tensor, non_blocking=True)
             self._copied = torch.cuda.Event()
             self._copied.record()
 
@@ -173,7 +171,7 @@ class StepMetrics:
         self.features_BTD = HostCopy(torch.cat(features)) if features and logged else None
 
     def wait(self) -> None:
-        """Waits until the device has done the step."""
+        """Waits for the device."""
         self._values.read()
 
     def values(self) -> dict[str, float]:
@@ -181,8 +179,8 @@ class StepMetrics:
         return dict(zip(self._names, self._values.read().tolist(), strict=True))
 
 
-class RunLoader(Protocol):
-    """The part of `engine.Loader` that a report needs."""
+class RunLength(Protocol):
+    """The part of a loader that a report needs."""
 
     steps_per_epoch: int
     num_steps: int
@@ -191,30 +189,18 @@ class RunLoader(Protocol):
 
 
 class Reporter:
-    """Reads back the metrics of steps, judges them, and logs every `log_every`-th.
+    """Reads back the metrics of steps, warns, and logs every `log_every`-th. A context manager.
 
-    A context manager. All processes add and read all steps; rank 0 writes.
+    All processes add and read all steps; the one that has a log, rank 0, writes it.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        title: str,
-        start_step: int,
-        loader: RunLoader,
-        log_every: int,
-        track: TrackerName = "",
-    ) -> None:
+    def __init__(self, run_log: RunLog | None, loader: RunLength, *, log_every: int) -> None:
+        self._run_log = run_log
         self._loader = loader
         self._log_every = log_every
         self._waiting = list[StepMetrics]()
         self._ratios = dict[str, deque[float]]()
-        self._warned = set[str]()
-        self._run_log: RunLog | None = None
-        if distributed.rank() == 0:
-            num_steps = loader.num_steps
-            self._run_log = RunLog(folder, start_step=start_step, num_steps=num_steps, title=title, track=track)
+        self._has_collapsed = False
         self.restart_clock()
 
     def __enter__(self) -> Self:
@@ -225,16 +211,16 @@ class Reporter:
             self._run_log.close()
 
     def restart_clock(self) -> None:
-        """Excludes what was done since the last reading, such as saving, from the seconds of steps."""
+        """Excludes the time since the last reading, such as that of saving, from the speed."""
         self._last_read = time.perf_counter()
 
     def add(self, step: int, results: list[Losses], norm: Tensor, numbers: dict[str, float], *, num_clips: int) -> None:
-        """Starts the copy of a step's metrics from the device; `step` counts from 1, `num_clips` are this process's."""
+        """Starts to copy a step's metrics from the device; `step` counts from 1, `num_clips` are this process's."""
         logged = step % self._log_every == 0 or step == self._loader.num_steps
         self._waiting.append(StepMetrics(step, results, norm, logged=logged, numbers=numbers, num_clips=num_clips))
 
     def note(self, step: int, numbers: dict[str, float]) -> None:
-        """Adds a line of numbers to the log, such as those of an online probe; for rank 0."""
+        """Adds a line to the log, such as an online probe's."""
         if self._run_log:
             self._run_log.write({"step": step, "epoch": step / self._loader.steps_per_epoch, **numbers})
 
@@ -268,18 +254,18 @@ class Reporter:
         row["memory_gib"] = memory_gib()
         row["bad_videos"] = self._loader.count_bad()
         if self._run_log and metrics.features_BTD:
-            row |= health(metrics.features_BTD.read())
+            row |= variation(metrics.features_BTD.read())
         return row
 
     def _judge(self, row: dict[str, Any]) -> None:
-        """Warns, once each, of collapsing features and of parts that are not learned."""
-        if row.get("feature_std", 1.0) < COLLAPSED_STD and "collapse" not in self._warned:
-            self._warned.add("collapse")
+        """Warns once of collapsing features, and at the end of parts that were not learned."""
+        if row.get("feature_std", 1.0) < COLLAPSED_STD and not self._has_collapsed:
+            self._has_collapsed = True
             log.warning(
                 f"Step {row['step']}: the features collapse: their standard deviation between clips is "
                 f"{row['feature_std']:.4f}. Lower --optim.base-lr, or, for MAM², raise --objective.alignment-ramp."
             )
-        for name in (name.removesuffix(BASELINE) for name in row if name.endswith(BASELINE)):
+        for name in [name.removesuffix(BASELINE) for name in row if name.endswith(BASELINE)]:
             ratios = self._ratios.setdefault(name, deque(maxlen=20))
             ratios.append(row[name] / max(row[name + BASELINE], 1e-12))
             mean = sum(ratios) / len(ratios)
@@ -290,8 +276,8 @@ class Reporter:
                 )
 
 
-def health(features_BTD: Tensor) -> dict[str, float]:
-    """Variation of an encoder's features between clips: the early sign of a collapse.
+def variation(features_BTD: Tensor) -> dict[str, float]:
+    """Variation of an encoder's features between clips; it falls early in a collapse.
 
     Args:
         features_BTD: features of different clips, averaged over the patches of each frame.
@@ -310,7 +296,7 @@ def health(features_BTD: Tensor) -> dict[str, float]:
 
 
 def not_finite(values: dict[str, float], step: int) -> str:
-    """The message for a step with a gradient that is not finite; it names the part of the loss that is to blame."""
+    """The error message of a step with a gradient that is not finite; it names the part of the loss to blame."""
     bad = [name for name, value in values.items() if name not in ("loss", "grad_norm") and not math.isfinite(value)]
     where = f"the {' and '.join(sorted(bad))} loss is" if bad else "all losses here are finite but a gradient is"
     return (
@@ -320,7 +306,7 @@ def not_finite(values: dict[str, float], step: int) -> str:
 
 
 def step_of(line: str) -> float:
-    """The step of a line of log.jsonl; infinite for a line cut short by a kill, or damaged otherwise."""
+    """The step of a line of log.jsonl; infinite for a damaged line."""
     try:
         return float(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""An online probe: how good the encoder's features are while it is pre-trained, on a labelled folder.
+"""Online probe: tests the encoder's features on labelled videos during pre-training.
 
 N videos, K classes, D the encoder's width.
 """
@@ -21,19 +21,19 @@ from mam2.data.catalog import few_shot, read_catalog
 from mam2.data.clips import Data
 from mam2.data.shape import ClipShape, Listing
 from mam2.data.views import ViewLoader
+from mam2.device import PROBED_AT_ONCE
 from mam2.files import parse_json
 from mam2.model.encoder import VideoEncoder
 from mam2.model.weights import save_encoder
 from mam2.ridge import ridge
+from mam2.train.logs import step_of
 
 log = logging.getLogger("mam2")
 BEST = "encoder_best.safetensors"
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
-RIDGE = 1e-2
-"""The strength of its penalty."""
+RIDGE = 1e-2  # strength of the penalty
 FOLDS = 5
-CLIPS_AT_ONCE = 16
 PATIENCE = 5
 
 
@@ -44,8 +44,8 @@ class Watch:
     Attributes:
         labelled: class folders, or a CSV with path,label: the middle clip of each video is kept in memory; empty is
             off.
-        every: time between two looks.
-        shots: videos of a class, drawn by the run's seed; 0 takes all.
+        every: time between tests.
+        shots: videos per class, drawn by the run's seed; 0 takes all.
     """
 
     labelled: str = ""
@@ -59,28 +59,27 @@ class Watch:
 
 
 class Watcher:
-    """Looks at an encoder now and then; keeps the best one as `encoder_best.safetensors` in the run's folder.
+    """Tests an encoder in training, and keeps the best one as `encoder_best.safetensors` in the run's folder.
 
     Args:
-        watch: what is looked at.
-        folder: the run's.
-        encoder: the one that is trained.
-        data: how clips are made.
-        seed: of the run.
-        start_step: where the run resumes: what its log says of earlier steps counts.
+        watch: the labelled videos.
+        data: settings for making clips.
+        encoder: the encoder in training.
+        folder: run folder.
+        seed: seed of the run.
+        start_step: step at which the run resumes; results of earlier steps are read from its log.
 
     Raises:
         UserError: no labelled videos, a class with one video, too many unusable ones.
     """
 
     def __init__(
-        self, watch: Watch, *, folder: Path, encoder: VideoEncoder, data: Data, seed: int, start_step: int
+        self, watch: Watch, data: Data, encoder: VideoEncoder, *, folder: Path, seed: int, start_step: int
     ) -> None:
         self.encoder = encoder
         self.folder = folder
         catalog = few_shot(read_catalog(Listing(root=watch.labelled), labelled=True), shots=watch.shots, seed=seed)
-        sizes = encoder.config
-        loader = ViewLoader(catalog, data, ClipShape.of(sizes), clips=1, crops=1)
+        loader = ViewLoader(catalog, data, ClipShape.of(encoder.config), clips=1, crops=1)
         videos = list(loader)
         loader.bad.check()
         self.clip_NTCHW = torch.stack([video.views_VTCHW[0] for video in videos])
@@ -92,7 +91,7 @@ class Watcher:
         self._warned = False
 
     def __call__(self, step: int) -> dict[str, float]:
-        """The probe's row for the log after a step: top-1 of nearest neighbours and of a ridge regression; RankMe."""
+        """The row for the log after a step: top-1 of nearest neighbours and of ridge regression; RankMe."""
         was_training = self.encoder.training
         features_ND = features(self.encoder.eval(), self.clip_NTCHW)
         self.encoder.train(was_training)
@@ -115,30 +114,24 @@ class Watcher:
 
 
 def earlier(log_file: Path, *, up_to: int) -> list[float]:
-    """The ridge regressions' results in a log, up to a step."""
+    """Results of ridge regression in a log, up to a step."""
     if not log_file.exists():
         return []
-    found = []
-    for line in log_file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = parse_json(line)
-        except ValueError:  # cut short by a kill
-            continue
-        if isinstance(row, dict) and "probe_ridge" in row and row.get("step", math.inf) <= up_to:
-            found.append(float(row["probe_ridge"]))
-    return found
+    lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = [parse_json(line) for line in lines if step_of(line) <= up_to]
+    return [float(row["probe_ridge"]) for row in rows if "probe_ridge" in row]
 
 
 @torch.no_grad()
 def features(encoder: VideoEncoder, clip_NTCHW: Tensor) -> Tensor:
     """Features averaged over space, frames side by side: (N, T·D), float32 on the CPU."""
     device = encoder.patch_embed.weight.device
-    parts = [encoder(part.to(device)).float().mean(dim=2).flatten(1) for part in clip_NTCHW.split(CLIPS_AT_ONCE)]
+    parts = [encoder(part.to(device)).float().mean(dim=2).flatten(1) for part in clip_NTCHW.split(PROBED_AT_ONCE)]
     return torch.cat(parts).cpu()
 
 
 def leave_one_out(features_ND: Tensor, label_N: Tensor) -> float:
-    """Top-1 of nearest neighbours, each video classified by all others: cosine, votes as DINO's."""
+    """Top-1 of nearest neighbours, each video classified by all others: cosine similarity, DINO's votes."""
     x_ND = F.normalize(features_ND - features_ND.mean(dim=0), dim=1)
     cosine_NN = (x_ND @ x_ND.T).fill_diagonal_(-math.inf)
     near_Nk, place_Nk = cosine_NN.topk(min(NEIGHBOURS, len(x_ND) - 1), dim=1)
@@ -148,7 +141,7 @@ def leave_one_out(features_ND: Tensor, label_N: Tensor) -> float:
 
 
 def cross_validated_ridge(features_ND: Tensor, label_N: Tensor) -> float:
-    """Top-1 of a ridge regression onto one-hot labels, fitted on four fifths of the videos, judged on the other."""
+    """Top-1 of ridge regression onto one-hot labels, fitted on four fifths of the videos, tested on the other."""
     # Videos of a class go to the folds in turn, so that each fold has all classes.
     rank_N = torch.stack([(label_N[:i] == label_N[i]).sum() for i in range(len(label_N))])
     num_classes = int(label_N.max()) + 1
@@ -164,7 +157,7 @@ def cross_validated_ridge(features_ND: Tensor, label_N: Tensor) -> float:
 
 
 def rank_me(features_ND: Tensor) -> float:
-    """RankMe (Garrido et al., 2023): the exponential of the entropy of the singular values of features, as they are."""
+    """RankMe (Garrido et al., 2023): the exponential of the entropy of the features' singular values."""
     values = torch.linalg.svdvals(features_ND.double())
     share = values / values.sum().clamp(min=1e-12) + 1e-7
     return math.exp(-(share * share.log()).sum().item())

@@ -68,7 +68,7 @@ def _cosine(start: float, end: float, progress: float) -> float:
 def make_optimizer(
     model: nn.Module, optim: Optim, *, depth: int = 0, layer_id: Callable[[str, int], int] | None = None
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; every group carries the `lr_scale` that layer-wise decay gives it.
+    """AdamW over the trainable parameters; each group has the `lr_scale` of its layer.
 
     Args:
         model: the model to train.

@@ -23,7 +23,7 @@ from mam2.files import digest
 from mam2.losses import Losses
 from mam2.masks import MaskConfig
 from mam2.model.classifier import layer_id
-from mam2.model.encoder import EncoderConfig, VideoEncoder
+from mam2.model.encoder import EncoderConfig
 from mam2.model.load import load_encoder, read_encoder_config
 from mam2.model.weights import read_origin, save_encoder
 from mam2.objectives import ObjectiveChoice
@@ -43,6 +43,8 @@ from mam2.train.run import only_writer, open_run, read_run
 from mam2.train.tokenizer import train_tokenizer
 
 log = logging.getLogger("mam2")
+CHANGE_NO_CLIP = ("root", "split", "path_column", "label_column", "num_workers", "timeout_seconds", "max_bad_share")
+"""Fields of `Data` that a token cache does not depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,15 +140,19 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = True) -> bool:
 def open_pretraining(
     config: Pretrain, folder: Path, *, resume: bool = True
 ) -> Iterator[tuple[Training[Batch], LossOf[Batch], Events]]:
-    """A pre-training that is ready for the loop: the arguments of `fit`. Its folder is locked while it is open."""
-    # Open: the videos, the run's folder, and the tokenizer that is trained on those videos where one is.
+    """The arguments of `fit` for a pre-training. Its folder is locked while it is open."""
+    # Open: the videos, the run's folder, and the tokenizer, if it is trained on those videos.
     catalog = read_catalog(config.data.listing, labelled=False)
     config.loop.check_batch()
     with only_writer(folder):
         if distributed.rank() == 0:
             open_run(folder, "pretrain", config, resume=resume, videos=[item.path for item in catalog.items])
-            if trains_tokenizer(config):
-                make_tokenizer(config, catalog, folder / "tokenizer.safetensors")
+            file = folder / "tokenizer.safetensors"
+            if trains_tokenizer(config) and not file.exists():
+                vq = VQConfig(patch_size=config.encoder.patch_size, num_codes=config.targets.num_codes)
+                steps = config.targets.vq_steps
+                size = config.encoder.size
+                train_tokenizer(catalog, config.data, vq, file, size=size, num_steps=steps, seed=config.loop.seed)
         distributed.barrier()
         # Build: targets, model, optimiser.
         device = local_device()
@@ -169,7 +175,9 @@ def open_pretraining(
             model.encoder.origin = read_origin(folder / "encoder.safetensors")
         watcher = None
         if distributed.rank() == 0:
-            watcher = make_watcher(config, folder, model.encoder, start)
+            if config.watch.labelled:
+                seed = config.loop.seed
+                watcher = Watcher(config.watch, config.data, model.encoder, folder=folder, seed=seed, start_step=start)
             millions = sum(parameter.numel() for parameter in module.parameters()) / 1e6
             log.info(
                 f"Pre-training, steps {start} to {training.loader.num_steps}: {len(catalog.items)} videos, "
@@ -183,24 +191,10 @@ def open_pretraining(
             on_eval=watcher,
             eval_every=config.watch.every,
         )
-        yield training, loss_function(config.encoder, config.mask, targets, seed=config.loop.seed), events
+        yield training, pretraining_loss(config.encoder, config.mask, targets, seed=config.loop.seed), events
 
 
-def make_watcher(config: Pretrain, folder: Path, encoder: VideoEncoder, start_step: int) -> Watcher | None:
-    """The online probe, if the run has one."""
-    if not config.watch.labelled:
-        return None
-    return Watcher(
-        config.watch,
-        folder=folder,
-        encoder=encoder,
-        data=config.data,
-        seed=config.loop.seed,
-        start_step=start_step,
-    )
-
-
-def loss_function(encoder: EncoderConfig, mask: MaskConfig, targets: TargetMaker, *, seed: int) -> LossOf[Batch]:
+def pretraining_loss(encoder: EncoderConfig, mask: MaskConfig, targets: TargetMaker, *, seed: int) -> LossOf[Batch]:
     """The loss of a batch at a step: draws masks, makes targets, and calls the model."""
 
     def loss_of(model: nn.Module, batch: Batch, step: int) -> Losses:
@@ -216,15 +210,6 @@ def loss_function(encoder: EncoderConfig, mask: MaskConfig, targets: TargetMaker
 def trains_tokenizer(config: Pretrain) -> bool:
     """True if the run trains a small VQ tokenizer on its own videos."""
     return config.objective.needs_appearance and config.targets.appearance == "vq" and not config.targets.file
-
-
-def make_tokenizer(config: Pretrain, catalog: Catalog, file: Path) -> None:
-    """Trains the run's own tokenizer, unless an earlier process has."""
-    if not file.exists():
-        vq = VQConfig(patch_size=config.encoder.patch_size, num_codes=config.targets.num_codes)
-        num_steps = config.targets.vq_steps
-        size = config.encoder.size
-        train_tokenizer(catalog, config.data, vq, file, size=size, num_steps=num_steps, seed=config.loop.seed)
 
 
 def make_targets(config: Pretrain, folder: Path, device: torch.device) -> TargetMaker:
@@ -278,22 +263,11 @@ def token_cache(config: Pretrain, catalog: Catalog, tokenizer: Tokenizer) -> Tok
             "--targets.cache out, or use fewer --targets.num-codes."
         )
     encoder = config.encoder
-    data = to_json(config.data)
-    for name in (
-        "root",
-        "split",
-        "path_column",
-        "label_column",
-        "num_workers",
-        "timeout_seconds",
-        "max_bad_share",
-    ):  # these change no clip
-        del data[name]
     identity = {
         "tokenizer": [config.targets.appearance, tokenizer.num_codes, digest(tokenizer.state_dict())],
         "precision": config.targets.precision,
         "videos": fingerprint(item.path for item in catalog.items),
-        "data": data,
+        "data": {name: value for name, value in to_json(config.data).items() if name not in CHANGE_NO_CLIP},
         "clip": [encoder.frames, encoder.size, encoder.patch_size, encoder.tubelet],
         "seed": config.loop.seed,
     }
@@ -322,7 +296,7 @@ def build(config: Pretrain, sizes: TargetSizes | None = None, *, steps_per_epoch
 
 
 def load_run(folder: str | Path, *, device: torch.device | None = None) -> tuple[Objective, TargetMaker, Pretrain]:
-    """The whole pre-trained model of a run, in eval mode, with its targets: for pictures of its predictions.
+    """The pre-trained model of a run in eval mode, with its targets, for pictures of its predictions.
 
     Raises:
         UserError: not the folder of a pre-training, or one without a checkpoint yet.

@@ -1,6 +1,6 @@
 """The run folder: run.json, the whole configuration, claims it; another run in it is refused.
 
-Beside it: log.jsonl, checkpoints/, and encoder.safetensors or classifier.safetensors, which need no other file.
+It also holds log.jsonl, checkpoints/, and encoder.safetensors or classifier.safetensors, which need no other file.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def open_run(
         folder: new, empty, or the folder of the same run.
         kind: "pretrain" or "finetune".
         config: the run's configuration; written to run.json.
-        resume: whether a run that is there already may be resumed.
+        resume: resumes a run that is there already.
         videos: the data set's paths, in order; a run resumes only with the same ones, wherever they lie.
-        classes: of the data set, in their order.
+        classes: the data set's classes, in order.
 
     Returns:
         True if the folder holds this run already.
@@ -57,7 +57,7 @@ def open_run(
     Raises:
         UserError: the folder holds another run, other files, or the same run while `resume` is off.
     """
-    check_folder(folder)
+    check_run_folder(folder)
     record = folder / "run.json"
     wanted = {"kind": kind, "config": to_json(config), "classes": list(classes)}
     wanted |= {"num_videos": len(videos), "videos": _digest_of_names(videos)}
@@ -91,8 +91,8 @@ def open_run(
     return False
 
 
-def check_folder(folder: Path) -> None:
-    """Raises UserError if a folder is there that is no run's."""
+def check_run_folder(folder: Path) -> None:
+    """Raises UserError for an existing folder that is not a run's."""
     if not folder.exists() or (folder / "run.json").exists():
         return
     # A kill in the middle of the first write leaves the lock and run.json's half behind.
@@ -117,7 +117,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     if distributed.rank() != 0:
         yield
         return
-    check_folder(folder)
+    check_run_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         checkpoint.remove_leftovers(folder)
@@ -162,7 +162,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class RunSettings:
     """Settings of a run that matter when its model is used.
 
     Attributes:
@@ -180,8 +180,8 @@ class Settings:
     seed: int
 
 
-def settings_of(source: str | Path) -> Settings | None:
-    """Settings of the run that a folder, or a weight file in it, belongs to; None where nothing tells."""
+def settings_of(source: str | Path) -> RunSettings | None:
+    """Settings of the run that a folder, or a weight file in it, belongs to; None without a run.json."""
     place = Path(source)
     folder = place if place.is_dir() else place.parent
     if not place.exists() or not (folder / "run.json").is_file():
@@ -189,7 +189,7 @@ def settings_of(source: str | Path) -> Settings | None:
     record = read_run(folder)
     config = record["config"]
     try:
-        return Settings(
+        return RunSettings(
             kind=record["kind"],
             data=from_json(Data, config["data"]),
             precision=str(config["loop"].get("precision", "auto")),
@@ -203,14 +203,8 @@ def settings_of(source: str | Path) -> Settings | None:
         ) from error
 
 
-def data_of(source: str | Path) -> Data | None:
-    """How the run that a folder, or a weight file in it, belongs to makes clips; None where nothing tells."""
-    settings = settings_of(source)
-    return settings.data if settings else None
-
-
 def _lengthened(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What it means that a run is made longer; empty if it is not."""
+    """A warning for a run that is made longer; empty for others."""
     before, now = (Duration.parse(record["config"]["loop"]["duration"]) for record in (found, wanted))
     if before.unit != now.unit or now.value < before.value:
         return ""

@@ -1,13 +1,9 @@
-"""Trains the small VQ tokenizer on one's own frames (targets/vq.py)."""
+"""Training of a small VQ tokenizer on one's own frames (targets/tokenizers/vq.py)."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
 
 from mam2.config import UserError
 from mam2.data.catalog import Catalog
@@ -23,17 +19,6 @@ FRAMES_PER_VIDEO = 4  # neighbouring frames are alike: many videos with few fram
 VIDEOS_PER_STEP = 8
 
 
-@dataclass(frozen=True)
-class _Frames:
-    """The frames of a loader's clips, batch by batch."""
-
-    loader: TrainLoader
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for batch in self.loader:
-            yield batch.clip_BTCHW.flatten(0, 1)
-
-
 def train_tokenizer(
     catalog: Catalog, data: Data, config: VQConfig, file: Path, *, size: int, num_steps: int, seed: int
 ) -> dict[str, float]:
@@ -43,10 +28,10 @@ def train_tokenizer(
         catalog: the videos.
         data: how clips are made of them.
         config: the tokenizer's sizes.
-        file: where to write it (.safetensors); an existing file is not overwritten.
+        file: the file to write (.safetensors).
         size: height and width of the frames, pixels.
         num_steps: optimiser steps, of 32 frames each.
-        seed: of weights and frames.
+        seed: seed of weights and frames.
 
     Returns:
         `mse` of pixels in [0, 1], `mse_of_mean` (of the mean patch), `usage` and `perplexity` of the codebook.
@@ -65,7 +50,8 @@ def train_tokenizer(
         seed=seed,
     )
     log.info(f"Training a VQ tokenizer with {config.num_codes} codes on {len(catalog.items)} videos.")
-    vq, report = train_vq(_Frames(loader), config, num_steps=num_steps, seed=seed, device=local_device())
+    frames = (batch.clip_BTCHW.flatten(0, 1) for batch in loader)
+    vq, report = train_vq(frames, config, num_steps=num_steps, seed=seed, device=local_device())
     file.parent.mkdir(parents=True, exist_ok=True)
     save_tokenizer(vq.state_dict(), file, config=vq.config)
     log.info(f"Wrote {file}: {', '.join(f'{name} {value:.4g}' for name, value in report.items())}.")

@@ -1,4 +1,4 @@
-"""A run's numbers in a tracker: trackio, Weights & Biases or MLflow, beside the files that every run writes."""
+"""Trackers of a run's metrics: trackio, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 
@@ -18,18 +18,14 @@ PROJECT = "mam2"
 
 @dataclass(frozen=True)
 class Tracking:
-    """A tracker that has begun: `log(numbers, step)`, and `end()`."""
+    """A tracker's run: `log(numbers, step)`, and `end()`."""
 
     log: Callable[[dict[str, float], int], Any]
     end: Callable[[], Any]
 
 
 def begin_tracking(name: TrackerName, folder: Path) -> Tracking:
-    """Begins or resumes the run of this folder in the tracker's project "mam2".
-
-    Args:
-        name: "trackio" and "wandb" have one interface; "mlflow".
-        folder: the run's; its name is the run's, and the settings in run.json are the run's.
+    """Begins or resumes the tracker's run of a run folder, with its name and its settings, in the project "mam2".
 
     Raises:
         UserError: the tracker is not installed.

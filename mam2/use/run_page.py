@@ -12,7 +12,8 @@ from mam2 import cost
 from mam2.config import UserError, from_json, to_json
 from mam2.data.catalog import read_catalog
 from mam2.data.loader import steps_per_epoch
-from mam2.pictures.charts import BASELINE, SMOOTHED, curves_of
+from mam2.losses import BASELINE
+from mam2.pictures.charts import SMOOTHED, curves_of
 from mam2.pictures.page import command_line, video_title
 from mam2.pictures.prediction import Prediction
 from mam2.pictures.score_page import write_report

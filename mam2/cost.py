@@ -1,4 +1,4 @@
-"""Cost of pre-training before anyone starts it: operations and memory of a step, counted on empty tensors."""
+"""Cost of pre-training: operations and memory of a step, counted on empty tensors before a run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import psutil
 import torch
@@ -34,17 +35,17 @@ if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
 
 COUNTING_DTYPE = torch.float16
-"""Autocast dtype while counting. It is as wide as bfloat16, which on a CPU would select the hand-written attention and
-give other FLOPs than a GPU."""
+"""Autocast dtype while counting: as wide as bfloat16, with which the CPU's attention has other FLOPs than a GPU's."""
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
-    """A machine to plan for.
+class Machine:
+    """A GPU or a processor to plan for.
 
     Attributes:
         title: its name.
-        peak_tflops: peak of dense matrix products in bf16, by the data sheet.
+        peak_tflops: TFLOP/s of dense matrix products in bf16, by the data sheet.
         memory_gib: its own memory.
     """
 
@@ -53,14 +54,14 @@ class Device:
     memory_gib: float
 
 
-DEVICES = {
-    "h100": Device(title="H100 SXM", peak_tflops=989, memory_gib=80),
-    "a100": Device(title="A100", peak_tflops=312, memory_gib=80),
+MACHINES = {
+    "h100": Machine(title="H100 SXM", peak_tflops=989, memory_gib=80),
+    "a100": Machine(title="A100", peak_tflops=312, memory_gib=80),
 }
 
 
-def this_cpu(*, width: int) -> Device:
-    """This machine's processor. Its peak is measured: the best of 5 products of 2048² matrices, in the dtype that an
+def this_cpu(*, width: int) -> Machine:
+    """This computer's processor. Its peak is measured: the best of 5 products of 2048² matrices, in the dtype that an
     encoder of this width is trained in."""
     dtype = autocast_dtype("auto", torch.device("cpu"), width=width) or torch.float32
     a = torch.randn(2048, 2048).to(dtype)
@@ -70,7 +71,7 @@ def this_cpu(*, width: int) -> Device:
         start = time.perf_counter()
         a @ b
         seconds.append(time.perf_counter() - start)
-    return Device(
+    return Machine(
         title=f"CPU such as this, {torch.get_num_threads()} threads",
         peak_tflops=2 * 2048**3 / min(seconds) / 1e12,
         memory_gib=psutil.virtual_memory().total / 2**30,
@@ -79,13 +80,12 @@ def this_cpu(*, width: int) -> Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Estimates. Operations and bytes are counted exactly; hardware adds its own.
+    """Cost of a step. Operations and bytes are counted exactly; hardware adds its own.
 
     Attributes:
-        train_tflop: operations per clip and step: forward, backward and the alignment target; 2 for a multiplication
-            and addition.
-        targets_tflop: operations per clip for targets: tokenizer, RAFT.
-        clip_gib: memory per clip for the backward pass, in bf16 autocast; the peak of a step grows by about this.
+        train_tflop: forward, backward and alignment target, per clip; 2 for a multiplication and addition.
+        targets_tflop: tokenizer and RAFT, per clip.
+        clip_gib: activations kept for the backward pass in bf16 autocast, per clip.
         state_gib: weights, gradients and AdamW's two moments in fp32, whatever the batch.
     """
 
@@ -96,19 +96,12 @@ class Cost:
 
     @property
     def tflop(self) -> float:
-        """Operations of a whole step, per clip."""
+        """The whole step, per clip."""
         return self.train_tflop + self.targets_tflop
 
 
-def flop_counter() -> FlopCounterMode:
-    """A mode that counts operations, silently."""
-    from torch.utils.flop_counter import FlopCounterMode  # it takes a tenth of a second
-
-    return FlopCounterMode(display=False)
-
-
 def estimate(config: Pretrain) -> Cost:
-    """Cost of a step per clip, counted by running one on fake tensors: no weights, no data, a few seconds."""
+    """Cost of a step, counted in a few seconds on fake tensors, without weights or data."""
     encoder = config.encoder
     sizes = sizes_of(config)
     real = config.mask(encoder.tubelets, encoder.grid, sample_B=torch.tensor([0]), seed=0)
@@ -119,20 +112,13 @@ def estimate(config: Pretrain) -> Cost:
         kept[storage._cdata] = storage
         return tensor
 
-    with torch.device("meta"):
-        model = cast(nn.Module, build(config, sizes))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = model.to_empty(device=torch.device("cpu"))
-        if config.loop.recompute:
-            recompute_blocks(model)
+    with counting(lambda: cast(nn.Module, build(config, sizes)), recompute=config.loop.recompute) as (model, counter):
         mask = real.map(lambda x: torch.zeros(x.shape, dtype=torch.int64))
         clip_BTCHW = torch.empty(1, encoder.frames, 3, encoder.size, encoder.size, dtype=torch.uint8)
         targets = _empty_targets(config)
-        counter = flop_counter()
-        with counter:
-            with torch.autocast("cpu", COUNTING_DTYPE), saved_tensors_hooks(keep, lambda tensor: tensor):
-                total = model(clip_BTCHW, mask, targets, 0).total
-            total.backward()
+        with torch.autocast("cpu", COUNTING_DTYPE), saved_tensors_hooks(keep, lambda tensor: tensor):
+            total = model(clip_BTCHW, mask, targets, 0).total
+        total.backward()
         learned = [p for p in model.parameters() if p.requires_grad]
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         clip_bytes = sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
@@ -145,9 +131,23 @@ def estimate(config: Pretrain) -> Cost:
     )
 
 
+@contextlib.contextmanager
+def counting(make: Callable[[], ModuleT], *, recompute: bool = False) -> Iterator[tuple[ModuleT, FlopCounterMode]]:
+    """A module of fake tensors on the CPU, and a counter of its operations."""
+    from torch.utils.flop_counter import FlopCounterMode  # it takes a tenth of a second
+
+    with torch.device("meta"):
+        module = make()
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        module = module.to_empty(device=torch.device("cpu"))
+        if recompute:
+            recompute_blocks(module)
+        yield module, counter
+
+
 def remembered(config: Pretrain) -> Cost:
-    """Cost by `estimate`, counted once per version of this package and of torch; later calls read it from
-    `$XDG_CACHE_HOME/mam2` (`~/.cache/mam2`). Who changes a model's code empties that folder."""
+    """`estimate`, counted once per version of this package and of torch and kept in `$XDG_CACHE_HOME/mam2`
+    (`~/.cache/mam2`). Empty that folder after changes to a model's code."""
     fields = to_json(config)
     counted = [fields[name] for name in ("encoder", "objective", "mask", "targets")]
     key = hashlib.sha256(json.dumps([__version__, torch.__version__, config.loop.recompute, *counted]).encode())
@@ -162,10 +162,10 @@ def remembered(config: Pretrain) -> Cost:
     return cost
 
 
-def parts_of(config: Pretrain) -> dict[str, float]:
+def tflop_by_part(config: Pretrain) -> dict[str, float]:
     """TFLOP per clip of a step, by part; their sum is `estimate(config).tflop`.
 
-    A part is what the step costs less without it; the encoder is counted by itself.
+    A part's cost is the difference that leaving it out makes; the encoder is counted by itself.
     """
     whole = estimate(config)
     parts = {"encoder, visible patches": _encoder_tflop(config)}
@@ -181,21 +181,16 @@ def parts_of(config: Pretrain) -> dict[str, float]:
 
 
 def run_folder_gib(config: Pretrain, cost: Cost) -> float:
-    """Largest size of a run's folder, in GiB: checkpoints of weights and both moments, one more than are kept while it
-    is written, and the encoder."""
+    """Largest size of a run's folder, in GiB: checkpoints of weights and both moments, with one being written, and the
+    encoder."""
     return cost.state_gib * 12 / 16 * (config.loop.keep + 1) + cost.state_gib * 4 / 16
 
 
 def _encoder_tflop(config: Pretrain) -> float:
     """TFLOP per clip of the encoder on visible patches, forward and backward."""
     sizes = config.encoder
-    with torch.device("meta"):
-        encoder = VideoEncoder(sizes)
     mask = config.mask(sizes.tubelets, sizes.grid, sample_B=torch.tensor([0]), seed=0)
-    with FakeTensorMode(allow_non_fake_inputs=True), flop_counter() as counter:
-        encoder = encoder.to_empty(device=torch.device("cpu"))
-        if config.loop.recompute:
-            recompute_blocks(encoder)
+    with counting(lambda: VideoEncoder(sizes), recompute=config.loop.recompute) as (encoder, counter):
         clip_BTCHW = torch.empty(1, sizes.frames, 3, sizes.size, sizes.size, dtype=torch.uint8)
         for each in mask.all():
             visible_BTV = torch.zeros(each.visible_BTV.shape, dtype=torch.int64)
@@ -257,8 +252,8 @@ def _empty_targets(config: Pretrain) -> Targets:
 
 
 def _targets_gflop(config: Pretrain) -> tuple[float, float]:
-    """GFLOP of a clip's appearance and motion targets: those of 16 × 224², scaled by the number of patches (tokenizers)
-    or pixels (flow)."""
+    """GFLOP of a clip's appearance and motion targets: the figures for 16 × 224², in proportion to the patches
+    (tokenizers) or pixels (flow)."""
     encoder, targets, objective = config.encoder, config.targets, config.objective
     patches = encoder.tubelets * encoder.grid[0] * encoder.grid[1] / (16 * 196)
     pixels = encoder.tubelets * encoder.size**2 / (16 * 224**2)
@@ -272,15 +267,16 @@ def _targets_gflop(config: Pretrain) -> tuple[float, float]:
 
 
 def _teacher_gflop(config: Pretrain) -> float:
-    """GFLOP of a clip's features; a teacher that is not named yet counts as the paper's ViT-B."""
+    """GFLOP of a teacher's features per clip; one that is not named yet counts as the paper's ViT-B."""
     learner = config.encoder
     teacher = read_encoder_config(config.targets.file) if config.targets.file else EncoderConfig()
     num_frames = learner.tubelets * min(teacher.tubelet, learner.tubelet)
     side = learner.grid[0] * teacher.patch_size
-    with torch.device("meta"):
-        encoder = VideoEncoder(replace(teacher, frames=num_frames, size=side))
-    with FakeTensorMode(allow_non_fake_inputs=True), flop_counter() as counter, torch.no_grad():
-        encoder = encoder.to_empty(device=torch.device("cpu"))
-        with torch.autocast("cpu", COUNTING_DTYPE):
-            encoder(torch.empty(1, num_frames, 3, side, side, dtype=torch.uint8))
+    sizes = replace(teacher, frames=num_frames, size=side)
+    with (
+        counting(lambda: VideoEncoder(sizes)) as (encoder, counter),
+        torch.no_grad(),
+        torch.autocast("cpu", COUNTING_DTYPE),
+    ):
+        encoder(torch.empty(1, num_frames, 3, side, side, dtype=torch.uint8))
     return counter.get_total_flops() / 1e9

@@ -21,14 +21,13 @@ class Evaluation:
     """The result of a test.
 
     Attributes:
-        probabilities_BK: float32, each video's probabilities averaged over its views; (B, 1) for labels that are
-            numbers.
-        label_B: int64, the true classes, in the order of the rows; -1 for a video with none or several.
+        probabilities_BK: float32, each video's probabilities averaged over its views; numbers (B, 1) in regression.
+        label_B: int64, the true classes; -1 for unlabelled, multilabel and regression videos.
         index_B: int64, each video's place in the catalog, sorted.
         bad: path and reason of videos that could not be used.
-        single_view: share of the single views, of all videos, in which the true class is the most probable one, and
-            among the five most probable ones; None where views were not tested one by one, or have no one class.
-        target_BK: float32, the truth of labels of another kind than one class each: 1 or 0 for each, or (B, 1) numbers.
+        single_view: top-1 and top-5 of single views; None where views were not tested one by one, or labels are not
+            classes.
+        target_BK: float32, the true labels, if multilabel (1 or 0) or regression (B, 1).
         seconds_B: float64, each video's length; NaN if unknown.
     """
 
@@ -61,7 +60,7 @@ def average_precision(score_B: Tensor, is_true_B: Tensor) -> float | None:
     """Area under precision over recall, in steps at each score that occurs; None if nothing is true.
 
     Args:
-        score_B: scores; higher is more likely.
+        score_B: scores, higher for more likely.
         is_true_B: bool, the truth.
     """
     order_B = score_B.argsort(descending=True)
@@ -70,12 +69,13 @@ def average_precision(score_B: Tensor, is_true_B: Tensor) -> float | None:
         return None
     sorted_B = score_B[order_B]
     ends_B = torch.cat([sorted_B[1:] != sorted_B[:-1], torch.ones(1, dtype=torch.bool)])  # equal scores count at once
-    hits, places = hits_B[ends_B], torch.arange(1, len(sorted_B) + 1)[ends_B]
+    hits = hits_B[ends_B]
+    places = torch.arange(1, len(sorted_B) + 1)[ends_B]
     return (hits / places * hits.diff(prepend=hits.new_zeros(1))).sum().item() / hits[-1].item()
 
 
 def errors_of(found_B: Tensor, truth_B: Tensor) -> dict[str, float | None]:
-    """mae, rmse, and r2: the share of the truth's variance that is explained, None where it has none."""
+    """mae, rmse, and r2, the explained share of the truth's variance; None if that is 0."""
     error_B = found_B.double() - truth_B.double()
     spread = (truth_B.double() - truth_B.double().mean()).square().sum().item()
     return {
@@ -86,7 +86,7 @@ def errors_of(found_B: Tensor, truth_B: Tensor) -> dict[str, float | None]:
 
 
 def in_top(scores_BK: Tensor, label_B: Tensor, k: int) -> Tensor:
-    """True for each row whose class is among its k highest scores: bool (B,)."""
+    """True for rows whose class is among their k highest scores: bool (B,)."""
     best_Bk = scores_BK.topk(min(k, scores_BK.shape[1]), dim=1).indices
     return (best_Bk == label_B[:, None]).any(dim=1)
 
@@ -103,10 +103,10 @@ def evaluate(
     """Tests a classifier on every video of a loader, each seen in all its views; processes share the videos.
 
     Args:
-        classifier: the classifier in eval mode, on its device.
+        classifier: a classifier in eval mode, on its device.
         loader: this process's videos.
         num_videos: number of videos of all processes, for the progress bar.
-        dtype: autocast's type; None is plain float32.
+        dtype: autocast dtype; None means float32.
         kind: kind of the classifier's labels.
 
     Raises:
@@ -126,12 +126,13 @@ def evaluate(
     rows = sorted((row for part in distributed.gather(rows) for row in part), key=lambda row: row[0])
     if not rows:
         raise UserError("No video could be tested; see the reasons above. Check --data.root.")
-    single = torch.stack([row[3] for row in rows]).mean(dim=0)
+    indices, labels, means, singles, seconds = zip(*rows, strict=True)
+    top1, top5 = torch.stack(singles).mean(dim=0).tolist()
     return Evaluation(
-        probabilities_BK=torch.stack([row[2] for row in rows]),
-        label_B=torch.tensor([row[1] for row in rows]),
-        index_B=torch.tensor([row[0] for row in rows]),
+        probabilities_BK=torch.stack(means),
+        label_B=torch.tensor(labels),
+        index_B=torch.tensor(indices),
         bad=bad,
-        single_view=(single[0].item(), single[1].item()) if kind == "classes" else None,
-        seconds_B=torch.tensor([row[4] for row in rows], dtype=torch.float64),
+        single_view=(top1, top5) if kind == "classes" else None,
+        seconds_B=torch.tensor(seconds, dtype=torch.float64),
     )

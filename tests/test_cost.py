@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mam2.config import Epochs
-from mam2.cost import cache_gib, estimate, gpu_hours, num_cached, parts_of, remembered, run_folder_gib, this_cpu
+from mam2.cost import cache_gib, estimate, gpu_hours, num_cached, remembered, run_folder_gib, tflop_by_part, this_cpu
 from mam2.data.clips import Data
 from mam2.masks import MaskConfig
 from mam2.model.encoder import EncoderConfig
@@ -117,7 +117,7 @@ def test_the_tokenizers_cost_what_the_table_says(name: str) -> None:
 
 
 def test_parts_add_up_and_are_what_the_step_benchmark_counts() -> None:
-    parts = parts_of(get_recipe("mam2_b_k400", Pretrain))
+    parts = tflop_by_part(get_recipe("mam2_b_k400", Pretrain))
     assert sum(parts.values()) == pytest.approx(estimate(get_recipe("mam2_b_k400", Pretrain)).tflop)
     assert parts == {  # benchmarks/results/step/vit_b_cpu.json
         "encoder, visible patches": pytest.approx(0.547, abs=0.001),
@@ -132,25 +132,25 @@ def test_parts_add_up_and_are_what_the_step_benchmark_counts() -> None:
 def test_parts_of_variants_add_up() -> None:
     for objective in (MAM2Config(decoders="coupled"), MAM2Config(regressor_depth=0), MAM2Config(alignment_weight=0.0)):
         config = replace(SMALL, objective=replace(objective, width=D, num_heads=2, appearance_depth=1))
-        parts = parts_of(config)
+        parts = tflop_by_part(config)
         assert min(parts.values()) > 0
         assert sum(parts.values()) == pytest.approx(estimate(config).tflop)
         assert ("alignment target" in parts) is config.objective.aligns
 
 
 def test_what_is_not_predicted_is_not_paid_for() -> None:
-    whole, half = (parts_of(replace(SMALL, mask=MaskConfig(predicted=share))) for share in (1.0, 0.5))
+    whole, half = (tflop_by_part(replace(SMALL, mask=MaskConfig(predicted=share))) for share in (1.0, 0.5))
     assert half["encoder, visible patches"] == whole["encoder, visible patches"]
     for name in ("alignment target", "rest", "appearance decoder and head", "motion decoder"):
         assert 0.4 * whole[name] < half[name] < 0.75 * whole[name], name
-    aligned = parts_of(replace(SMALL, mask=MaskConfig(aligned=0.5)))
+    aligned = tflop_by_part(replace(SMALL, mask=MaskConfig(aligned=0.5)))
     assert aligned["alignment target"] < 0.55 * whole["alignment target"]
     assert aligned["motion decoder"] == pytest.approx(whole["motion decoder"])
 
 
 def test_tubelets_of_two_frames_are_half_the_tokens() -> None:
     tubelets = replace(SMALL, encoder=replace(SMALL.encoder, frames=2 * T, tubelet=2))
-    parts, expected = parts_of(tubelets), parts_of(SMALL)
+    parts, expected = tflop_by_part(tubelets), tflop_by_part(SMALL)
     patch_embed = 2 * 2 * T * 16 * D * 3 * P * P  # twice the pixels, forward and for the weights' gradient
     expected["encoder, visible patches"] += patch_embed / 1e12
     assert parts == pytest.approx(expected)
@@ -214,7 +214,7 @@ def test_recomputing_trades_operations_for_memory() -> None:
     assert recomputed.clip_gib < 0.6 * plain.clip_gib
     assert 1.1 * plain.train_tflop < recomputed.train_tflop < 4 / 3 * plain.train_tflop
     assert recomputed.state_gib == plain.state_gib
-    parts, parts_again = parts_of(SMALL), parts_of(again)
+    parts, parts_again = tflop_by_part(SMALL), tflop_by_part(again)
     assert parts_again["alignment target"] == pytest.approx(parts["alignment target"])  # nothing goes backward there
     assert parts_again["rest"] < 4 / 3 * parts["rest"]
 

@@ -18,6 +18,7 @@ import mam2.probe.probe
 from mam2.config import UserError, from_json
 from mam2.data import clips
 from mam2.data.catalog import Catalog, read_catalog
+from mam2.data.clips import Data
 from mam2.data.shape import ClipShape, Listing
 from mam2.data.views import ViewLoader
 from mam2.model.attention import CrossAttention
@@ -25,8 +26,8 @@ from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.pooling import AttentiveHead, Standardise
 from mam2.model.weights import save_encoder
 from mam2.probe.features import Features
-from mam2.probe.heads import hold_out, neighbours, probabilities
-from mam2.probe.probe import Probe, fit, judge, probe_encoder, samples, squares_of
+from mam2.probe.heads import hold_out, knn_votes, probabilities
+from mam2.probe.probe import Probe, fit_head, judge, probe_encoder, samples
 from mam2.ridge import ridge
 
 TINY = EncoderConfig(width=16, depth=1, num_heads=2, frames=3, size=16, patch_size=4)
@@ -45,9 +46,9 @@ def made_up(num_videos: int, *, seed: int, signal: float, views: int = 2) -> Fea
 
 
 def extract(encoder: VideoEncoder, catalog: Catalog, config: Probe, folder: Path, **views: int) -> Features:
-    squares = squares_of(config, encoder)
-    data = replace(config.data(), timeout_seconds=5)  # a dead process is noticed after that
-    return mam2.probe.features.extract(encoder, catalog, data=data, folder=folder, squares=squares, dtype=None, **views)
+    settings = config.extraction(encoder, **views, dtype=None)
+    settings = replace(settings, data=replace(settings.data, timeout_seconds=5))  # a dead process is noticed after that
+    return mam2.probe.features.extract(encoder, catalog, settings, folder)
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_a_choice_is_made_among_all_settings_on_training_videos_only(monkeypatch
     """Held-out videos are in no fit that judges them; the final fit is on all."""
     train, test = made_up(40, seed=0, signal=3), made_up(20, seed=1, signal=3)
     fitted, judged = [], []
-    monkeypatch.setattr(mam2.probe.probe, "fit", lambda c, x, y, *a, **k: fitted.append(x) or fit(c, x, y, *a, **k))
+    monkeypatch.setattr(mam2.probe.probe, "fit_head", lambda c, x, *a, **k: fitted.append(x) or fit_head(c, x, *a, **k))
     monkeypatch.setattr(mam2.probe.probe, "probabilities", lambda h, x: judged.append(x) or probabilities(h, x))
     judge(QUICK, train, test, **SIZES)
     all_x, test_x = samples(train, QUICK), samples(test, QUICK)
@@ -119,7 +120,7 @@ def test_features_are_standardised_by_the_training_videos(kind) -> None:
     config = replace(QUICK, kind=kind, epochs=1)
     x_NV = samples(made_up(300, seed=0, signal=0), config) * 3 + 5
     setting = {"learning_rate": 0.01, "weight_decay": 0.0, "strength": 0.01}
-    head = fit(config, x_NV, torch.arange(300) % 4, setting, **SIZES)
+    head = fit_head(config, x_NV, torch.arange(300) % 4, setting, **SIZES)
     standardise = head[0]
     rows = x_NV.flatten(0, -2)
     torch.testing.assert_close(standardise.mean_F, rows.mean(dim=0))
@@ -154,12 +155,12 @@ def test_probabilities_are_averaged_over_views_whatever_the_batch(monkeypatch) -
     train, test = made_up(40, seed=0, signal=2), made_up(10, seed=1, signal=2, views=3)
     x_NV = samples(test, config)
     setting = {"learning_rate": 0.1, "weight_decay": 0.0}
-    head = fit(config, samples(train, config), train.label_N, setting, **SIZES)
+    head = fit_head(config, samples(train, config), train.label_N, setting, **SIZES)
     found = probabilities(head, x_NV)
     with torch.no_grad():
         wanted = torch.stack([head(x_NV[:, i]).softmax(dim=1) for i in range(3)]).mean(dim=0)
     torch.testing.assert_close(found, wanted)
-    again = fit(config, samples(train, config), train.label_N, setting, **SIZES)
+    again = fit_head(config, samples(train, config), train.label_N, setting, **SIZES)
     assert torch.equal(probabilities(again, x_NV), found)
 
 
@@ -168,7 +169,7 @@ def test_neighbours_are_counted_as_one_would_by_hand() -> None:
     bank, query = torch.randn(30, 5, generator=generator), torch.randn(7, 5, generator=generator)
     label_N = torch.randint(3, (30,), generator=generator)
     for k in (1, 4, 30, 200):
-        found = neighbours(bank, label_N, query, k=k, temperature=0.07, num_classes=3)
+        found = knn_votes(bank, label_N, query, k=k, temperature=0.07, num_classes=3)
         for i in range(7):
             cosines = [(float(torch.cosine_similarity(bank[j], query[i], dim=0)), int(label_N[j])) for j in range(30)]
             votes = torch.zeros(3)
@@ -198,7 +199,7 @@ def test_one_query_attends_as_cross_attention_does() -> None:
 
 def test_features_are_the_encoders(videos, encoder, tmp_path) -> None:
     catalog = read_catalog(Listing(root=videos), labelled=True)
-    loader = ViewLoader(catalog, QUICK.data(), ClipShape(3, 16), clips=2, crops=1)
+    loader = ViewLoader(catalog, Data(num_workers=0), ClipShape(3, 16), clips=2, crops=1)
     with torch.no_grad():
         wanted = torch.stack([encoder(video.views_VTCHW) for video in loader])  # N, V, T, 16 patches, D
     one = extract(encoder, catalog, QUICK, tmp_path, clips=2, crops=1)

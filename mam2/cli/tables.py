@@ -191,10 +191,10 @@ def print_cost(recipe: str, config: Pretrain, *, device: str, utilisation: float
     """Cost of a pre-training: operations by part, hours, memory, disk."""
     from mam2 import cost
 
-    on = cost.this_cpu(width=config.encoder.width) if device == "cpu" else cost.DEVICES[device]
+    on = cost.this_cpu(width=config.encoder.width) if device == "cpu" else cost.MACHINES[device]
     estimate = cost.estimate(config)
     table = Table("part of a step", "TFLOP per clip", "share", title=recipe)
-    for name, tflop in sorted(cost.parts_of(config).items(), key=lambda part: -part[1]):
+    for name, tflop in sorted(cost.tflop_by_part(config).items(), key=lambda part: -part[1]):
         table.add_row(name, f"{tflop:.4g}", f"{tflop / estimate.tflop:.0%}")
     table.add_section()
     table.add_row("whole step", f"{estimate.tflop:.4g}", "")

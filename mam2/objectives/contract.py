@@ -1,6 +1,6 @@
-"""The contract of a pre-training method: its configuration, and the module that the loop trains.
+"""Contract of a pre-training method: its configuration, and the module that the loop trains.
 
-Training, costs, scales and pictures know a method by these Protocols only.
+Other rooms know a method by these Protocols only.
 
 B clips, T frames, M masked patches, K codes, D numbers per patch.
 """
@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 
 from torch import Tensor
 
-from mam2.config import Duration
+from mam2.config import Duration, UserError
 from mam2.losses import Losses
 from mam2.masks import Mask, MaskConfig
 from mam2.model.encoder import EncoderConfig, VideoEncoder
@@ -47,7 +47,7 @@ class Proportion:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Predictions for masked patches; None for what the method does not predict.
+    """Predictions for masked patches; None for those that the method does not make.
 
     Attributes:
         appearance_BTMK: logits of codes, or pixels.
@@ -56,6 +56,12 @@ class Reconstruction:
 
     appearance_BTMK: Tensor | None
     motion: Tensor | None
+
+
+def check_heads(width: int, num_heads: int) -> None:
+    """Raises UserError unless an objective's width is a multiple of its heads, and of 4."""
+    if width % num_heads or width % 4:
+        raise UserError(f"objective.width {width} must be a multiple of objective.num_heads {num_heads}, and of 4.")
 
 
 class Objective(Protocol):
@@ -109,11 +115,9 @@ class ObjectiveConfig(Protocol):
         return ["mask.aligned"] if mask.aligned < 1 else []
 
     def build(self, encoder: EncoderConfig, sizes: TargetSizes, *, steps_per_epoch: int) -> Objective:
-        """The method with random weights.
+        """The method with random weights; its decoders' outputs have the targets' sizes.
 
         Args:
-            encoder: the encoder's sizes.
-            sizes: sizes of the targets, hence of the decoders' outputs.
             steps_per_epoch: number of steps in an epoch, for settings that change over epochs.
         """
         ...

@@ -14,14 +14,14 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from mam2.config import Duration, UserError, check
+from mam2.config import Duration, check
 from mam2.losses import Losses, average
 from mam2.masks import Mask
 from mam2.model.blocks import init_weights
 from mam2.model.decoders import MaskDecoder
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import copy_encoder
-from mam2.objectives.contract import ObjectiveConfig, Proportion, Reconstruction
+from mam2.objectives.contract import ObjectiveConfig, Proportion, Reconstruction, check_heads
 from mam2.targets.maker import Targets
 from mam2.targets.table import TargetSizes
 
@@ -42,10 +42,7 @@ class MAEConfig(ObjectiveConfig):
 
     def __post_init__(self) -> None:
         check(self, "objective.")
-        if self.width % self.num_heads or self.width % 4:
-            raise UserError(
-                f"objective.width {self.width} must be a multiple of objective.num_heads {self.num_heads}, and of 4."
-            )
+        check_heads(self.width, self.num_heads)
 
     def build(self, encoder: EncoderConfig, sizes: TargetSizes, *, steps_per_epoch: int = 1) -> MAE:
         return MAE(self, encoder, sizes)

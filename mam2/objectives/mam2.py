@@ -29,7 +29,7 @@ from mam2.targets.table import TargetSizes
 class MAM2(nn.Module):
     """Encoder, regressor and two disentangled decoders: `objective(clip, mask, targets, step) -> Losses`.
 
-    Only what the configuration uses is built; `sizes` are those of the targets, `TargetMaker.sizes`.
+    Only the parts that the configuration uses are built; `sizes` are the targets', `TargetMaker.sizes`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class MAM2(nn.Module):
         return Predictions(visible_BTVD, latent, hidden, target_BTAD)
 
     def position(self, clip_BTCHW: Tensor) -> Tensor:
-        """Position embeddings (B, T, N, D) as regressor and decoders see them."""
+        """Position embeddings (B, T, N, D) for regressor and decoders."""
         if self.own_positions is None:
             position_TND = self.encoder.position(clip_BTCHW)
         else:
@@ -117,7 +117,7 @@ class MAM2(nn.Module):
         self.alignment.restart(self.encoder)
 
     def after_step(self) -> None:
-        """Moves the teacher, if there is one."""
+        """Moves the teacher, if the method has one."""
         self.alignment.after_step(self.encoder)
 
 
@@ -150,7 +150,7 @@ class Alignment(nn.Module):
         self.restart(encoder)
 
     def restart(self, encoder: VideoEncoder) -> None:
-        """Makes the teacher, if there is one, a copy of the encoder."""
+        """Makes the teacher a copy of the encoder."""
         if self.teacher is not None:
             self.teacher.load_state_dict(encoder.state_dict())
 
@@ -158,7 +158,7 @@ class Alignment(nn.Module):
     def target(self, model: MAM2, clip_BTCHW: Tensor, tokens: Tokens, mask: Mask) -> Tensor:
         """Groundtruth of the aligned patches (Sec. 2.1): their features in `model`'s encoder, or in the teacher.
 
-        The encoder has embedded the clips already: `tokens`. A teacher embeds them itself.
+        `tokens` are the encoder's; a teacher embeds the clips itself.
         """
         if self.teacher is None:
             features_BTAD = model.encoder.encode(tokens.at(mask.aligned_BTA))

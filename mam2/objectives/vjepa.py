@@ -1,5 +1,4 @@
-"""V-JEPA: predicts features of masked patches, those of a moving average of the encoder on the whole clip
-(docs/rivals.md).
+"""V-JEPA: predicts the features that the encoder's moving average has of masked patches (docs/rivals.md).
 
 B clips, T frames or tubelets, N patches per frame, V visible, M masked, D the encoder's width.
 """
@@ -14,14 +13,14 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from mam2.config import Duration, Epochs, UserError, check
+from mam2.config import Duration, Epochs, check
 from mam2.losses import Losses, average
 from mam2.masks import Mask, take
 from mam2.model.blocks import init_weights
 from mam2.model.decoders import MaskDecoder
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import copy_encoder
-from mam2.objectives.contract import ObjectiveConfig, Proportion, Reconstruction
+from mam2.objectives.contract import ObjectiveConfig, Proportion, Reconstruction, check_heads
 from mam2.targets.maker import Targets
 from mam2.targets.table import TargetSizes
 
@@ -48,10 +47,7 @@ class VJEPAConfig(ObjectiveConfig):
 
     def __post_init__(self) -> None:
         check(self, "objective.")
-        if self.width % self.num_heads or self.width % 4:
-            raise UserError(
-                f"objective.width {self.width} must be a multiple of objective.num_heads {self.num_heads}, and of 4."
-            )
+        check_heads(self.width, self.num_heads)
 
     @property
     def needs_appearance(self) -> bool:
@@ -115,7 +111,7 @@ class VJEPA(nn.Module):
 
     @torch.no_grad()
     def target(self, clip_BTCHW: Tensor) -> Tensor:
-        """The moving average's features of the whole clip, each token to mean 0 and variance 1: (B, T, N, D)."""
+        """The moving average's features (B, T, N, D) of the whole clip, each token standardised."""
         features_BTND = self.teacher(clip_BTCHW).float()
         return F.layer_norm(features_BTND, features_BTND.shape[-1:])
 

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, of every view of every video, computed once and kept on disk.
+"""Features of a frozen encoder for every view of every video, computed once and kept on disk.
 
 N videos, V views of a video, T frames, S squares that a frame's patches are averaged over, D width.
 """
@@ -50,49 +50,52 @@ class Features:
     bad: dict[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """Settings of an extraction.
+
+    Attributes:
+        data: settings for reading videos.
+        clips, crops: views per video.
+        squares: squares per side of a frame, each the mean of its patches; S is squares².
+        dtype: autocast dtype; None computes in fp32.
+    """
+
+    data: Data
+    clips: int
+    crops: int
+    squares: int
+    dtype: torch.dtype | None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The settings that change features."""
+        data = self.data
+        reading = (data.sampling, data.stride_frames, data.decode_short_side)
+        return (self.clips, self.crops, *reading, self.squares, str(self.dtype), VIDEOS_PER_FILE)
+
+
 def extract(
-    encoder: VideoEncoder,
-    catalog: Catalog,
-    *,
-    data: Data,
-    folder: Path,
-    clips: int,
-    crops: int,
-    squares: int,
-    dtype: torch.dtype | None,
-    title: str = "features",
+    encoder: VideoEncoder, catalog: Catalog, settings: Extraction, folder: Path, *, title: str = "features"
 ) -> Features:
     """Features of a data set, computed once: those that `folder` already holds are read.
 
-    Their key is a digest of the encoder's weights, the videos (path, size, time of change) and the views; labels can
-    change. A file is made again next time if a decoding process died or hung: the fault can be passing.
+    Their key is a digest of the encoder's weights, the videos (path, size, time of change) and the settings; labels can
+    change. A file is made again next time if a decoding process died or hung meanwhile: the fault can be passing.
 
     Args:
-        encoder: frozen; used on the device of this process.
+        encoder: a frozen encoder; used on the device of this process.
         catalog: the videos.
-        data: settings for reading them.
-        folder: folder that keeps the features.
-        clips, crops: views per video.
-        squares: number of squares per side of a frame; each is the mean of its patches, and S is their number.
-        dtype: autocast's type; None computes in fp32.
+        settings: views, pooling and precision.
+        folder: folder that keeps the features of all extractions.
         title: title of the progress bar.
 
     Raises:
         UserError: too many unusable videos.
     """
     files = fingerprint(item.path for item in catalog.items)
-    views = (
-        clips,
-        crops,
-        data.sampling,
-        data.stride_frames,
-        data.decode_short_side,
-        squares,
-        str(dtype),
-        VIDEOS_PER_FILE,
-    )
     config = to_json(dataclasses.replace(encoder.config, drop_path=0.0))
-    key = hashlib.sha256(repr((config, digest(encoder.state_dict()), files, views)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((config, digest(encoder.state_dict()), files, settings.key)).encode()).hexdigest()[:16]
     place = folder / key
     place.mkdir(parents=True, exist_ok=True)
     num_videos = len(catalog.items)
@@ -103,15 +106,20 @@ def extract(
     doubtful = []
     for part in missing[distributed.rank() :: distributed.world_size()]:
         loader = ViewLoader(
-            catalog, data, ClipShape.of(encoder.config), clips=clips, crops=crops, rank=part, world_size=num_parts
+            catalog,
+            settings.data,
+            ClipShape.of(encoder.config),
+            clips=settings.clips,
+            crops=settings.crops,
+            rank=part,
+            world_size=num_parts,
         )
         shown = progress(loader, title=f"{title} {part + 1}/{num_parts}", total=len(range(part, num_videos, num_parts)))
-        tensors = _encode(encoder, shown, squares=squares, num_views=clips * crops, dtype=dtype)
         file = place / f"{part:05d}.safetensors"
-        write_tensors(file, tensors, {"bad": json.dumps(loader.bad.reasons)})
+        write_tensors(file, _encode(encoder, shown, settings), {"bad": json.dumps(loader.bad.reasons)})
         doubtful += [file] if loader.quarantined else []
     distributed.barrier()
-    features = _read(place, num_parts, catalog, data)
+    features = _read(place, num_parts, catalog, settings.data)
     distributed.barrier()  # all have read before any removes
     for file in doubtful:
         file.unlink()
@@ -119,11 +127,12 @@ def extract(
 
 
 @torch.no_grad()
-def _encode(
-    encoder: VideoEncoder, videos: Iterator[Views], *, squares: int, num_views: int, dtype: torch.dtype | None
-) -> dict[str, Tensor]:
+def _encode(encoder: VideoEncoder, videos: Iterator[Views], settings: Extraction) -> dict[str, Tensor]:
     """The tensors of one file: features (N, V, T, S, D) and the videos' places in the catalog."""
     config = encoder.config
+    squares = settings.squares
+    dtype = settings.dtype
+    num_views = settings.clips * settings.crops
     device = next(encoder.parameters()).device
     kept = torch.float32 if squares == 1 else torch.float16
     rows = [torch.empty(0, num_views, config.tubelets, squares**2, config.width, dtype=kept)]

@@ -6,6 +6,7 @@ B samples, V views of a video, F features, K classes, N training samples or vide
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,21 +21,22 @@ HOLD_OUT, ORDER, WEIGHTS = range(1, 4)  # keep the seeds of the draws apart
 
 
 def linear(width: int, num_classes: int) -> nn.Linear:
-    """A linear layer that starts at zero: the problem is convex, so nothing needs to be drawn."""
+    """A linear layer that starts at zero; the problem is convex."""
     layer = nn.Linear(width, num_classes)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 
 
-def neighbours(
+def knn_votes(
     bank_NF: Tensor, label_N: Tensor, query_BF: Tensor, *, k: int, temperature: float, num_classes: int
 ) -> Tensor:
     """Votes (B, K), 1 in sum: each of the k training videos of largest cosine votes with exp(cosine / temperature).
 
-    As DINO's (Caron et al., 2021); a training set smaller than k votes as a whole.
+    DINO's vote (Caron et al., 2021); a training set smaller than k votes as a whole.
     """
-    bank_NF, query_BF = F.normalize(bank_NF.float(), dim=1), F.normalize(query_BF.float(), dim=1)
+    bank_NF = F.normalize(bank_NF.float(), dim=1)
+    query_BF = F.normalize(query_BF.float(), dim=1)
     votes_BK = torch.zeros(len(query_BF), num_classes)
     for places in torch.arange(len(query_BF)).split(1024):
         cosine_Bk, nearest_Bk = (query_BF[places] @ bank_NF.T).topk(min(k, len(bank_NF)), dim=1)
@@ -55,7 +57,7 @@ def hold_out(label_N: Tensor, *, share: float, seed: int, trial: int = 0) -> Ten
     return held_N
 
 
-def train(
+def train_head(
     head: nn.Module, x_B: Tensor, label_B: Tensor, optim: Optim, *, epochs: int, batch_size: int, seed: int
 ) -> None:
     """Trains a head by AdamW, with a cosine from the learning rate to 0.
@@ -65,12 +67,12 @@ def train(
     device = local_device()
     optimizer = make_optimizer(head, optim)
     num_steps = epochs * -(-len(x_B) // batch_size)
+    rate_of = partial(learning_rate, optim, batch_size=batch_size, warmup_steps=0, num_steps=num_steps)
     step = 0
     for epoch in range(epochs):
         generator = torch.Generator().manual_seed(seed_of(seed, ORDER, epoch))
         for some in torch.randperm(len(x_B), generator=generator).split(batch_size):
-            rate = learning_rate(optim, step, batch_size=batch_size, warmup_steps=0, num_steps=num_steps)
-            set_learning_rate(optimizer, rate)
+            set_learning_rate(optimizer, rate_of(step))
             optimizer.zero_grad()
             F.cross_entropy(head(x_B[some].to(device)), label_B[some].to(device)).backward()
             optimizer.step()
@@ -80,8 +82,8 @@ def train(
 @torch.no_grad()
 def probabilities(head: nn.Module, x_NV: Tensor) -> Tensor:
     """Probabilities (N, K) of each video, averaged over its views."""
-    parts = [
-        head(part.flatten(0, 1).to(local_device())).softmax(dim=1).unflatten(0, part.shape[:2]).mean(dim=1).cpu()
-        for part in x_NV.split(VIDEOS_AT_ONCE)
-    ]
+    parts = []
+    for part_NV in x_NV.split(VIDEOS_AT_ONCE):
+        logits_BK = head(part_NV.flatten(0, 1).to(local_device()))
+        parts.append(logits_BK.softmax(dim=1).unflatten(0, part_NV.shape[:2]).mean(dim=1).cpu())
     return torch.cat(parts)

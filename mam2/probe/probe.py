@@ -1,7 +1,7 @@
 """Probes of a frozen encoder: a linear layer, ridge regression, an attentive pooler or nearest neighbours.
 
-Every video goes through the encoder once; its features are kept on disk. Settings are chosen on a held-out share of the
-training videos; the test videos are used once, at the end. docs/probes.md describes the protocol.
+Each video goes through the encoder once. Settings are chosen on held-out training videos; the test videos are used
+once, at the end (docs/probes.md).
 
 N videos, V views per video, T frames, S squares that a frame's patches are averaged over, D width, F features,
 K classes, B samples.
@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from mam2 import distributed
-from mam2.config import Epochs, UserError, check, seed_of, to_json
+from mam2.config import UserError, check, seed_of, to_json
 from mam2.data.catalog import Catalog, few_shot, read_catalog
 from mam2.data.clips import Data, Sampling
 from mam2.data.shape import Listing
@@ -33,9 +34,8 @@ from mam2.files import write_text
 from mam2.model.classifier import Pooling
 from mam2.model.encoder import VideoEncoder
 from mam2.model.pooling import AttentiveHead, PoolingConfig, Standardise, save_pooling
-from mam2.probe import heads
-from mam2.probe.features import Features, extract
-from mam2.probe.heads import WEIGHTS, hold_out, linear, neighbours, probabilities
+from mam2.probe.features import Extraction, Features, extract
+from mam2.probe.heads import WEIGHTS, hold_out, knn_votes, linear, probabilities, train_head
 from mam2.ridge import ridge
 from mam2.train.optim import Optim
 from mam2.train.run import settings_of
@@ -57,23 +57,23 @@ class Probe:
         label_column: name of the CSV's column of labels.
         kind: "linear" layer, "ridge" (a linear layer too, in closed form, so in seconds), "attentive" pooler with one
             learned query and a linear layer, or "knn".
-        pooling: pooling of features for all but attentive: "space" averages over space and keeps the frames side by
-            side (T × D features), "all" averages over time too (D features).
+        pooling: all but attentive: "space" averages over space and keeps the frames side by side (T × D features),
+            "all" averages over time too (D features).
         baseline: also probe an untrained encoder of the same configuration.
         shots: labelled training videos per class, drawn by the seed; 0 takes all.
         train_clips, train_crops: views per training video, each of them a sample.
         test_clips, test_crops: views per test video, whose probabilities are averaged.
         sampling: "dense" clips, or "uniform" ones for Something-Something V2.
-        stride_frames: the distance between neighbouring frames of a dense clip; pre-training's.
+        stride_frames: distance between neighbouring frames of a dense clip; pre-training's.
         token_grid: attentive: a frame's patches are averaged to at most this many squares per side.
         held_out: share of the training videos of each class on which a setting of the sweep is judged.
         trials: number of such shares that a setting is judged on; their mean decides.
-        strengths: ridge: strengths of the sweep, as shares of the features' mean square norm.
+        strengths: ridge: penalties of the sweep, as shares of the features' mean square norm.
         learning_rates: learning rates of the sweep, for a batch of 256; the rate used is × batch size / 256.
         weight_decays: weight decays of the sweep.
         epochs: passes over the training samples.
         batch_size: training samples per step.
-        neighbours: knn: numbers of neighbours k; the first is the result, the others are reported too.
+        neighbours: knn: numbers of neighbours k; the first gives the result, the others are reported too.
         temperature: knn: a neighbour votes with exp(cosine / temperature).
         precision: precision of the encoder; "auto" is bf16 where the hardware is fast at it.
         seed: seed of everything random.
@@ -126,18 +126,20 @@ class Probe:
         """The train or the test videos, as `read_catalog` takes them."""
         return Listing(root=root, split=split, path_column=self.path_column, label_column=self.label_column)
 
-    def data(self) -> Data:
-        """Settings for reading videos."""
-        return Data(
+    def extraction(self, encoder: VideoEncoder, clips: int, crops: int, dtype: torch.dtype | None) -> Extraction:
+        """Settings for extracting an encoder's features of so many views per video."""
+        squares = min(self.token_grid, *encoder.config.grid) if self.kind == "attentive" else 1
+        data = Data(
             sampling=self.sampling,
             stride_frames=self.stride_frames,
             num_workers=self.num_workers,
             max_bad_share=self.max_bad_share,
         )
+        return Extraction(data=data, clips=clips, crops=crops, squares=squares, dtype=dtype)
 
 
 def default_probe(encoder: str) -> Probe:
-    """The configuration to probe an encoder with, at the stride of its training where its run tells."""
+    """The configuration to probe an encoder with, at the stride of its training, if known."""
     settings = settings_of(encoder)
     config = Probe(encoder=encoder)
     return replace(config, stride_frames=settings.data.stride_frames) if settings else config
@@ -160,33 +162,27 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
     folder = Path(out)
     model = open_model(config.encoder, precision=config.precision)
     encoder = model.encoder
+    train_settings = config.extraction(encoder, config.train_clips, config.train_crops, model.dtype)
+    test_settings = config.extraction(encoder, config.test_clips, config.test_crops, model.dtype)
 
-    def judged(
-        encoder: VideoEncoder, title: str
-    ) -> tuple[dict[str, Any], Evaluation, nn.Module | None, Features, Features]:
-        features_of = partial(
-            extract,
-            encoder,
-            data=config.data(),
-            folder=folder / "features",
-            squares=squares_of(config, encoder),
-            dtype=model.dtype,
+    def features_of(encoder: VideoEncoder, title: str) -> tuple[Features, Features]:
+        return (
+            extract(encoder, train, train_settings, folder / "features", title=f"{title}, train"),
+            extract(encoder, test, test_settings, folder / "features", title=f"{title}, test"),
         )
-        seen = features_of(train, clips=config.train_clips, crops=config.train_crops, title=f"{title}, train")
-        seen_test = features_of(test, clips=config.test_clips, crops=config.test_crops, title=f"{title}, test")
-        heads = encoder.config.num_heads
-        return *judge(config, seen, seen_test, num_classes=len(train.classes), num_heads=heads), seen, seen_test
 
-    report, result, head, seen, seen_test = judged(encoder, "features")
+    judged = partial(judge, config, num_classes=len(train.classes), num_heads=encoder.config.num_heads)
+    seen, seen_test = features_of(encoder, "features")
+    summary, result, head = judged(seen, seen_test)
     baseline = None
     if config.baseline:
         torch.manual_seed(seed_of(config.seed, WEIGHTS))
-        baseline = judged(VideoEncoder(encoder.config), "untrained encoder")[0]
+        baseline = judged(*features_of(VideoEncoder(encoder.config), "untrained encoder"))[0]
     report = {
         "kind": config.kind,
         "num_train": len(seen.label_N),
         "num_videos": len(seen_test.label_N),
-        **report,
+        **summary,
         "per_class": result.per_class(train.classes),
         "confusion": result.confusion().tolist(),
         "baseline": baseline,
@@ -199,7 +195,7 @@ def probe_encoder(config: Probe, out: str | Path) -> dict[str, Any]:
                 encoder=model.digest,
                 width=encoder.config.width,
                 num_heads=encoder.config.num_heads,
-                squares=squares_of(config, encoder),
+                squares=train_settings.squares,
                 classes=train.classes,
             )
             save_pooling(folder / "probe_attentive.safetensors", head, sizes)
@@ -231,7 +227,8 @@ def judge(
     Args:
         train: every view is a sample (linear, ridge, attentive), or the views' mean is one (knn).
         test: the views' probabilities are averaged (linear, ridge, attentive), or their features (knn).
-        num_heads: number of heads of the attentive pooler.
+        num_classes: number of classes, K.
+        num_heads: attention heads of the attentive pooler.
 
     Returns:
         {"top1", "top5", "chosen", "sweep"}, the evaluation of the chosen setting, and the head (knn has none).
@@ -241,33 +238,20 @@ def judge(
     """
     x_NV = samples(train, config)
     test_NV = samples(test, config)
-
-    def evaluation(probabilities_NK: Tensor, of: Features = test) -> Evaluation:
-        return Evaluation(probabilities_BK=probabilities_NK, label_B=of.label_N, index_B=of.index_N, bad=of.bad)
-
+    evaluated = partial(Evaluation, label_B=test.label_N, index_B=test.index_N, bad=test.bad)
     head = None
     if config.kind == "knn":
-        bank, query = x_NV.mean(dim=1), test_NV.mean(dim=1)
-        results = [
-            evaluation(
-                neighbours(bank, train.label_N, query, k=k, temperature=config.temperature, num_classes=num_classes)
-            )
-            for k in config.neighbours
-        ]
-        sweep = [{"k": k, "top1": r.top(1), "top5": r.top(5)} for k, r in zip(config.neighbours, results, strict=True)]
+        vote = partial(knn_votes, x_NV.mean(dim=1), train.label_N, test_NV.mean(dim=1), num_classes=num_classes)
+        results = {k: evaluated(vote(k=k, temperature=config.temperature)) for k in config.neighbours}
+        sweep = [{"k": k, "top1": result.top(1), "top5": result.top(5)} for k, result in results.items()]
         chosen: dict[str, float] = {"k": config.neighbours[0]}
-        result = results[0]
+        result = results[config.neighbours[0]]
     else:
-        make = partial(fit, config, num_classes=num_classes, num_heads=num_heads)
+        make = partial(fit_head, config, num_classes=num_classes, num_heads=num_heads)
         sweep, chosen = _choose(config, make, x_NV, train.label_N)
         head = make(x_NV, train.label_N, chosen)
-        result = evaluation(probabilities(head, test_NV))
+        result = evaluated(probabilities(head, test_NV))
     return {"top1": result.top(1), "top5": result.top(5), "chosen": chosen, "sweep": sweep}, result, head
-
-
-def squares_of(config: Probe, encoder: VideoEncoder) -> int:
-    """Squares per side that a frame's patches are averaged to."""
-    return min(config.token_grid, *encoder.config.grid) if config.kind == "attentive" else 1
 
 
 def samples(features: Features, config: Probe) -> Tensor:
@@ -283,12 +267,10 @@ def _choose(
     config: Probe, make: Callable[..., nn.Module], x_NV: Tensor, label_N: Tensor
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
     """The sweep's rows, each a setting with its result on held-out training videos, and the best setting."""
+    rates_and_decays = product(config.learning_rates, config.weight_decays)
+    settings = [{"learning_rate": rate, "weight_decay": decay} for rate, decay in rates_and_decays]
     if config.kind == "ridge":
         settings = [{"strength": strength} for strength in config.strengths]
-    else:
-        settings = [
-            {"learning_rate": r, "weight_decay": d} for r in config.learning_rates for d in config.weight_decays
-        ]
     if len(settings) == 1:
         return [], settings[0]
     parts = [hold_out(label_N, share=config.held_out, seed=config.seed, trial=i) for i in range(config.trials)]
@@ -314,18 +296,14 @@ def _choose(
     return sweep, settings[best]
 
 
-def fit(
-    config: Probe,
-    x_NV: Tensor,
-    label_N: Tensor,
-    setting: dict[str, float],
-    *,
-    num_classes: int,
-    num_heads: int,
+def fit_head(
+    config: Probe, x_NV: Tensor, label_N: Tensor, setting: dict[str, float], *, num_classes: int, num_heads: int
 ) -> nn.Module:
     """A head fitted to all views: ridge in closed form, others by AdamW."""
-    device, width = local_device(), x_NV.shape[-1]
-    x_B, label_B = x_NV.flatten(0, 1), label_N.repeat_interleave(x_NV.shape[1])
+    device = local_device()
+    width = x_NV.shape[-1]
+    x_B = x_NV.flatten(0, 1)
+    label_B = label_N.repeat_interleave(x_NV.shape[1])
     if config.kind == "ridge":
         standardise = Standardise(x_NV)
         layer = ridge(standardise(x_B), label_B, num_classes=num_classes, strength=setting["strength"])
@@ -333,12 +311,6 @@ def fit(
     torch.manual_seed(seed_of(config.seed, WEIGHTS))
     head = AttentiveHead(width, num_heads, num_classes) if config.kind == "attentive" else linear(width, num_classes)
     model = nn.Sequential(Standardise(x_NV), head).to(device)
-    optim = Optim(
-        base_lr=setting["learning_rate"],
-        weight_decay=setting["weight_decay"],
-        min_lr=0.0,
-        betas=(0.9, 0.999),
-        warmup=Epochs(0),
-    )
-    heads.train(model, x_B, label_B, optim, epochs=config.epochs, batch_size=config.batch_size, seed=config.seed)
+    optim = Optim(base_lr=setting["learning_rate"], weight_decay=setting["weight_decay"], min_lr=0, betas=(0.9, 0.999))
+    train_head(model, x_B, label_B, optim, epochs=config.epochs, batch_size=config.batch_size, seed=config.seed)
     return model.eval()

@@ -147,12 +147,8 @@ def open_pretraining(
     with only_writer(folder):
         if distributed.rank() == 0:
             open_run(folder, "pretrain", config, resume=resume, videos=[item.path for item in catalog.items])
-            file = folder / "tokenizer.safetensors"
-            if trains_tokenizer(config) and not file.exists():
-                vq = VQConfig(patch_size=config.encoder.patch_size, num_codes=config.targets.num_codes)
-                steps = config.targets.vq_steps
-                size = config.encoder.size
-                train_tokenizer(catalog, config.data, vq, file, size=size, num_steps=steps, seed=config.loop.seed)
+            if trains_tokenizer(config):
+                make_tokenizer(config, catalog, folder / "tokenizer.safetensors")
         distributed.barrier()
         # Build: targets, model, optimiser.
         device = local_device()
@@ -210,6 +206,15 @@ def pretraining_loss(encoder: EncoderConfig, mask: MaskConfig, targets: TargetMa
 def trains_tokenizer(config: Pretrain) -> bool:
     """True if the run trains a small VQ tokenizer on its own videos."""
     return config.objective.needs_appearance and config.targets.appearance == "vq" and not config.targets.file
+
+
+def make_tokenizer(config: Pretrain, catalog: Catalog, file: Path) -> None:
+    """Trains the run's own tokenizer, unless its file is there already."""
+    if not file.exists():
+        vq = VQConfig(patch_size=config.encoder.patch_size, num_codes=config.targets.num_codes)
+        num_steps = config.targets.vq_steps
+        size = config.encoder.size
+        train_tokenizer(catalog, config.data, vq, file, size=size, num_steps=num_steps, seed=config.loop.seed)
 
 
 def make_targets(config: Pretrain, folder: Path, device: torch.device) -> TargetMaker:

@@ -204,6 +204,14 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def flat(fields: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """A nested dict with dotted names: {"loop.seed": 0}."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        found |= flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
+    return found
+
+
 def file_checksum(path: Path) -> str:
     """A hash of a file's bytes."""
     with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -10,10 +11,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+
+from mam2.config import Steps
+from mam2.data.clips import Data
+from mam2.model.encoder import EncoderConfig
+from mam2.objectives.mae import MAEConfig
+from mam2.targets.table import TargetsConfig
+from mam2.train.engine import Loop
+from mam2.train.pretrain import Pretrain
 
 TINY_ENCODER = [
     *("--encoder.width", "16", "--encoder.depth", "1", "--encoder.num-heads", "2"),
@@ -33,6 +43,22 @@ def mam2(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess[
     if processes > 1:
         start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     return subprocess.run([*start, "mam2", *map(str, arguments)], capture_output=True, text=True, timeout=280)
+
+
+def log_rows(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log.jsonl."""
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def tiny_mae(videos: Path, *, steps: int, **loop: Any) -> Pretrain:
+    """A VideoMAE of one block that learns pixels."""
+    return Pretrain(
+        data=Data(root=str(videos), stride_frames=1, num_workers=0),
+        encoder=EncoderConfig(width=8, depth=1, num_heads=2, frames=4, size=16, patch_size=8),
+        objective=MAEConfig(width=8, depth=1, num_heads=2),
+        targets=TargetsConfig(appearance="pixels"),
+        loop=Loop(batch_size=4, duration=Steps(steps), save_every=Steps(2), log_every=1, **loop),
+    )
 
 
 def write_video(

@@ -63,7 +63,7 @@ def test_a_step_never_waits_for_the_gpu(compiled: bool, recomputed: bool) -> Non
         return StepMetrics(number + 1, [losses], norm, logged=True, numbers={}, num_clips=2)
 
     for number in range(2):
-        step(number).wait()
+        step(number).values()
     torch.cuda.set_sync_debug_mode("error")
     try:
         metrics = step(2)

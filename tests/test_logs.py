@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import log_rows
 
 from mam2.config import UserError
 from mam2.device import memory_gib
@@ -20,10 +21,6 @@ def log_of(folder: Path, num_steps: int = 2, *, start_step: int = 0) -> RunLog:
     return RunLog(folder, start_step=start_step, num_steps=num_steps, title="test")
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 def test_log_lines_and_their_end(tmp_path: Path) -> None:
     log = log_of(tmp_path, 20)
     rest = {"grad_norm": 1.0, "clips_per_second": 5.0, "data_seconds": 0.1, "memory_gib": 1.0}
@@ -33,7 +30,7 @@ def test_log_lines_and_their_end(tmp_path: Path) -> None:
         log.advance(int(row["step"]), row)
     log.advance(20, None)
     log.close()
-    assert rows_of(tmp_path) == rows
+    assert log_rows(tmp_path) == rows
     assert any((tmp_path / "tensorboard").iterdir())
 
 
@@ -43,7 +40,7 @@ def test_resuming_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None
     log = log_of(tmp_path, 50, start_step=20)
     log.write({"step": 30, "loss": 0.25})
     log.close()
-    assert rows_of(tmp_path) == [{"step": 10, "loss": 0.5}, {"step": 20, "loss": 0.5}, {"step": 30, "loss": 0.25}]
+    assert log_rows(tmp_path) == [{"step": 10, "loss": 0.5}, {"step": 20, "loss": 0.5}, {"step": 30, "loss": 0.25}]
 
 
 def test_a_log_line_is_on_disk_at_once(tmp_path: Path) -> None:
@@ -137,7 +134,7 @@ def report(folder: Path, steps: list[Losses], *, norm: float = 1.0, log_every: i
         for number, losses in enumerate(steps, start=1):
             reporter.add(number, [losses], torch.tensor(norm), {"lr": 0.5, "data_seconds": 0.0}, num_clips=8)
             reporter.read(all_steps=number == len(steps))
-    return rows_of(folder)
+    return log_rows(folder)
 
 
 def test_metrics_of_accumulated_parts_are_averaged_and_logged_in_order(tmp_path: Path) -> None:

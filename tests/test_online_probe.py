@@ -1,6 +1,5 @@
 """The online probe: its three numbers, when it looks, what it keeps, and that it changes nothing of the training."""
 
-import json
 import logging
 import math
 import shutil
@@ -9,21 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import log_rows, tiny_mae
 from torch import Tensor
 
 from mam2.config import Steps, UserError
-from mam2.data.clips import Data
-from mam2.model.encoder import EncoderConfig, VideoEncoder
+from mam2.model.encoder import VideoEncoder
 from mam2.model.load import load_encoder
-from mam2.objectives.mae import MAEConfig
 from mam2.ridge import ridge
-from mam2.targets.table import TargetsConfig
-from mam2.train.engine import Loop
 from mam2.train.online_probe import BEST, Watch, Watcher, cross_validated_ridge, features, leave_one_out, rank_me
 from mam2.train.pretrain import Pretrain, pretrain
-from mam2.train.run import read_log
-
-ENCODER = EncoderConfig(width=8, depth=1, num_heads=2, frames=4, size=16, patch_size=8)
 
 
 def clusters(num_classes: int, each: int, *, spread: float) -> tuple[Tensor, Tensor]:
@@ -61,14 +54,7 @@ def test_rank_me_counts_the_directions_that_are_used() -> None:
 
 
 def run_of(videos: Path, *, steps: int = 6, labelled: str = "", every: int = 2) -> Pretrain:
-    return Pretrain(
-        data=Data(root=str(videos), stride_frames=1, num_workers=0),
-        encoder=ENCODER,
-        objective=MAEConfig(width=8, depth=1, num_heads=2),
-        targets=TargetsConfig(appearance="pixels"),
-        loop=Loop(batch_size=4, duration=Steps(steps), save_every=Steps(2), log_every=1),
-        watch=Watch(labelled=labelled, every=Steps(every)),
-    )
+    return replace(tiny_mae(videos, steps=steps), watch=Watch(labelled=labelled, every=Steps(every)))
 
 
 def watcher_of(videos: Path, encoder: VideoEncoder, folder: Path) -> Watcher:
@@ -80,7 +66,7 @@ def test_a_watched_run_logs_its_looks_and_trains_as_any_other(videos: Path, tmp_
     watched, plain = tmp_path / "watched", tmp_path / "plain"
     assert pretrain(run_of(videos, labelled=str(videos), steps=5), watched)
     assert pretrain(run_of(videos, steps=5), plain)
-    looks = [row for row in read_log(watched / "log.jsonl") if "probe_ridge" in row]
+    looks = [row for row in log_rows(watched) if "probe_ridge" in row]
     assert [row["step"] for row in looks] == [2, 4, 5]
     assert all(0 <= row[name] <= 1 for row in looks for name in ("probe_ridge", "probe_knn"))
     assert all(1 <= row["rank_me"] <= 8 for row in looks)
@@ -124,8 +110,16 @@ def test_the_best_encoder_is_kept_over_a_resume(
     assert any("has not risen for 5 looks; the best, 0.700" in r.getMessage() for r in caplog.records)
     assert pretrain(replace(config, loop=replace(config.loop, duration=Steps(16))), run)
     assert features(load_encoder(run / BEST), clip_NTCHW).equal(seen[7])  # 0.9
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert [row["probe_ridge"] for row in rows if "probe_ridge" in row] == [0.3, 0.7, 0.5, 0.4, 0.5, 0.6, 0.65, 0.9]
+    assert [row["probe_ridge"] for row in log_rows(run) if "probe_ridge" in row] == [
+        0.3,
+        0.7,
+        0.5,
+        0.4,
+        0.5,
+        0.6,
+        0.65,
+        0.9,
+    ]
 
 
 def test_what_can_not_be_watched_is_refused(videos: Path, tmp_path: Path) -> None:

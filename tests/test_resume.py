@@ -1,6 +1,5 @@
 """A run that was killed, however rudely, and continued is the run that was not."""
 
-import json
 import os
 import random
 import signal
@@ -10,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import TINY, mam2
+from helpers import TINY, log_rows, mam2
 
 SAME_EVERY_TIME = ("step", "epoch", "loss", "appearance", "motion", "alignment", "lr", "grad_norm", "feature_std")
 STEPS = 30
@@ -36,9 +35,8 @@ def wait_for_lines(log: Path, process: subprocess.Popen[str], *, count: int) -> 
 
 def result(out: Path) -> tuple[list[list[object]], bytes]:
     """The log without its timings, and the bytes of the last weights."""
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     weights = out / "checkpoints" / f"step_{STEPS:08d}" / "model.safetensors"
-    kept = [[row[name] for name in SAME_EVERY_TIME] for row in rows]
+    kept = [[row[name] for name in SAME_EVERY_TIME] for row in log_rows(out)]
     return kept, weights.read_bytes()
 
 
@@ -75,7 +73,7 @@ def test_sigterm_saves_exits_0_and_goes_on(videos, tmp_path, uninterrupted):
     stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 0, stderr
     assert "everything is saved" in " ".join(stderr.split())
-    logged = json.loads((out / "log.jsonl").read_text().splitlines()[-1])["step"]
+    logged = log_rows(out)[-1]["step"]
     assert 4 <= logged < STEPS
     assert (out / "checkpoints" / f"step_{logged:08d}").is_dir()
     done = mam2(*arguments(videos, out))

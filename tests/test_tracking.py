@@ -1,21 +1,16 @@
-"""What trackers are told, by stand-ins with their interfaces."""
+"""Trackers' calls, by stand-ins with their interfaces."""
 
-import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import log_rows, tiny_mae
 
-from mam2.config import Steps, UserError
-from mam2.data.clips import Data
-from mam2.model.encoder import EncoderConfig
-from mam2.objectives.mae import MAEConfig
-from mam2.targets.table import TargetsConfig
-from mam2.train.engine import Loop
+from mam2.config import UserError
+from mam2.files import flat
 from mam2.train.pretrain import Pretrain, pretrain
-from mam2.train.tracking import flat
 
 
 class Told(ModuleType):
@@ -38,13 +33,7 @@ class Told(ModuleType):
 
 
 def run_of(videos: Path, track: Any, steps: int = 2) -> Pretrain:
-    return Pretrain(
-        data=Data(root=str(videos), stride_frames=1, num_workers=0),
-        encoder=EncoderConfig(width=8, depth=1, num_heads=2, frames=4, size=16, patch_size=8),
-        objective=MAEConfig(width=8, depth=1, num_heads=2),
-        targets=TargetsConfig(appearance="pixels"),
-        loop=Loop(batch_size=4, duration=Steps(steps), save_every=Steps(2), log_every=1, seed=3, track=track),
-    )
+    return tiny_mae(videos, steps=steps, seed=3, track=track)
 
 
 @pytest.mark.parametrize("name", ["trackio", "wandb"])
@@ -56,8 +45,7 @@ def test_trackers_of_one_interface(name: Any, videos: Path, tmp_path: Path, monk
     settings = told.calls[0][2]
     assert (settings["project"], settings["name"], settings["resume"]) == ("mam2", "run", "allow")
     assert settings["config"]["loop.seed"] == 3
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    for line, (_, (numbers,), given) in zip(lines, told.calls[1:3], strict=True):
+    for line, (_, (numbers,), given) in zip(log_rows(tmp_path / "run"), told.calls[1:3], strict=True):
         assert {**numbers, "step": given["step"]} == line
     first = settings.get("id")
     assert pretrain(run_of(videos, name, steps=4), tmp_path / "run")  # goes on in the same run

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import write_video
+from helpers import log_rows, write_video
 from torch import Tensor, nn
 
 import mam2.train.finetune as finetuning
@@ -648,8 +648,7 @@ def test_events_come_at_their_steps(tmp_path: Path) -> None:
     )
     assert fit(numbers_of(model, optimizer, loop=loop, optim=optim, folder=tmp_path), squares, events)
     assert calls == ["step", "step", "eval 2", "save", "step", "eval 3", "save"]
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["score"]) for row in rows if "score" in row] == [(2, 2.0), (3, 3.0)]
+    assert [(row["step"], row["score"]) for row in log_rows(tmp_path) if "score" in row] == [(2, 2.0), (3, 3.0)]
     assert [place.name for place in checkpoint.checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
 
 

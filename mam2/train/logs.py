@@ -141,21 +141,14 @@ class StepMetrics:
     Args:
         step: number of the step, from 1.
         results: losses of each accumulated part.
-        norm: norm of the gradients, before clipping.
+        norm: norm of the gradients before clipping.
         logged: averages the losses over all processes, and keeps the features.
         numbers: more metrics, from the host.
         num_clips: clips of this process.
     """
 
     def __init__(
-        self,
-        step: int,
-        results: list[Losses],
-        norm: Tensor,
-        *,
-        logged: bool,
-        numbers: dict[str, float],
-        num_clips: int,
+        self, step: int, results: list[Losses], norm: Tensor, *, logged: bool, numbers: dict[str, float], num_clips: int
     ) -> None:
         self.step = step
         self.logged = logged
@@ -170,12 +163,8 @@ class StepMetrics:
         features = [r.features_BTD for r in results if r.features_BTD is not None]
         self.features_BTD = HostCopy(torch.cat(features)) if features and logged else None
 
-    def wait(self) -> None:
-        """Waits for the device."""
-        self._values.read()
-
     def values(self) -> dict[str, float]:
-        """The loss, its parts, and the norm of the gradient."""
+        """The loss, its parts, and the norm of the gradient; waits for the device."""
         return dict(zip(self._names, self._values.read().tolist(), strict=True))
 
 
@@ -232,12 +221,10 @@ class Reporter:
         """
         ready = self._waiting if all_steps else self._waiting[:-1]
         self._waiting = self._waiting[len(ready) :]
-        for metrics in ready:
-            metrics.wait()
+        values_of_all = [metrics.values() for metrics in ready]
         seconds = (time.perf_counter() - self._last_read) / max(1, len(ready))
         self.restart_clock()
-        for metrics in ready:
-            values = metrics.values()
+        for metrics, values in zip(ready, values_of_all, strict=True):
             if not math.isfinite(values["grad_norm"]):  # the same on all ranks: gradients are averaged
                 raise UserError(not_finite(values, metrics.step))
             row = self._row(metrics, values, seconds) if metrics.logged else None

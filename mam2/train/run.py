@@ -22,7 +22,7 @@ from typing import Any
 from mam2 import distributed
 from mam2.config import Duration, UserError, from_json, to_json
 from mam2.data.clips import Data
-from mam2.files import first_line, parse_json, read_object, write_text
+from mam2.files import first_line, flat, parse_json, read_object, write_text
 from mam2.train import checkpoint
 
 log = logging.getLogger("mam2")
@@ -66,7 +66,7 @@ def open_run(
         found.setdefault("videos", wanted["videos"])  # missing in files of version 0.1
         with contextlib.suppress(UserError, KeyError):  # fields that did not exist when it was written have defaults
             found["config"] = to_json(from_json(type(config), found["config"]))
-        changed = sorted(_differences(found, wanted))
+        changed = _differences(found, wanted)
         rows = folder / "log.jsonl"
         if changed and resume and not checkpoint.checkpoints(folder) and not (rows.exists() and rows.stat().st_size):
             (folder / "tokenizer.safetensors").unlink(missing_ok=True)  # trained for the other settings
@@ -214,15 +214,12 @@ def _lengthened(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     )
 
 
-def _differences(found: Any, wanted: Any, where: str = "") -> set[str]:
-    """Dotted names of the fields that differ between two JSON values, except FREE_FIELDS."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        names = set()
-        for name in found.keys() | wanted.keys():
-            names |= _differences(found.get(name), wanted.get(name), f"{where}.{name}" if where else name)
-        return names
-    where = where.removeprefix("config.")
-    return {where} if found != wanted and where not in FREE_FIELDS else set()
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Dotted names of the fields that differ, except FREE_FIELDS, sorted."""
+    first = flat(found)
+    second = flat(wanted)
+    names = {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)}
+    return sorted({name.removeprefix("config.") for name in names} - set(FREE_FIELDS))
 
 
 def _digest_of_names(paths: Sequence[str]) -> str:

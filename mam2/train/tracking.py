@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mam2.config import UserError
-from mam2.files import parse_json
+from mam2.files import flat, parse_json
 
 TrackerName = Literal["", "trackio", "wandb", "mlflow"]
 PROJECT = "mam2"
@@ -52,11 +52,3 @@ def begin_tracking(name: TrackerName, folder: Path) -> Tracking:
         settings |= {"id": identity, "dir": str(folder)}
     tracker.init(**settings)
     return Tracking(lambda numbers, step: tracker.log(numbers, step=step), tracker.finish)
-
-
-def flat(config: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """A configuration with dotted names: {"loop.seed": 0}."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        found |= flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
-    return found

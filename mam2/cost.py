@@ -236,8 +236,10 @@ def cache_gib(config: Pretrain, num_videos: int) -> float:
 
 def _empty_targets(config: Pretrain) -> Targets:
     """Targets of the right shapes and types for one clip."""
-    encoder, objective = config.encoder, config.objective
-    frames, num_patches = encoder.tubelets, encoder.grid[0] * encoder.grid[1]
+    encoder = config.encoder
+    objective = config.objective
+    frames = encoder.tubelets
+    num_patches = encoder.grid[0] * encoder.grid[1]
     sizes = sizes_of(config)
     appearance = motion = None
     if objective.needs_appearance and appearance_row(config.targets.appearance).load:
@@ -254,7 +256,9 @@ def _empty_targets(config: Pretrain) -> Targets:
 def _targets_gflop(config: Pretrain) -> tuple[float, float]:
     """GFLOP of a clip's appearance and motion targets: the figures for 16 × 224², in proportion to the patches
     (tokenizers) or pixels (flow)."""
-    encoder, targets, objective = config.encoder, config.targets, config.objective
+    encoder = config.encoder
+    targets = config.targets
+    objective = config.objective
     patches = encoder.tubelets * encoder.grid[0] * encoder.grid[1] / (16 * 196)
     pixels = encoder.tubelets * encoder.size**2 / (16 * 224**2)
     motion_gflop = motion_row(targets.motion).gflop

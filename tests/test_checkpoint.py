@@ -91,6 +91,14 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
+def saved(folder: Path, *steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """An encoder and its optimiser, with checkpoints of these steps in a folder."""
+    model, optimizer = trained(0)
+    for number in steps:
+        checkpoint.save(folder, model, optimizer, number, keep=2)
+    return model, optimizer
+
+
 def same(first: nn.Module, second: nn.Module) -> bool:
     a, b = first.state_dict(), second.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -122,11 +130,7 @@ def test_model_and_optimizer_come_back_to_the_bit(tmp_path: Path) -> None:
 def test_a_checkpoint_has_three_files(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, *trained(0), 12, keep=1)
     place = tmp_path / "checkpoints" / "step_00000012"
-    assert sorted(path.name for path in place.iterdir()) == [
-        "model.safetensors",
-        "optimizer.pt",
-        "state.json",
-    ]
+    assert sorted(path.name for path in place.iterdir()) == ["model.safetensors", "optimizer.pt", "state.json"]
     state = json.loads((place / "state.json").read_text())
     assert state == {"step": 12, "optimizer": hashlib.sha256((place / "optimizer.pt").read_bytes()).hexdigest()}
 
@@ -139,22 +143,17 @@ def test_nothing_saved_is_step_0(tmp_path: Path) -> None:
 
 
 def test_machines_that_see_different_folders_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, optimizer = trained(0)
-    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
+    model, optimizer = saved(tmp_path, 5)
     monkeypatch.setattr(distributed, "gather", lambda value: [value, "no checkpoint"])
     with pytest.raises(UserError, match=r"no checkpoint here, step_00000005 there.*--out that they share"):
         checkpoint.load(tmp_path, model, optimizer)
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    model, optimizer = trained(0)
-    for number in (5, 10, 200, 1000):
-        checkpoint.save(tmp_path, model, optimizer, number, keep=2)
-    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000200", "step_00001000"]
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
-        "step_00000200",
-        "step_00001000",
-    ]
+    saved(tmp_path, 5, 10, 200, 1000)
+    newest = ["step_00000200", "step_00001000"]
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == newest
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == newest
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
@@ -167,8 +166,7 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
 
 
 def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
-    model, optimizer = trained(0)
-    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
+    model, optimizer = saved(tmp_path, 5)
     half = tmp_path / "checkpoints" / ".part_00000010"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"cut sh")
@@ -180,8 +178,7 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
 
 
 def test_another_architecture_is_named(tmp_path: Path) -> None:
-    model, optimizer = trained(0)
-    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
+    saved(tmp_path, 5)
     for other, message in (
         (replace(TINY, depth=3), r"18 missing: blocks\.2\.\S+, .*, \.\.\."),
         (replace(TINY, depth=1), r"unexpected: blocks\.1\."),
@@ -195,8 +192,7 @@ def test_another_architecture_is_named(tmp_path: Path) -> None:
 
 
 def test_an_optimizer_file_with_code_is_not_run(tmp_path: Path) -> None:
-    model, optimizer = trained(0)
-    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
+    model, optimizer = saved(tmp_path, 5)
     canary = tmp_path / "canary"
     torch.save({"state": Bomb(canary), "param_groups": []}, tmp_path / "checkpoints/step_00000005/optimizer.pt")
     (tmp_path / "checkpoints/step_00000005/state.json").write_text('{"step": 5}')  # no checksum that would refuse it
@@ -211,9 +207,7 @@ FILES = ("model.safetensors", "optimizer.pt", "state.json")
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["cut", "empty"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: Path, name: str, damage: str) -> None:
-    model, optimizer = trained(0)
-    checkpoint.save(tmp_path, model, optimizer, 4, keep=2)
-    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
+    model, optimizer = saved(tmp_path, 4, 5)
     place = tmp_path / "checkpoints" / "step_00000005"
     whole = (place / name).read_bytes()
     (place / name).write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
@@ -225,8 +219,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: P
 
 @pytest.mark.parametrize("name", FILES[:2])
 def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(tmp_path: Path, name: str) -> None:
-    model, optimizer = trained(0)
-    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
+    model, optimizer = saved(tmp_path, 5)
     file = tmp_path / "checkpoints" / "step_00000005" / name
     whole = file.read_bytes()
     for place in range(0, len(whole), len(whole) // 40):
@@ -241,8 +234,7 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(tmp_path: Path, name:
 
 @pytest.mark.parametrize("state", ["{}", "[]", "null", '{"step": "5"}', '{"step": 4}', '{"step": 5000000}', "[" * 9999])
 def test_a_state_that_is_not_the_folders_is_refused(tmp_path: Path, state: str) -> None:
-    model, optimizer = trained(0)
-    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
+    model, optimizer = saved(tmp_path, 5)
     (tmp_path / "checkpoints/step_00000005/state.json").write_text(state)
     with pytest.raises(UserError, match=r"state\.json is damaged.*start again, as there is no other"):
         checkpoint.load(tmp_path, model, optimizer)
@@ -261,8 +253,7 @@ def test_copies_that_a_user_made_are_neither_loaded_nor_removed(tmp_path: Path) 
 
 
 def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
-    model, optimizer = trained(0)
-    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
+    saved(tmp_path, 5)
     shutil.copytree(tmp_path / "checkpoints/step_00000005", tmp_path / "checkpoints/.part_00000007")
     (tmp_path / "encoder.safetensors.0a1b2c3d.part").write_bytes(b"cut sh")
     (tmp_path / "notes.txt").write_text("mine")
@@ -275,8 +266,7 @@ def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_checksums_loads(tmp_path: Path) -> None:
     """Those of version 0.1."""
-    model, optimizer = trained(0)
-    checkpoint.save(tmp_path, model, optimizer, 5, keep=2)
+    model, _ = saved(tmp_path, 5)
     place = tmp_path / "checkpoints" / "step_00000005"
     save_file(model.state_dict(), place / "model.safetensors")
     (place / "state.json").write_text('{"step": 5}')

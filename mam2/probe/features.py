@@ -100,7 +100,8 @@ def extract(
     place.mkdir(parents=True, exist_ok=True)
     num_videos = len(catalog.items)
     num_parts = -(-num_videos // VIDEOS_PER_FILE)
-    missing = [part for part in range(num_parts) if not (place / f"{part:05d}.safetensors").exists()]
+    files_of_parts = [place / f"{part:05d}.safetensors" for part in range(num_parts)]
+    missing = [part for part, file in enumerate(files_of_parts) if not file.exists()]
     distributed.barrier()  # all have looked before any writes
     encoder = encoder.to(local_device()).eval()
     doubtful = []
@@ -115,11 +116,10 @@ def extract(
             world_size=num_parts,
         )
         shown = progress(loader, title=f"{title} {part + 1}/{num_parts}", total=len(range(part, num_videos, num_parts)))
-        file = place / f"{part:05d}.safetensors"
-        write_tensors(file, _encode(encoder, shown, settings), {"bad": json.dumps(loader.bad.reasons)})
-        doubtful += [file] if loader.quarantined else []
+        write_tensors(files_of_parts[part], _encode(encoder, shown, settings), {"bad": json.dumps(loader.bad.reasons)})
+        doubtful += [files_of_parts[part]] if loader.quarantined else []
     distributed.barrier()
-    features = _read(place, num_parts, catalog, settings.data)
+    features = _read(files_of_parts, catalog, settings.data)
     distributed.barrier()  # all have read before any removes
     for file in doubtful:
         file.unlink()
@@ -147,14 +147,14 @@ def _encode(encoder: VideoEncoder, videos: Iterator[Views], settings: Extraction
     return {"x_NVTSD": x_NVTSD, "index_N": torch.tensor(places, dtype=torch.int64)}
 
 
-def _read(place: Path, num_parts: int, catalog: Catalog, data: Data) -> Features:
+def _read(files: list[Path], catalog: Catalog, data: Data) -> Features:
     label_N = torch.tensor([-1 if item.label is None else item.label for item in catalog.items])
     found_N = torch.zeros(len(label_N), dtype=torch.bool)
     bad: dict[str, str] = {}
     x_NVTSD = torch.empty(0)
-    for part in range(num_parts):
-        tensors, metadata = read_tensors(place / f"{part:05d}.safetensors")
-        if part == 0:
+    for file in files:
+        tensors, metadata = read_tensors(file)
+        if not len(x_NVTSD):
             x_NVTSD = tensors["x_NVTSD"].new_empty(len(label_N), *tensors["x_NVTSD"].shape[1:])
         x_NVTSD[tensors["index_N"]] = tensors["x_NVTSD"]
         found_N[tensors["index_N"]] = True

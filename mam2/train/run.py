@@ -106,13 +106,13 @@ class InUse(UserError):
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a run's folder, on rank 0; the folder is made if there is none.
+    """Makes the folder of a run and keeps other processes out of it, on rank 0.
 
-    The lock is the system's: it goes with the process that holds it, however that ends, and reaches other machines
-    where the file system hands locks on (NFS and most others do).
+    The lock is the system's: it ends with the process that holds it, and reaches other machines through most network
+    file systems, such as NFS.
 
     Raises:
-        UserError: another process is writing there (InUse), or the folder is no run's.
+        UserError: another process writes there (InUse), or the folder is not a run's.
     """
     if distributed.rank() != 0:
         yield
@@ -126,7 +126,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder that is there.
+    """Holds the lock of an existing folder.
 
     Raises:
         InUse: another process holds it.
@@ -154,7 +154,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """The contents of run.json: {"kind", "config", ...}.
 
     Raises:
-        UserError: the folder is no run, or its run.json is damaged.
+        UserError: the folder is not a run's, or its run.json is damaged.
     """
     if not (folder / "run.json").is_file():
         raise UserError(f"{folder} is no run's folder: it has no run.json. Give the --out of an earlier run.")

@@ -100,15 +100,15 @@ def test_what_a_list_must_be_can_be_said(listed, videos):
 
 
 def test_average_precision():
-    def of(scores, truths):
+    def precision(scores, truths):
         return average_precision(torch.tensor(scores), torch.tensor(truths, dtype=torch.bool))
 
-    assert of([0.9, 0.8, 0.7], [1, 1, 0]) == 1
-    assert of([0.9, 0.8, 0.7, 0.6], [0, 1, 0, 1]) == pytest.approx((1 / 2 + 2 / 4) / 2)
-    assert of([0.1, 0.2], [0, 0]) is None
-    assert of([0.5, 0.5, 0.5, 0.5], [1, 0, 0, 0]) == 0.25, "equal scores are no order"
-    assert of([0.5, 0.5, 0.5, 0.5], [0, 0, 0, 1]) == 0.25
-    assert of([0.9, 0.5, 0.5], [1, 0, 1]) == pytest.approx((1 + 2 / 3) / 2)
+    assert precision([0.9, 0.8, 0.7], [1, 1, 0]) == 1
+    assert precision([0.9, 0.8, 0.7, 0.6], [0, 1, 0, 1]) == pytest.approx((1 / 2 + 2 / 4) / 2)
+    assert precision([0.1, 0.2], [0, 0]) is None
+    assert precision([0.5, 0.5, 0.5, 0.5], [1, 0, 0, 0]) == 0.25, "equal scores are no order"
+    assert precision([0.5, 0.5, 0.5, 0.5], [0, 0, 0, 1]) == 0.25
+    assert precision([0.9, 0.5, 0.5], [1, 0, 1]) == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_errors_of_numbers():

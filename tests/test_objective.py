@@ -565,8 +565,8 @@ def test_it_learns_one_batch_by_heart() -> None:
 def test_what_is_not_predicted_costs_nothing_and_changes_nothing_else() -> None:
     """Queries do not see one another in the regressor: a predicted patch is regressed as if all were."""
     model, clip = model_of(CONFIG), make_clip()
-    of = {"num_frames": 4, "grid": (4, 4), "sample_B": torch.arange(2), "seed": 0}
-    whole, half = MaskConfig()(**of), MaskConfig(predicted=0.5)(**of)
+    clips = {"num_frames": 4, "grid": (4, 4), "sample_B": torch.arange(2), "seed": 0}
+    whole, half = MaskConfig()(**clips), MaskConfig(predicted=0.5)(**clips)
     predicted = stages(model, clip, half)
     assert predicted.appearance_BTMK.shape == (2, 4, 6, NUM_CODES)
     kept_BTM = (whole.masked_BTM[..., None] == half.masked_BTM[..., None, :]).any(dim=-1)

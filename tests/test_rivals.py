@@ -32,9 +32,9 @@ def hf_blocks(tensors: dict[str, Tensor], theirs: str, ours: str) -> dict[str, T
     """Blocks of Hugging Face's ViTs by our names; what their keys lack, a bias, is 0 and stays 0."""
     made = {}
     for name in {key.removeprefix(theirs).split(".")[0] for key in tensors if key.startswith(theirs)}:
-        of = {key.removeprefix(f"{theirs}{name}."): value for key, value in tensors.items()}
-        attention = [of[f"attention.attention.{part}.weight"] for part in ("query", "key", "value")]
-        query, value = (of[f"attention.attention.{part}.bias"] for part in ("query", "value"))
+        block = {key.removeprefix(f"{theirs}{name}."): value for key, value in tensors.items()}
+        attention = [block[f"attention.attention.{part}.weight"] for part in ("query", "key", "value")]
+        query, value = (block[f"attention.attention.{part}.bias"] for part in ("query", "value"))
         made[f"{ours}{name}.joint.qkv.weight"] = torch.cat(attention)
         made[f"{ours}{name}.joint.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
         for there, here in {
@@ -45,7 +45,7 @@ def hf_blocks(tensors: dict[str, Tensor], theirs: str, ours: str) -> dict[str, T
             "output.dense": "mlp.2",
         }.items():
             for part in ("weight", "bias"):
-                made[f"{ours}{name}.{here}.{part}"] = of[f"{there}.{part}"]
+                made[f"{ours}{name}.{here}.{part}"] = block[f"{there}.{part}"]
     return made
 
 

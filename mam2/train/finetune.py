@@ -122,8 +122,8 @@ def open_finetuning(
     device = local_device()
     starts = not checkpoint.checkpoints(folder)
     task = task_of(config, catalog)
-    config_or_scratch = config if starts else replace(config, init="scratch")
-    classifier = build_classifier(config_or_scratch, num_classes=len(catalog.classes), kind=catalog.kind).to(device)
+    config_now = config if starts else replace(config, init="scratch")
+    classifier = build_classifier(config_now, num_classes=len(catalog.classes), kind=catalog.kind).to(device)
     optimizer = make_optimizer(classifier, config.optim, depth=config.encoder.depth, layer_id=layer_id)
     file = folder / "classifier.safetensors"
     with only_writer(folder):
@@ -271,7 +271,8 @@ def finetuning_loss(config: Finetune, task: Task) -> LossOf[Batch]:
 
 
 def build_classifier(config: Finetune, *, num_classes: int, kind: LabelKind = "classes") -> Classifier:
-    """The classifier with its initial weights: a new head on the encoder that `init` names, with frozen blocks.
+    """The classifier with its initial weights: the encoder that `init` names, its first `freeze` blocks frozen, and a new
+    head.
 
     Raises:
         UserError: no init, or one of another architecture than the configuration's.

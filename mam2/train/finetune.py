@@ -271,8 +271,8 @@ def finetuning_loss(config: Finetune, task: Task) -> LossOf[Batch]:
 
 
 def build_classifier(config: Finetune, *, num_classes: int, kind: LabelKind = "classes") -> Classifier:
-    """The classifier with its initial weights: the encoder that `init` names, its first `freeze` blocks frozen, and a new
-    head.
+    """The classifier with its initial weights: a new head on the encoder that `init` names, whose first `freeze` blocks
+    are frozen.
 
     Raises:
         UserError: no init, or one of another architecture than the configuration's.

@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mam2.config import ConfigT, UserError, from_json
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 CHECKSUM = "checksum"
 """The entry of a tensor file's metadata that holds a hash of all others and of the tensors."""
@@ -158,8 +160,28 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int,
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of a model's tensors; the model can be on the meta device."""
+    """Names and shapes of a model's tensors."""
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def shapes_on_meta(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a model that is made without memory: a damaged file may state any size."""
+    with torch.device("meta"):
+        return shapes_of(make())
+
+
+def model_with(make: Callable[[], ModuleT], tensors: dict[str, Tensor], *, file: Path) -> ModuleT:
+    """The model that a file's configuration makes, with the file's tensors, in eval mode.
+
+    Raises:
+        UserError: tensors that do not fit, or are not finite.
+    """
+    where = f"{file} is damaged: its tensors are not those that its configuration states"
+    check_tensors(tensors, shapes_on_meta(make), where=where)
+    check_finite(tensors, file=file)
+    model = make()
+    model.load_state_dict(tensors)
+    return model.eval()
 
 
 def check_finite(tensors: Mapping[str, Tensor], *, file: Path | str) -> None:

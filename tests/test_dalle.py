@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mam2.targets.tokenizers.dalle import DALLE, DALLEConfig, dalle_shapes
+from mam2.files import shapes_on_meta
+from mam2.targets.tokenizers.dalle import DALLE, DALLEConfig
 
 TINY = DALLEConfig(width=8, num_blocks=1, decoder_width=6, num_codes=29)
 
@@ -58,7 +59,7 @@ def test_official_names_load_strictly() -> None:
     assert (len(encoder), len(decoder)) == (74, 76)
     assert sum(torch.Size(shape).numel() for shape in encoder.values()) == pytest.approx(53.8e6, abs=0.05e6)
     assert sum(torch.Size(shape).numel() for shape in decoder.values()) == pytest.approx(43.8e6, abs=0.05e6)
-    assert dalle_shapes(DALLEConfig(), with_decoder=False) == encoder
+    assert shapes_on_meta(lambda: DALLE(DALLEConfig(), with_decoder=False)) == encoder
     with torch.device("meta"):
         model = DALLE(DALLEConfig())
         every = {name: torch.empty(shape) for name, shape in (encoder | decoder).items()}

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from mam2.config import UserError, to_json
+from mam2.files import shapes_on_meta
 from mam2.targets.tokenizers.codes import likeliest_code, nearest_code, save_tokenizer
-from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, gumbel_f8, load_vqgan, vqgan_shapes
+from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, gumbel_f8, load_vqgan
 
 TINY = VQGANConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, z_channels=32, embed_dim=8, num_codes=23)
 TINY_GUMBEL = dataclasses.replace(TINY, quantizer="gumbel")
@@ -97,7 +98,7 @@ def test_official_names_load_strictly() -> None:
         "quant_conv.bias": (256,),
         "quantize.embedding.weight": (16384, 256),  # 4.19 M
     }
-    assert vqgan_shapes(VQGANConfig(), with_decoder=False) == encoder | quantiser
+    assert shapes_on_meta(lambda: VQGAN(VQGANConfig(), with_decoder=False)) == encoder | quantiser
     decoder = official_names("decoder", widths) | {
         "post_quant_conv.weight": (256, 256, 1, 1),
         "post_quant_conv.bias": (256,),
@@ -121,7 +122,7 @@ def test_official_gumbel_names_load_strictly() -> None:
         "post_quant_conv.weight": (256, 256, 1, 1),
         "post_quant_conv.bias": (256,),
     }
-    assert vqgan_shapes(gumbel_f8(), with_decoder=True) == every
+    assert shapes_on_meta(lambda: VQGAN(gumbel_f8())) == every
     with torch.device("meta"):
         model = VQGAN(gumbel_f8())
         model.load_state_dict({name: torch.empty(shape) for name, shape in every.items()}, strict=True, assign=True)

@@ -6,12 +6,11 @@ import hashlib
 import json
 import logging
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from mam2.config import RENAMED_WORDS, UserError, from_json, is_import_path, to_json
@@ -21,6 +20,7 @@ from mam2.files import (
     config_of,
     digest,
     first_line,
+    model_with,
     parse_json,
     read_metadata,
     read_tensors,
@@ -38,8 +38,6 @@ FORMAT_CLASSIFIER = "mam2.classifier"
 PUBLIC = ("timm:", "hf:")
 """What a published encoder's name begins with; the word says where it is published."""
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
 
 def load_strictly(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
     """Copies tensors into a model whose names and shapes must all match.
@@ -51,22 +49,6 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> N
     check_tensors(tensors, shapes_of(model), where=where)
     check_finite(tensors, file=file)
     model.load_state_dict(tensors)
-
-
-def _loaded(make: Callable[[], ModuleT], tensors: dict[str, Tensor], file: Path) -> ModuleT:
-    """A model of the sizes that a file states, with its tensors, in eval mode.
-
-    It is made without memory first: a damaged file may state any size.
-    """
-    with torch.device("meta"):
-        expected = shapes_of(make())
-    check_tensors(
-        tensors, expected, where=f"{file} is damaged: its tensors are not those that its configuration states"
-    )
-    check_finite(tensors, file=file)
-    model = make()
-    model.load_state_dict(tensors)
-    return model.eval()
 
 
 def save_encoder(file: Path, encoder: VideoEncoder) -> None:
@@ -85,7 +67,7 @@ def load_own_encoder(file: Path) -> VideoEncoder:
     config = _encoder_config(metadata, file)
     if metadata["format"] == FORMAT_CLASSIFIER:
         tensors = {k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")}
-    return _loaded(lambda: VideoEncoder(config, origin=_origin_of(metadata)), tensors, file)
+    return model_with(lambda: VideoEncoder(config, origin=_origin_of(metadata)), tensors, file=file)
 
 
 def read_own_config(file: Path) -> EncoderConfig:
@@ -185,7 +167,7 @@ def load_classifier(source: str | Path) -> tuple[Classifier, tuple[str, ...]]:
     def make() -> Classifier:
         return Classifier(VideoEncoder(config, origin=origin), len(classes), kind, pooling=pooling)
 
-    return _loaded(make, tensors, file), classes
+    return model_with(make, tensors, file=file), classes
 
 
 def _word(metadata: Mapping[str, str], name: str, accepted: tuple[str, ...], *, file: Path) -> str:

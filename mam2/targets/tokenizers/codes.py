@@ -1,4 +1,4 @@
-"""Search for codes, check of the input, and files: shared by all appearance tokenizers.
+"""What all appearance tokenizers share: frames checked and encoded in chunks, the search for codes, files.
 
 F frames, C channels, H W pixels, N vectors, D width, K codes.
 """
@@ -18,7 +18,6 @@ from mam2.config import UserError, to_json
 from mam2.files import check_finite, check_tensors, config_of, read_tensors, shapes_of, write_tensors
 
 FRAMES_AT_ONCE = 8  # encoded or decoded in one call, to bound memory
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class TokenizerConfig(Protocol):
@@ -27,7 +26,31 @@ class TokenizerConfig(Protocol):
     FORMAT: ClassVar[str]
 
 
-ConfigT = TypeVar("ConfigT", bound=TokenizerConfig)
+TokenizerConfigT = TypeVar("TokenizerConfigT", bound=TokenizerConfig)
+
+
+class FrameTokenizer(nn.Module):
+    """A frozen tokenizer: frames in [0, 1], of any size in whole patches -> codes (F, N), int64, row by row.
+
+    `tokenizer(frames_FCHW)` raises UserError for frames of another shape or type.
+    """
+
+    def __init__(self, *, patch_size: int, num_codes: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.num_codes = num_codes
+
+    @torch.no_grad()
+    def forward(self, frames_FCHW: Tensor) -> Tensor:
+        check_frames(frames_FCHW, patch_size=self.patch_size)
+        return in_chunks(self.encode, frames_FCHW)
+
+    def encode(self, frames_FCHW: Tensor) -> Tensor:
+        """Codes (F, N) of a few frames."""
+        raise NotImplementedError
+
+
+TokenizerT = TypeVar("TokenizerT", bound=FrameTokenizer)
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -54,8 +77,8 @@ def nearest_code(z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
     """Index of the nearest code by squared distance, for (..., D) vectors; int64, computed in fp32.
 
     |z - e|² = |z|² - 2 z·e + |e|², and |z|² is the same for every code: one matrix product is enough.
-    Autocast is off, because bf16 cannot tell thousands of codes apart.
     """
+    # bf16 can't tell thousands of codes apart
     with torch.autocast(z_ND.device.type, enabled=False):
         codebook_KD = codebook_KD.float()
         norms_K = codebook_KD.square().sum(-1)
@@ -63,11 +86,7 @@ def nearest_code(z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
 
 
 def likeliest_code(z_FCHW: Tensor, weight_KD11: Tensor, bias_K: Tensor) -> Tensor:
-    """Index of the greatest of K logits, a 1×1 convolution of the features, at each place; in fp32.
-
-    Returns:
-        int64 (F, H·W), row by row.
-    """
+    """Index of the greatest of K logits, a 1×1 convolution of the features, in fp32: int64 (F, H·W), row by row."""
     with torch.autocast(z_FCHW.device.type, enabled=False):
         logits_FKHW = F.conv2d(z_FCHW.float(), weight_KD11.float(), bias_K.float())
         return logits_FKHW.argmax(1).flatten(1)
@@ -80,13 +99,17 @@ def save_tokenizer(tensors: Mapping[str, Tensor], file: Path | str, *, config: T
 
 
 def load_tokenizer(
-    file: Path | str, make: Callable[[ConfigT, bool], ModuleT], config_type: type[ConfigT], *, if_missing: str
-) -> ModuleT:
+    file: Path | str,
+    make: Callable[[TokenizerConfigT, bool], TokenizerT],
+    config_type: type[TokenizerConfigT],
+    *,
+    if_missing: str,
+) -> TokenizerT:
     """Loads a tokenizer that `save_tokenizer` wrote, frozen and in eval mode, with its decoder if the file holds one.
 
     Args:
         file: the safetensors file.
-        make: builds the tokenizer from its configuration, with the decoder or without; called on the meta device.
+        make: the tokenizer of a configuration, with the decoder or without; called on the meta device.
         config_type: class of the configuration, whose FORMAT the file must have.
         if_missing: the error's message where there is no such file.
 

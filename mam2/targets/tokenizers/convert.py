@@ -13,11 +13,11 @@ from typing import Literal
 from torch import Tensor
 
 from mam2.config import UserError
-from mam2.files import check_tensors
+from mam2.files import check_tensors, shapes_on_meta
 from mam2.inert import Inert, read_torch_file
 from mam2.targets.tokenizers.codes import save_tokenizer
-from mam2.targets.tokenizers.dalle import DALLEConfig, dalle_shapes
-from mam2.targets.tokenizers.vqgan import Quantizer, VQGANConfig, gumbel_f8, vqgan_shapes
+from mam2.targets.tokenizers.dalle import DALLE, DALLEConfig
+from mam2.targets.tokenizers.vqgan import VQGAN, Quantizer, VQGANConfig, gumbel_f8
 
 MAX_DEPTH = 32  # of modules within modules; the official ones have 5 levels
 KEPT = ("encoder.", "quant_conv.", "quantize.", "decoder.", "post_quant_conv.")
@@ -37,8 +37,7 @@ def convert_checkpoint(
     """Writes an official tokenizer as safetensors, for `load_vqgan` or `load_dalle`.
 
     Args:
-        source: last.ckpt of "VQGAN ImageNet (f=16), 16384" or of "VQGAN OpenImages (f=8), 8192,
-            GumbelQuantization", or DALL-E's encoder.pkl. The names of its tensors say which.
+        source: a VQGAN's last.ckpt, or DALL-E's encoder.pkl. The names of its tensors say which.
         out: the file to write; it appears whole or not at all.
         decoder: DALL-E's decoder.pkl, which is published apart; only pictures need it.
         config: the sizes, where they are not those of the official model.
@@ -69,7 +68,7 @@ def convert_checkpoint(
         kept = {name: tensor for name, tensor in found.items() if name.startswith(KEPT)}
         num_dropped = len(found) - len(kept)
         with_decoder = any(name.startswith(("decoder.", "post_quant_conv.")) for name in kept)
-        tensors = checked(kept, vqgan_shapes(sizes, with_decoder=with_decoder), source)
+        tensors = checked(kept, shapes_on_meta(lambda: VQGAN(sizes, with_decoder)), source)
         save_tokenizer(tensors, out, config=sizes)
     return {
         "file": str(out),
@@ -157,8 +156,8 @@ def dalle_half(
             f"{source} is DALL-E's {other}, not its {side}. "
             "Run `mam2 tokenizer convert encoder.pkl --decoder decoder.pkl --out dalle.safetensors`."
         )
-    expected = dalle_shapes(config, with_decoder=side == "decoder")
-    expected = {name: shape for name, shape in expected.items() if name.startswith(f"{side}.")}
+    shapes = shapes_on_meta(lambda: DALLE(config))
+    expected = {name: shape for name, shape in shapes.items() if name.startswith(f"{side}.")}
     return checked({f"{side}.{name}": tensor for name, tensor in found.items()}, expected, source)
 
 

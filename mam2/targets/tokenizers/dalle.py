@@ -3,8 +3,7 @@
 Modules are named as in the official encoder.pkl and decoder.pkl, under `encoder.` and `decoder.`: these two
 prefixes keep both in one file, and are the only renaming. Frames of 112² give 14×14 patches.
 
-F frames, C channels, H W pixels, N patches per frame (row by row), D width, K codes,
-P patch side.
+F frames, C channels, H W pixels, N patches per frame (row by row), D width, K codes, P patch side.
 """
 
 from __future__ import annotations
@@ -19,13 +18,7 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from mam2.config import UserError, check
-from mam2.files import shapes_of
-from mam2.targets.tokenizers.codes import (
-    check_frames,
-    in_chunks,
-    likeliest_code,
-    load_tokenizer,
-)
+from mam2.targets.tokenizers.codes import FrameTokenizer, in_chunks, likeliest_code, load_tokenizer
 
 MULTIPLES = (1, 2, 4, 8)  # widths of the four groups, in multiples of `width`
 EPS = 0.1  # pixels are kept this far from 0 and 1, as its logit-Laplace likelihood wants
@@ -57,7 +50,7 @@ class DALLEConfig:
         return 2 ** (len(MULTIPLES) - 1)
 
 
-class Conv(nn.Module):
+class NamedConv(nn.Module):
     """A convolution that keeps the size, with the official parameters' names."""
 
     def __init__(self, width_in: int, width_out: int, kernel: int) -> None:
@@ -76,9 +69,9 @@ class Block(nn.Module):
         super().__init__()
         self.gain = gain
         widths = [width_in, *[width_out // 4] * (len(kernels) - 1), width_out]
-        convs = {f"conv_{i + 1}": Conv(widths[i], widths[i + 1], kernel) for i, kernel in enumerate(kernels)}
+        convs = {f"conv_{i + 1}": NamedConv(widths[i], widths[i + 1], kernel) for i, kernel in enumerate(kernels)}
         self.res_path = nn.ModuleDict(convs)
-        self.id_path = Conv(width_in, width_out, 1) if width_in != width_out else nn.Identity()
+        self.id_path = NamedConv(width_in, width_out, 1) if width_in != width_out else nn.Identity()
 
     def forward(self, x_FCHW: Tensor) -> Tensor:
         h_FCHW = x_FCHW
@@ -102,11 +95,11 @@ class DalleStack(nn.Module):
         gain = (len(MULTIPLES) * config.num_blocks) ** -2
         if decoder:
             widths.reverse()
-            first = Conv(config.num_codes, config.decoder_width, 1)
-            last = Conv(widths[-1], 6, 1)
+            first = NamedConv(config.num_codes, config.decoder_width, 1)
+            last = NamedConv(widths[-1], 6, 1)
         else:
-            first = Conv(3, widths[0], 7)
-            last = Conv(widths[-1], config.num_codes, 1)
+            first = NamedConv(3, widths[0], 7)
+            last = NamedConv(widths[-1], config.num_codes, 1)
         kernels = (1, 3, 3, 3) if decoder else (3, 3, 3, 1)
         self.blocks = nn.ModuleDict({"input": first})
         width_in = first.w.shape[0]
@@ -129,39 +122,22 @@ class DalleStack(nn.Module):
         return F.relu(h_FCHW)
 
 
-class DALLE(nn.Module):
-    """A frozen DALL-E tokenizer, in eval mode (Table 1e).
+class DALLE(FrameTokenizer):
+    """A frozen DALL-E tokenizer, in eval mode (Table 1e); only pictures need its decoder."""
 
-    Args:
-        config: the sizes.
-        with_decoder: build the decoder too; only pictures need it.
-    """
-
-    def __init__(self, config: DALLEConfig, *, with_decoder: bool = True) -> None:
-        super().__init__()
+    def __init__(self, config: DALLEConfig, with_decoder: bool = True) -> None:
+        super().__init__(patch_size=config.patch_size, num_codes=config.num_codes)
         self.config = config
-        self.num_codes = config.num_codes
-        self.patch_size = config.patch_size
         self.encoder = DalleStack(config, decoder=False)
         self.decoder = DalleStack(config, decoder=True) if with_decoder else None
         self.eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def forward(self, frames_FCHW: Tensor) -> Tensor:
-        """Frames in [0, 1], of any size in whole patches -> codes (F, N), int64, row by row.
-
-        Raises:
-            UserError: frames of another shape or type.
-        """
-        check_frames(frames_FCHW, patch_size=self.patch_size)
-        return in_chunks(self._encode, frames_FCHW)
 
     @torch.no_grad()
     def decode(self, codes_FN: Tensor, *, grid: tuple[int, int]) -> Tensor:
         """Codes (F, N) on a grid of (rows, columns) -> frames (F, 3, rows·P, columns·P) in [0, 1].
 
         Raises:
-            UserError: the file the tokenizer came from holds no decoder.
+            UserError: the tokenizer's file holds no decoder.
         """
         if self.decoder is None:
             raise UserError(
@@ -180,24 +156,15 @@ class DALLE(nn.Module):
 
         return ((in_chunks(decode, codes_FN) - EPS) / (1 - 2 * EPS)).clamp(0, 1)
 
-    def _encode(self, frames_FCHW: Tensor) -> Tensor:
+    def encode(self, frames_FCHW: Tensor) -> Tensor:
         x_FCHW = (1 - 2 * EPS) * frames_FCHW + EPS
         h_FCHW = self.encoder(self.encoder.blocks["input"](x_FCHW))
         last = self.encoder.blocks.get_submodule("output.conv")
         return likeliest_code(h_FCHW, last.get_parameter("w"), last.get_parameter("b"))
 
 
-def dalle_shapes(config: DALLEConfig, *, with_decoder: bool) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of a DALL-E tokenizer's tensors, without building it in memory."""
-    with torch.device("meta"):
-        return shapes_of(DALLE(config, with_decoder=with_decoder))
-
-
 def load_dalle(file: Path | str) -> DALLE:
-    """Loads a converted DALL-E tokenizer, with its decoder where the file holds one.
-
-    Args:
-        file: safetensors, as `mam2 tokenizer convert` writes it.
+    """Loads a DALL-E tokenizer that `mam2 tokenizer convert` wrote, with its decoder where the file holds one.
 
     Raises:
         UserError: no such file, a file as it was published, or tensors that do not fit.
@@ -208,6 +175,4 @@ def load_dalle(file: Path | str) -> DALLE:
         "`mam2 tokenizer convert encoder.pkl --decoder decoder.pkl --out dalle.safetensors`, and name the result "
         "with `--targets.file`. mam2_tiny, mam2_b_k400_rp and mam2_lite_* need no file."
     )
-    return load_tokenizer(
-        file, lambda config, decoder: DALLE(config, with_decoder=decoder), DALLEConfig, if_missing=if_missing
-    )
+    return load_tokenizer(file, DALLE, DALLEConfig, if_missing=if_missing)

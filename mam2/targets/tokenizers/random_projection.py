@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mam2.patches import patchify
-from mam2.targets.tokenizers.codes import check_frames, in_chunks
+from mam2.targets.tokenizers.codes import FrameTokenizer
 
 # Measured on dark 112² and ordinary 224² video, 16² patches. The raw patch: nearly all share a direction, so 3 (12)
 # codes do all the work. Per-patch normalisation, as in BEST-RQ: 988 (623), but brightness is lost, and faint noise
@@ -20,10 +20,10 @@ BRIGHTNESS = 0.1
 CODE_WIDTH = 16
 
 
-class RandomProjection(nn.Module):
-    """Gives a patch, projected at random, the code of the nearest of K random directions. Untrained.
+class RandomProjection(FrameTokenizer):
+    """Gives a patch, projected at random, the code of the nearest of K random directions.
 
-    Everything is drawn from `seed` alone, so it needs no file and is the same in every process.
+    Everything is drawn from `seed` alone: no training, no file, the same in every process.
 
     Args:
         patch_size: P.
@@ -32,9 +32,7 @@ class RandomProjection(nn.Module):
     """
 
     def __init__(self, *, patch_size: int, num_codes: int = 8192, seed: int = 0) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.num_codes = num_codes
+        super().__init__(patch_size=patch_size, num_codes=num_codes)
         self.side = min(SIDE, patch_size)
         self.projection_FD: Tensor
         self.directions_KD: Tensor
@@ -46,21 +44,11 @@ class RandomProjection(nn.Module):
         self.register_buffer("directions_KD", F.normalize(directions_1KD[0], dim=-1))
         self.eval()
 
-    @torch.no_grad()
-    def forward(self, frames_FCHW: Tensor) -> Tensor:
-        """Frames in [0, 1], of any size in whole patches -> codes (F, N), int64, row by row.
-
-        Raises:
-            UserError: frames of another shape or type.
-        """
-        check_frames(frames_FCHW, patch_size=self.patch_size)
-        with torch.autocast(frames_FCHW.device.type, enabled=False):
-            return in_chunks(self._encode, frames_FCHW)
-
-    def _encode(self, frames_FCHW: Tensor) -> Tensor:
+    def encode(self, frames_FCHW: Tensor) -> Tensor:
         size = [self.side * pixels // self.patch_size for pixels in frames_FCHW.shape[-2:]]
         patches_FND = patchify(F.interpolate(frames_FCHW.float(), size, mode="area"), self.side)
         mean_FN1 = patches_FND.mean(-1, keepdim=True)
         features_FND = patches_FND - mean_FN1 + BRIGHTNESS * (mean_FN1 - 0.5)
-        z_FND = F.normalize(features_FND @ self.projection_FD, dim=-1)
-        return (z_FND @ self.directions_KD.T).argmax(dim=-1)
+        with torch.autocast(frames_FCHW.device.type, enabled=False):
+            z_FND = F.normalize(features_FND @ self.projection_FD, dim=-1)
+            return (z_FND @ self.directions_KD.T).argmax(dim=-1)

@@ -21,12 +21,7 @@ from torch import Tensor, nn
 
 from mam2.config import UserError, check
 from mam2.patches import patchify, to_float, unpatchify
-from mam2.targets.tokenizers.codes import (
-    check_frames,
-    in_chunks,
-    load_tokenizer,
-    nearest_code,
-)
+from mam2.targets.tokenizers.codes import FrameTokenizer, check_frames, load_tokenizer, nearest_code
 
 LEARNING_RATE = 1e-3  # of Adam: constant for the first half of training, then linear to zero
 
@@ -67,33 +62,20 @@ class VQConfig:
         check(self, "tokenizer.")
 
 
-class VQ(nn.Module):
-    """A frozen quantised autoencoder of single patches: MLP, nearest code by cosine, MLP; trained by `train_vq`.
-
-    Args:
-        config: the sizes.
-    """
+class VQ(FrameTokenizer):
+    """A frozen quantised autoencoder of single patches: MLP, nearest code by cosine, MLP; trained by `train_vq`."""
 
     def __init__(self, config: VQConfig) -> None:
-        super().__init__()
+        super().__init__(patch_size=config.patch_size, num_codes=config.num_codes)
         self.config = config
-        self.patch_size = config.patch_size
-        self.num_codes = config.num_codes
-        self.encoder = mlp(3 * config.patch_size**2, config.width, config.code_dim)
-        self.decoder = mlp(config.code_dim, config.width, 3 * config.patch_size**2)
+        self.encoder = patch_mlp(3 * config.patch_size**2, config.width, config.code_dim)
+        self.decoder = patch_mlp(config.code_dim, config.width, 3 * config.patch_size**2)
         self.codebook_KD: Tensor
         self.register_buffer("codebook_KD", torch.zeros(config.num_codes, config.code_dim))
         self.eval().requires_grad_(False)
 
-    @torch.no_grad()
-    def forward(self, frames_FCHW: Tensor) -> Tensor:
-        """Frames in [0, 1], of any size in whole patches -> codes (F, N), int64, row by row.
-
-        Raises:
-            UserError: frames of another shape or type.
-        """
-        check_frames(frames_FCHW, patch_size=self.patch_size)
-        return in_chunks(lambda part: self.encode_patches(patchify(part, self.patch_size)), frames_FCHW)
+    def encode(self, frames_FCHW: Tensor) -> Tensor:
+        return self.encode_patches(patchify(frames_FCHW, self.patch_size))
 
     @torch.no_grad()
     def decode(self, codes_FN: Tensor, *, grid: tuple[int, int]) -> Tensor:
@@ -112,7 +94,7 @@ class VQ(nn.Module):
             return unscale(self.decoder(self.codebook_KD[codes_N]))
 
 
-def mlp(width_in: int, width: int, width_out: int) -> nn.Sequential:
+def patch_mlp(width_in: int, width: int, width_out: int) -> nn.Sequential:
     """Two hidden layers of one width."""
     return nn.Sequential(
         nn.Linear(width_in, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width_out)
@@ -222,10 +204,7 @@ def report(vq: VQ, patches_ND: Tensor) -> dict[str, float]:
 
 
 def load_vq(file: Path | str) -> VQ:
-    """Loads a VQ tokenizer trained on one's own video.
-
-    Args:
-        file: safetensors, as `mam2 tokenizer train` writes it.
+    """Loads a VQ tokenizer that `mam2 tokenizer train` wrote.
 
     Raises:
         UserError: no such file, a file of another kind, or tensors that do not fit.

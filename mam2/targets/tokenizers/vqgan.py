@@ -1,10 +1,8 @@
 """The official VQGANs: ImageNet f16 with 16384 codes (Sec. 2.2, App. D), OpenImages f8 with 8192 (Table 1e).
 
-A tokenizer is a frozen module: frames in [0, 1] go in, one code for each patch comes out, and `decode` draws
-codes as a picture again. Modules are named as in the official checkpoint, so that its tensors load unrenamed.
+Modules are named as in the official checkpoint, so that its tensors load unrenamed.
 
-F frames, C channels, H W pixels, N patches per frame (row by row), D width, K codes,
-P patch side.
+F frames, C channels, H W pixels, N patches per frame (row by row), D width, K codes, P patch side.
 """
 
 from __future__ import annotations
@@ -19,22 +17,14 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from mam2.config import UserError, check
-from mam2.files import shapes_of
-from mam2.targets.tokenizers.codes import (
-    check_frames,
-    in_chunks,
-    likeliest_code,
-    load_tokenizer,
-    nearest_code,
-)
+from mam2.targets.tokenizers.codes import FrameTokenizer, in_chunks, likeliest_code, load_tokenizer, nearest_code
 
 Quantizer = Literal["nearest", "gumbel"]
-TITLE_OF: dict[Quantizer, str] = {
-    "nearest": "VQGAN ImageNet (f=16), 16384",
-    "gumbel": "VQGAN OpenImages (f=8), 8192, GumbelQuantization",
+OFFICIAL: dict[Quantizer, tuple[str, str, str]] = {
+    "nearest": ("VQGAN ImageNet (f=16), 16384", "vqgan_16384", "vqgan_f16_16384.safetensors"),
+    "gumbel": ("VQGAN OpenImages (f=8), 8192, GumbelQuantization", "vqgan_8192", "vqgan_gumbel_f8.safetensors"),
 }
-APPEARANCE_OF: dict[Quantizer, str] = {"nearest": "vqgan_16384", "gumbel": "vqgan_8192"}
-FILE_OF: dict[Quantizer, str] = {"nearest": "vqgan_f16_16384.safetensors", "gumbel": "vqgan_gumbel_f8.safetensors"}
+"""Title of the official checkpoint, name as an appearance target, usual name of the converted file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +146,7 @@ class Middle(nn.Module):
         return self.block_2(self.attn_1(self.block_1(h_FCHW)))
 
 
-class Encoder(nn.Module):
+class VQGANEncoder(nn.Module):
     """RGB in [-1, 1] -> z_channels maps, 2^(levels - 1) times smaller."""
 
     def __init__(self, config: VQGANConfig) -> None:
@@ -185,7 +175,7 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.mid(h_FCHW))))
 
 
-class Decoder(nn.Module):
+class VQGANDecoder(nn.Module):
     """The encoder backwards, with one block more per level. `up` counts from full size: it runs in reverse."""
 
     def __init__(self, config: VQGANConfig) -> None:
@@ -214,20 +204,13 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h_FCHW)))
 
 
-class VQGAN(nn.Module):
-    """A frozen VQGAN tokenizer, in eval mode (Sec. 2.2, App. D).
+class VQGAN(FrameTokenizer):
+    """A frozen VQGAN tokenizer, in eval mode (Sec. 2.2, App. D); only pictures need its decoder."""
 
-    Args:
-        config: the sizes.
-        with_decoder: build the decoder too; only pictures need it.
-    """
-
-    def __init__(self, config: VQGANConfig, *, with_decoder: bool = True) -> None:
-        super().__init__()
+    def __init__(self, config: VQGANConfig, with_decoder: bool = True) -> None:
+        super().__init__(patch_size=config.patch_size, num_codes=config.num_codes)
         self.config = config
-        self.num_codes = config.num_codes
-        self.patch_size = config.patch_size
-        self.encoder = Encoder(config)
+        self.encoder = VQGANEncoder(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
         codebook = nn.Embedding(config.num_codes, config.embed_dim)
         if config.quantizer == "gumbel":
@@ -235,26 +218,16 @@ class VQGAN(nn.Module):
             self.quantize = nn.ModuleDict({"proj": logits, "embed": codebook})
         else:
             self.quantize = nn.ModuleDict({"embedding": codebook})
-        self.decoder = Decoder(config) if with_decoder else None
+        self.decoder = VQGANDecoder(config) if with_decoder else None
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1) if with_decoder else None
         self.eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def forward(self, frames_FCHW: Tensor) -> Tensor:
-        """Frames in [0, 1], of any size in whole patches -> codes (F, N), int64, row by row.
-
-        Raises:
-            UserError: frames of another shape or type.
-        """
-        check_frames(frames_FCHW, patch_size=self.patch_size)
-        return in_chunks(self._encode, frames_FCHW)
 
     @torch.no_grad()
     def decode(self, codes_FN: Tensor, *, grid: tuple[int, int]) -> Tensor:
         """Codes (F, N) on a grid of (rows, columns) -> frames (F, 3, rows·P, columns·P) in [0, 1].
 
         Raises:
-            UserError: the file the tokenizer came from holds no decoder.
+            UserError: the tokenizer's file holds no decoder.
         """
         if self.decoder is None or self.post_quant_conv is None:
             raise UserError(
@@ -274,7 +247,7 @@ class VQGAN(nn.Module):
         gumbel = self.config.quantizer == "gumbel"
         return self.quantize.get_parameter("embed.weight" if gumbel else "embedding.weight")
 
-    def _encode(self, frames_FCHW: Tensor) -> Tensor:
+    def encode(self, frames_FCHW: Tensor) -> Tensor:
         z_FCHW = self.quant_conv(self.encoder(frames_FCHW * 2 - 1))
         if self.config.quantizer == "gumbel":
             # The original samples with Gumbel noise even in eval mode; a target must be the same every time.
@@ -283,37 +256,25 @@ class VQGAN(nn.Module):
         return nearest_code(z_FCHW.flatten(2).transpose(1, 2), self._codebook_KD)
 
 
-def vqgan_shapes(config: VQGANConfig, *, with_decoder: bool) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of a VQGAN's tensors, without building it in memory."""
-    with torch.device("meta"):
-        return shapes_of(VQGAN(config, with_decoder=with_decoder))
-
-
 def load_vqgan(file: Path | str, *, quantizer: Quantizer = "nearest") -> VQGAN:
-    """Loads a converted VQGAN, with its decoder where the file holds one.
-
-    Args:
-        file: safetensors, as `mam2 tokenizer convert` writes it.
-        quantizer: which of the two kinds the file must hold.
+    """Loads a VQGAN that `mam2 tokenizer convert` wrote, with its decoder where the file holds one.
 
     Raises:
         UserError: no such file, a checkpoint that is not converted yet, the other kind, or tensors that do not fit.
     """
-    title = TITLE_OF[quantizer]
+    title, _, usual_name = OFFICIAL[quantizer]
     if_missing = (
         f"There is no VQGAN file {str(file)!r}. Download last.ckpt of '{title}' "
         "from https://github.com/CompVis/taming-transformers (model zoo), run "
-        f"`mam2 tokenizer convert last.ckpt --out {FILE_OF[quantizer]}`, and name the result with "
+        f"`mam2 tokenizer convert last.ckpt --out {usual_name}`, and name the result with "
         "`--targets.file`. mam2_tiny, mam2_b_k400_rp and mam2_lite_* need no file."
     )
-    vqgan = load_tokenizer(
-        file, lambda config, decoder: VQGAN(config, with_decoder=decoder), VQGANConfig, if_missing=if_missing
-    )
+    vqgan = load_tokenizer(file, VQGAN, VQGANConfig, if_missing=if_missing)
     config = vqgan.config
     if config.quantizer != quantizer:
         raise UserError(
             f"{file} holds a VQGAN of {config.num_codes} codes with the quantizer {config.quantizer!r}, but "
             f"{quantizer!r} is asked for. Name a file of '{title}', or set `--targets.appearance` to "
-            f"{APPEARANCE_OF[config.quantizer]}."
+            f"{OFFICIAL[config.quantizer][1]}."
         )
     return vqgan

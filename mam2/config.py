@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib
 import math
+import operator
 import re
 import types
 import typing
@@ -18,8 +19,6 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union
-
-from annotated_types import Ge, Gt, Le, Lt
 
 ConfigT = TypeVar("ConfigT")
 PartT = TypeVar("PartT")
@@ -47,30 +46,22 @@ def printable(text: str) -> str:
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: `Did you mean ...?`, or the accepted names."""
+    """End of an error message about an unknown name: `Did you mean ...?`, or the accepted names."""
     options = sorted(options)
     close = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
     return f"Did you mean {' or '.join(close)}?" if close else f"Accepted: {', '.join(options)}."
 
 
-OWN_PART = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-"""Import path of a plug-in: `package.module:name`."""
-
-
-def is_import_path(name: str) -> bool:
+def is_plug_in(name: str) -> bool:
     """True for the import path of a plug-in, `package.module:name`."""
-    return OWN_PART.fullmatch(name) is not None
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
 
 
-def plug_in(name: str, kind: type[PartT]) -> PartT:
-    """Imports the plug-in that an import path, `package.module:name`, names.
-
-    Args:
-        name: an importable module, and a name that it defines.
-        kind: class that it must have.
+def load_plug_in(name: str, kind: type[PartT]) -> PartT:
+    """Imports a plug-in, `package.module:name`, that must be of class `kind`.
 
     Raises:
-        UserError: no such package or name, or something else; what the module itself raises comes through.
+        UserError: no such package or name, or another class; errors of the module itself come through.
     """
     module, _, attribute = name.partition(":")
     try:
@@ -122,20 +113,16 @@ class Duration:
 
     @staticmethod
     def parse(text: str) -> Duration:
-        """Reads `500 steps`, `500steps`, `20 epochs` or `1.5 epochs`.
-
-        Raises:
-            UserError: for anything else.
-        """
-        for unit in ("steps", "epochs"):
-            for ending in (unit, unit[:-1]):
-                if text.strip().endswith(ending):
-                    try:
-                        return Duration(float(text.strip().removesuffix(ending)), typing.cast(Any, unit))
-                    except ValueError as error:
-                        if isinstance(error, UserError):
-                            raise
-        raise UserError(f"{text!r} is not a duration. Write a number and a unit, such as '500 steps' or '20 epochs'.")
+        """Reads `500 steps`, `500steps`, `20 epochs` or `1.5 epochs`; UserError for anything else."""
+        match = re.fullmatch(r"(.*?)(steps?|epochs?)", text.strip(), re.DOTALL)
+        number, unit = match.groups() if match else ("", "")
+        try:
+            value = float(number)
+        except ValueError as error:
+            raise UserError(
+                f"{text!r} is not a duration. Write a number and a unit, such as '500 steps' or '20 epochs'."
+            ) from error
+        return Duration(value, "steps" if unit.startswith("step") else "epochs")
 
 
 def Steps(value: int) -> Duration:
@@ -146,6 +133,15 @@ def Steps(value: int) -> Duration:
 def Epochs(value: float) -> Duration:
     """`Epochs(20)`: twenty passes over the training videos."""
     return Duration(value, "epochs")
+
+
+BOUNDS = {
+    "ge": (operator.ge, "at least"),
+    "gt": (operator.gt, "above"),
+    "le": (operator.le, "at most"),
+    "lt": (operator.lt, "below"),
+}
+"""Comparison and words of each bound of annotated-types, by the name of its limit."""
 
 
 def check(config: Any, prefix: str) -> None:
@@ -174,36 +170,11 @@ def _accepted(hint: Any, value: Any) -> str:
     if origin is tuple and isinstance(value, tuple):
         return next((words for item in value if (words := _accepted(args[0], item))), "")
     if origin is Annotated:
-        bounds = [bound for bound in args[1:] if isinstance(bound, Ge | Gt | Le | Lt)]
-        if not all(_holds(bound, value) for bound in bounds):
-            return ", ".join(map(bound_in_words, bounds))
+        limits = {name: getattr(bound, name) for bound in args[1:] for name in BOUNDS if hasattr(bound, name)}
+        if not all(BOUNDS[name][0](value, limit) for name, limit in limits.items()):
+            return ", ".join(f"{BOUNDS[name][1]} {limit}" for name, limit in limits.items())
         return _accepted(args[0], value)
     return "" if not isinstance(value, float) or math.isfinite(value) else "finite numbers"
-
-
-def _holds(bound: Ge | Gt | Le | Lt, value: Any) -> bool:
-    match bound:
-        case Ge(limit):
-            return bool(limit <= value < math.inf)
-        case Gt(limit):
-            return bool(limit < value < math.inf)
-        case Le(limit):
-            return bool(value <= limit)
-        case Lt(limit):
-            return bool(value < limit)
-
-
-def bound_in_words(bound: Ge | Gt | Le | Lt) -> str:
-    """A bound as error messages and help pages say it: at least 1."""
-    match bound:
-        case Ge(limit):
-            return f"at least {limit}"
-        case Gt(limit):
-            return f"above {limit}"
-        case Le(limit):
-            return f"at most {limit}"
-        case Lt(limit):
-            return f"below {limit}"
 
 
 def to_json(config: Any) -> Any:
@@ -270,9 +241,9 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     origin, args, choices = typing.get_origin(hint), typing.get_args(hint), _choices(hint)
     if len(choices) > 1 and isinstance(value, dict):
         name = value.get("is", next(iter(choices)))  # what was written before there was a choice is the first
-        if name not in choices and not is_import_path(str(name)):
+        if name not in choices and not is_plug_in(str(name)):
             raise UserError(f"{where}.is is {name!r}. {did_you_mean(str(name), choices)}")
-        chosen = choices[name] if name in choices else plug_in(name, type)
+        chosen = choices[name] if name in choices else load_plug_in(name, type)
         return from_json(chosen, {n: item for n, item in value.items() if n != "is"}, where=where)
     if origin in (Union, types.UnionType):  # only `X | None` is used
         return None if value is None else _read(next(a for a in args if a is not type(None)), value, where)

@@ -18,7 +18,7 @@ import torch
 from annotated_types import Gt, Le, Lt
 from torch import Generator, Tensor
 
-from mam2.config import UserError, check, did_you_mean, is_import_path, plug_in, seed_of
+from mam2.config import UserError, check, did_you_mean, is_plug_in, load_plug_in, seed_of
 from mam2.device import send
 
 
@@ -189,8 +189,8 @@ class MaskConfig:
     def __post_init__(self) -> None:
         check(self, "mask.")
         for name, kind in (("kind", self.kind), ("second_kind", self.second_kind or self.kind)):
-            if is_import_path(kind):
-                plug_in(kind, FunctionType)
+            if is_plug_in(kind):
+                load_plug_in(kind, FunctionType)
             elif kind not in (kinds := [*MASKS, GUIDED]):
                 raise UserError(f"mask.{name} is {kind!r}. {did_you_mean(kind, kinds)}")
 
@@ -242,7 +242,7 @@ class MaskConfig:
             if self.kind == GUIDED:
                 clips.append(guided(motion_N, num_frames, num_masked, generator))
             else:
-                draw = plug_in(self.kind, FunctionType) if is_import_path(self.kind) else MASKS[self.kind]
+                draw = load_plug_in(self.kind, FunctionType) if is_plug_in(self.kind) else MASKS[self.kind]
                 clips.append(draw(num_frames, grid, num_masked, generator))
             predicted.append(torch.randperm(num_masked, generator=generator)[:num_predicted].sort().values)
             aligned.append(torch.randperm(num_predicted, generator=generator)[:num_aligned].sort().values)

@@ -6,6 +6,7 @@ Patches are numbered row by row; the numbers of a patch run over channel, row, c
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mam2.config import UserError
@@ -59,6 +60,14 @@ def unpatchify(patches_FND: Tensor, patch_size: int, grid: tuple[int, int]) -> T
     x = patches_FND.reshape(*lead, rows, columns, channels, patch_size, patch_size)
     x = x.movedim((-5, -4), (-4, -2))  # ..., C, rows, P, columns, P
     return x.reshape(*lead, channels, rows * patch_size, columns * patch_size)
+
+
+def rescaled(frames_FCHW: Tensor, scale: float) -> Tensor:
+    """Frames whose sides are `scale` times as long: bilinear, averaging where they shrink."""
+    if scale == 1:
+        return frames_FCHW
+    size = [round(side * scale) for side in frames_FCHW.shape[2:]]
+    return F.interpolate(frames_FCHW, size, mode="bilinear", antialias=True)
 
 
 def normalise_patches(patches_ND: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from mam2.files import read_tensors, write_tensors, write_text
 from mam2.model.classifier import Classifier, Pooling
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.load import load_encoder, read_encoder_config
+from mam2.model.positions import time_at
 from mam2.model.weights import (
     FORMAT_CLASSIFIER,
     FORMAT_ENCODER,
@@ -461,7 +462,7 @@ def test_an_encoder_is_copied_with_its_positions_interpolated(caplog: pytest.Log
         target = VideoEncoder(replace(TINY, **changes))
         copy_encoder(source, target, "x")
         found, wanted = target.state_dict(), source.state_dict()
-        wanted["positions.time_TD"] = source.positions.time(target.config.frames)
+        wanted["positions.time_TD"] = time_at(source.positions.time_TD, target.config.frames)
         wanted["positions.space_ND"] = source.positions.space(target.config.grid)
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)

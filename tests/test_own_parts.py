@@ -10,7 +10,7 @@ import torch
 from helpers import TINY_ENCODER
 from torch import Tensor
 
-from mam2.config import UserError, from_json, plug_in, to_json
+from mam2.config import UserError, from_json, load_plug_in, to_json
 from mam2.masks import MaskConfig
 from mam2.model.importers import import_encoder
 from mam2.objectives.mae import MAEConfig
@@ -142,7 +142,7 @@ def test_an_importer_of_ones_own(package: Path, run: Run, tmp_path: Path) -> Non
 
 
 def test_what_a_name_must_be(package: Path, run: Run) -> None:
-    assert plug_in("lab_of_mine.parts:number", int) == 3
+    assert load_plug_in("lab_of_mine.parts:number", int) == 3
     for name, words in {
         "lab_of_mine.parts:absent": "The module lab_of_mine.parts has no absent",
         "lab_of_mine.nowhere:recipe": r"needs the package lab_of_mine\.nowhere, which Python does not find",
@@ -167,7 +167,7 @@ def test_what_a_name_must_be(package: Path, run: Run) -> None:
         get_recipe("lab_of_mine.more:make")
     (package / "needs.py").write_text("import absent_dependency\n")
     with pytest.raises(ModuleNotFoundError, match="absent_dependency"):
-        plug_in("lab_of_mine.needs:x", object)
+        load_plug_in("lab_of_mine.needs:x", object)
 
 
 def test_names_of_this_package_stay_as_they_are() -> None:

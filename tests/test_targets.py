@@ -238,7 +238,7 @@ def test_bf16_is_for_the_layers_and_not_for_the_search(monkeypatch: pytest.Monke
     vqgan.encoder.conv_out.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     search = torch.Tensor.argmin
     monkeypatch.setattr(torch.Tensor, "argmin", lambda x, *a: searched.append(x.dtype) or search(x, *a))
-    monkeypatch.setattr("mam2.targets.tokenizers.vqgan.load_vqgan", lambda file: vqgan)
+    monkeypatch.setattr("mam2.targets.tokenizers.vqgan.load_vqgan", lambda file, quantizer: vqgan)
     clip, of = moving_clips()[:, :2], {"sample_B": torch.arange(2), "seed": 0}
     codes = {}
     for precision in ("fp32", "bf16"):

@@ -47,11 +47,7 @@ class Positions(nn.Module):
 
     def forward(self, num_frames: int, grid: tuple[int, int]) -> Tensor:
         """Positions (T, N, D) for any number of frames and any grid (patches high, wide)."""
-        return self.time(num_frames)[:, None] + self.space(grid)[None]
-
-    def time(self, num_frames: int) -> Tensor:
-        """One embedding per frame (T, D), interpolated where the number is not the trained one."""
-        return stretched(self.time_TD, num_frames)
+        return time_at(self.time_TD, num_frames)[:, None] + self.space(grid)[None]
 
     def space(self, grid: tuple[int, int]) -> Tensor:
         """One embedding per patch (N, D), interpolated where the grid is not the trained one."""
@@ -80,11 +76,7 @@ class SequencePositions(nn.Module):
 
     def forward(self, num_frames: int, grid: tuple[int, int]) -> Tensor:
         """Positions (T, N, D), interpolated where number and grid are not the trained ones."""
-        shape = (num_frames, *grid)
-        if shape == self.trained:
-            return self.table_SD.unflatten(0, (num_frames, -1))
-        volume = self.table_SD.T.unflatten(1, self.trained)[None]
-        return F.interpolate(volume, size=shape, mode="trilinear")[0].flatten(2).permute(1, 2, 0)
+        return table_at(self.table_SD, self.trained, (num_frames, *grid))
 
 
 class FullPositions(nn.Module):
@@ -105,10 +97,7 @@ class FullPositions(nn.Module):
 
     def forward(self, num_frames: int, grid: tuple[int, int]) -> Tensor:
         """Positions (T, N, D), interpolated where number and grid are not the trained ones."""
-        if (num_frames, grid) == (len(self.table_TND), self.grid):
-            return self.table_TND
-        volume = self.table_TND.permute(2, 0, 1).unflatten(2, self.grid)[None]
-        return F.interpolate(volume, size=(num_frames, *grid), mode="trilinear")[0].flatten(2).permute(1, 2, 0)
+        return table_at(self.table_TND.flatten(0, 1), (len(self.table_TND), *self.grid), (num_frames, *grid))
 
 
 class RotaryPositions(nn.Module):
@@ -143,8 +132,7 @@ class SpaceRotaryPositions(nn.Module):
     """Angles by which queries and keys turn in space: row and column have half of a head's channels each (DINOv3); and
     a learned embedding per frame, which is added.
 
-    Rows and columns count from -1 at one edge of the picture to 1 at the other, whatever the grid: nothing of space is
-    interpolated.
+    Rows and columns count from -1 at one edge of the picture to 1 at the other: no grid needs interpolation.
     """
 
     def __init__(self, num_frames: int, width: int, head_width: int) -> None:
@@ -161,11 +149,7 @@ class SpaceRotaryPositions(nn.Module):
 
     def forward(self, num_frames: int, grid: tuple[int, int]) -> Tensor:
         """Positions (T, N, D) that are added, for any number of frames: the same for all patches of a frame."""
-        return self.time(num_frames)[:, None].expand(-1, grid[0] * grid[1], -1)
-
-    def time(self, num_frames: int) -> Tensor:
-        """One embedding per frame (T, D), interpolated where the number is not the trained one."""
-        return stretched(self.time_TD, num_frames)
+        return time_at(self.time_TD, num_frames)[:, None].expand(-1, grid[0] * grid[1], -1)
 
     def angles(self, patch_BTV: Tensor, grid: tuple[int, int]) -> Tensor:
         """The angle of each channel (B, T, V, D/heads) for patches of each frame, int64 (B, T, V)."""
@@ -184,14 +168,8 @@ def make_positions(kind: PositionKind, num_frames: int, grid: tuple[int, int], w
 
     With a rotary encoder, the other parts use separable positions.
     """
-    kinds: dict[PositionKind, type[AddedPositions]] = {
-        "separable": Positions,
-        "sequence": SequencePositions,
-        "full": FullPositions,
-        "rotary": Positions,
-        "rotary_space": Positions,
-    }
-    return kinds[kind](num_frames, grid, width)
+    kinds: dict[PositionKind, type[AddedPositions]] = {"sequence": SequencePositions, "full": FullPositions}
+    return kinds.get(kind, Positions)(num_frames, grid, width)
 
 
 def is_interpolated(kind: PositionKind, *, frames: bool, grid: bool) -> bool:
@@ -199,11 +177,19 @@ def is_interpolated(kind: PositionKind, *, frames: bool, grid: bool) -> bool:
     return (frames and kind != "rotary") or (grid and kind not in ("rotary", "rotary_space"))
 
 
-def stretched(time_TD: Tensor, num_frames: int) -> Tensor:
-    """Embeddings of frames (T, D), interpolated to another number of frames."""
+def time_at(time_TD: Tensor, num_frames: int) -> Tensor:
+    """One embedding per frame (T, D), interpolated where the number is not the trained one."""
     if num_frames == len(time_TD):
         return time_TD
     return F.interpolate(time_TD.T[None], size=num_frames, mode="linear")[0].T
+
+
+def table_at(table_SD: Tensor, trained: tuple[int, int, int], wanted: tuple[int, int, int]) -> Tensor:
+    """Embeddings (T, N, D) of all places of a clip from those of the trained (frames, rows, columns)."""
+    if wanted == trained:
+        return table_SD.unflatten(0, (wanted[0], -1))
+    volume = table_SD.T.unflatten(1, trained)[None]
+    return F.interpolate(volume, size=wanted, mode="trilinear")[0].flatten(2).permute(1, 2, 0)
 
 
 def sine_cosine(places: Tensor, width: int, *, shortest: float = math.tau, longest: float = 1e4 * math.tau) -> Tensor:

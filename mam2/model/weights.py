@@ -13,7 +13,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from mam2.config import RENAMED_WORDS, UserError, from_json, is_import_path, to_json
+from mam2.config import RENAMED_WORDS, UserError, from_json, is_plug_in, to_json
 from mam2.files import (
     check_finite,
     check_tensors,
@@ -29,7 +29,7 @@ from mam2.files import (
 )
 from mam2.model.classifier import Classifier, OutputKind, Pooling
 from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
-from mam2.model.positions import FullPositions, Positions, SpaceRotaryPositions, is_interpolated
+from mam2.model.positions import FullPositions, Positions, SpaceRotaryPositions, is_interpolated, time_at
 from mam2.model.weight_file import CLASSIFIER_FILE, HUB, weight_file
 
 log = logging.getLogger("mam2")
@@ -40,11 +40,7 @@ PUBLIC = ("timm:", "hf:")
 
 
 def load_strictly(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
-    """Copies tensors into a model whose names and shapes must all match.
-
-    Raises:
-        UserError: naming the first few tensors that do not fit, or are not finite.
-    """
+    """Copies tensors into a model; UserError, naming the first few, unless all fit and are finite."""
     where = f"{file} is a checkpoint of another architecture; use the settings it was trained with"
     check_tensors(tensors, shapes_of(model), where=where)
     check_finite(tensors, file=file)
@@ -71,11 +67,7 @@ def load_own_encoder(file: Path) -> VideoEncoder:
 
 
 def read_own_config(file: Path) -> EncoderConfig:
-    """The configuration of the encoder in a file that this project wrote; its weights are not read.
-
-    Raises:
-        UserError: a file of another kind or a damaged one.
-    """
+    """The configuration of the encoder in a file that this project wrote; its weights are not read."""
     return _encoder_config(read_metadata(file), file)
 
 
@@ -83,7 +75,7 @@ def own_file(source: str | Path) -> Path | None:
     """The file of this project's encoder or classifier that `source` names; None where it is somebody else's."""
     if str(source).startswith(HUB):
         return weight_file(source)
-    if str(source).startswith(PUBLIC) or is_import_path(str(source)):
+    if str(source).startswith(PUBLIC) or is_plug_in(str(source)):
         return None
     path = Path(source)
     if path.is_dir():
@@ -100,7 +92,7 @@ def _origin_metadata(encoder: VideoEncoder) -> dict[str, str]:
 
 
 def _origin_of(metadata: dict[str, str]) -> Origin | None:
-    """Where the weights of a file come from; None: this project."""
+    """Source of the weights of a file; None: this project."""
     try:
         return from_json(Origin, parse_json(metadata["origin"])) if "origin" in metadata else None
     except ValueError as error:
@@ -108,7 +100,7 @@ def _origin_of(metadata: dict[str, str]) -> Origin | None:
 
 
 def read_origin(file: Path) -> Origin | None:
-    """Where the weights of an encoder's or classifier's file come from; None: this project."""
+    """Source of the weights in an encoder's or classifier's file; None: this project."""
     return _origin_of(read_metadata(file))
 
 
@@ -188,7 +180,7 @@ def _flag(name: str, value: object) -> str:
 
 
 def is_resampled(source: EncoderConfig, target: EncoderConfig) -> bool:
-    """Whether an encoder's positions are interpolated for another's frames and size; fixed ones are computed again."""
+    """True if positions are interpolated for another's frames and size; fixed ones are computed again."""
     changes = is_interpolated(source.positions, frames=source.frames != target.frames, grid=source.size != target.size)
     return changes and source.positions != "sequence"
 
@@ -197,16 +189,16 @@ def copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None:
     """Copies weights; positions are interpolated where frames or size differ, and a line of the log says so.
 
     Raises:
-        UserError: an encoder of another architecture; `name` is what the message calls it.
+        UserError: an encoder of another architecture; the message calls it `name`.
     """
-    free = ("drop_path", "frames", "size")
-    found, wanted = asdict(source.config), asdict(target.config)
-    wrong = [f"{k} {found[k]} (here {wanted[k]})" for k in found if k not in free and found[k] != wanted[k]]
+    found = asdict(source.config)
+    wanted = asdict(target.config)
+    wrong = [k for k in found if k not in ("drop_path", "frames", "size") and found[k] != wanted[k]]
     if wrong:
-        flags = " ".join(_flag(k, found[k]) for k in found if k not in free and found[k] != wanted[k])
+        differences = ", ".join(f"{k} {found[k]} (here {wanted[k]})" for k in wrong)
         raise UserError(
-            f"{name} is an encoder of another architecture: {', '.join(wrong)}. Use the recipe that belongs to it, "
-            f"or {flags}."
+            f"{name} is an encoder of another architecture: {differences}. Use the recipe that belongs to it, "
+            f"or {' '.join(_flag(k, found[k]) for k in wrong)}."
         )
     tensors = source.state_dict()
     if is_resampled(source.config, target.config):
@@ -216,7 +208,7 @@ def copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None:
         )
     num_tubelets, grid = target.config.tubelets, target.config.grid
     if isinstance(source.positions, Positions | SpaceRotaryPositions):
-        tensors["positions.time_TD"] = source.positions.time(num_tubelets).detach()
+        tensors["positions.time_TD"] = time_at(source.positions.time_TD, num_tubelets).detach()
     if isinstance(source.positions, Positions):
         tensors["positions.space_ND"] = source.positions.space(grid).detach()
     if isinstance(source.positions, FullPositions):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
 
-from mam2.config import UserError, did_you_mean, is_import_path, plug_in
+from mam2.config import UserError, did_you_mean, is_plug_in, load_plug_in
 from mam2.model.encoder import vit_b, vit_l
 from mam2.recipes import ablations, finetune, pretrain, rivals
 from mam2.train.finetune import Finetune
@@ -68,8 +68,8 @@ def get_recipe(name: str, kind: type[Pretrain] | type[Finetune] | None = None) -
     Raises:
         UserError: an unknown name, or a recipe of the other kind.
     """
-    if is_import_path(name):
-        config = plug_in(name, FunctionType)()
+    if is_plug_in(name):
+        config = load_plug_in(name, FunctionType)()
         if not isinstance(config, Pretrain | Finetune):
             raise UserError(f"{name} returns {type(config).__name__}; accepted: Pretrain, Finetune.")
     elif name not in RECIPES:

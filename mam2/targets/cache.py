@@ -28,22 +28,17 @@ MOST_CODES = 2**16  # two bytes each
 class TokenCache:
     """The codes of numbered clips, in one file of rows of the same size; any number of processes may share it.
 
-    A row is its checksum and two bytes a code. A row that was never written, or only in part, does not fit its
-    checksum and counts as absent: there is nothing to repair after a kill. The file's name follows from what the codes
-    depend on, so that another tokenizer, other clips or other videos have another file; a .json next to it says which.
-
-    Args:
-        folder: folder of the files; made if it does not exist.
-        identity: all that the codes depend on, as JSON.
-        num_clips: how many clips there are.
-        shape: (T, N).
+    A row is its checksum and two bytes per code. A row that was never written, or only in part, does not fit its
+    checksum and counts as absent: a kill leaves nothing to repair. The file's name is a hash of `identity`, all that
+    the codes depend on, and of the number and `shape` (T, N) of clips; a .json next to it holds the same in words.
 
     Raises:
         UserError: the disk is too small for all clips, or the folder can't be written.
     """
 
     def __init__(self, folder: Path, *, identity: dict[str, Any], num_clips: int, shape: tuple[int, int]) -> None:
-        self.shape, self._num_bytes = shape, row_bytes(shape)
+        self.shape = shape
+        self._num_bytes = row_bytes(shape)
         self._writes = True
         text = json.dumps(identity | {"num_clips": num_clips, "shape": shape}, indent=2, sort_keys=True)
         self.file = folder / f"{sha256(text.encode()).hexdigest()[:16]}.tokens"
@@ -70,7 +65,8 @@ class TokenCache:
 
     def read(self, clip_B: Tensor) -> tuple[Tensor, Tensor]:
         """The codes of clips int64 (B, T, N), zeros for those that are absent, and which are there: bool (B,)."""
-        codes, found = np.zeros((len(clip_B), *self.shape), dtype=np.int64), []
+        codes = np.zeros((len(clip_B), *self.shape), dtype=np.int64)
+        found = []
         for place, clip in enumerate(clip_B.tolist()):
             try:
                 row = os.pread(self._descriptor, self._num_bytes, clip * self._num_bytes)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mam2.device import send
 from mam2.masks import Mask, take
-from mam2.patches import normalise_patches, patchify, to_float
+from mam2.patches import normalise_patches, patchify, rescaled, to_float
 from mam2.targets.cache import TokenCache
 from mam2.targets.motion import clip_order, clip_scale, rgb_difference
 from mam2.targets.table import TargetsConfig, appearance_row, motion_row, target_sizes
@@ -27,9 +27,9 @@ class Targets:
     """Targets of a batch; None where none is asked for.
 
     Attributes:
-        appearance: int64 (B, T, N), the tokenizer's code of every patch; or numbers (B, T, N, K), such as pixels.
-        motion: (B, T-1, N, D), the motion target of every patch of all frames but the last; or, for clip order,
-            int64 (B, N), whether a tube is shown with its halves swapped.
+        appearance: code of every patch, int64 (B, T, N); or numbers (B, T, N, K), such as pixels.
+        motion: motion of every patch of all frames but the last, (B, T-1, N, D); or clip order, int64 (B, N): 1 for a
+            tube that is shown with its halves swapped.
     """
 
     appearance: Tensor | None
@@ -107,9 +107,9 @@ class TargetMaker:
         self.sizes = target_sizes(config, patch_size=patch_size, tubelet=tubelet)
         self.has_appearance = appearance
         self.has_motion = motion
-        load_tokenizer = appearance_row(config.appearance).load
+        load_codes = appearance_row(config.appearance).load
         load_motion = motion_row(config.motion).load
-        self.tokenizer = load_tokenizer(config, patch_size, device) if appearance and load_tokenizer else None
+        self.tokenizer = load_codes(config, patch_size, device) if appearance and load_codes else None
         if self.tokenizer:
             self.sizes = replace(self.sizes, appearance=self.tokenizer.num_codes)  # a file states its own
         self.teacher = teacher
@@ -159,7 +159,8 @@ class TargetMaker:
     def _cached(self, clip_BTCHW: Tensor, fixed_B: Tensor, cache: TokenCache) -> Tensor:
         codes_BTN, found_B = cache.read(fixed_B)
         codes_BTN = send(codes_BTN, clip_BTCHW.device)
-        if len(missing := (~found_B).nonzero()[:, 0]):  # the tokenizer's codes are waited for, once each
+        missing = (~found_B).nonzero()[:, 0]
+        if len(missing):
             there = send(missing, clip_BTCHW.device)
             codes_BTN[there] = made = self._codes(clip_BTCHW[there])
             cache.write(fixed_B[missing], made)
@@ -173,20 +174,13 @@ class TargetMaker:
 
     def _codes(self, clip_BTCHW: Tensor) -> Tensor:
         assert self.tokenizer is not None
-        frames_FCHW = clip_BTCHW.flatten(0, 1)
-        if self.tokenizer.patch_size != self.patch_size:  # the same picture, at the size that gives a code per patch
-            scale = self.tokenizer.patch_size / self.patch_size
-            size = [round(side * scale) for side in frames_FCHW.shape[2:]]
-            frames_FCHW = F.interpolate(frames_FCHW, size, mode="bilinear", antialias=True)
+        # the same picture, at the size that gives a code per patch
+        frames_FCHW = rescaled(clip_BTCHW.flatten(0, 1), self.tokenizer.patch_size / self.patch_size)
         with torch.autocast(frames_FCHW.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             return self.tokenizer(frames_FCHW).unflatten(0, clip_BTCHW.shape[:2])
 
     def _motion_patches(self, motion_BTCHW: Tensor) -> Tensor:
-        match self.config.motion_scale:
-            case "raw":
-                return patchify(motion_BTCHW, self.patch_size)
-            case "clip":
-                still = motion_row(self.config.motion).still
-                return patchify(motion_BTCHW / clip_scale(motion_BTCHW, least=still), self.patch_size)
-            case "patch":
-                return normalise_patches(patchify(motion_BTCHW, self.patch_size))
+        if self.config.motion_scale == "clip":
+            motion_BTCHW = motion_BTCHW / clip_scale(motion_BTCHW, least=motion_row(self.config.motion).still)
+        patches_BTND = patchify(motion_BTCHW, self.patch_size)
+        return normalise_patches(patches_BTND) if self.config.motion_scale == "patch" else patches_BTND

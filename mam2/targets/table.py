@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from functools import partial
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from mam2.config import UserError, check, did_you_mean, is_import_path, plug_in
+from mam2.config import UserError, check, did_you_mean, is_plug_in, load_plug_in
 from mam2.losses import Distance
 from mam2.targets.hog import hog, num_hog
 from mam2.targets.motion import rgb_difference
@@ -28,10 +29,10 @@ class TargetSizes:
     """Numbers that the decoders must predict.
 
     Attributes:
-        appearance: numbers predicted for a patch: K logits, or the K numbers of a target such as pixels.
-        motion: numbers predicted for a patch and frame, or 2 for a tube's order.
+        appearance: K logits of a patch, or K numbers of a target such as pixels.
+        motion: numbers per patch and frame, or 2 for a tube's order.
         clip_order: true if the motion target is clip order.
-        distance: distance between predicted and true numbers of an appearance target that is no codes.
+        distance: distance of predicted and true numbers, for an appearance target without codes.
     """
 
     appearance: int
@@ -45,8 +46,7 @@ class TargetsConfig:
     """The defaults are the paper's. `mam2 targets` lists all names.
 
     Attributes:
-        appearance: target of the appearance decoder: a name of APPEARANCES, or an Appearance of one's own,
-            `package.module:name`.
+        appearance: target of the appearance decoder: a name of APPEARANCES, or a plug-in, `package.module:name`.
         file: the tokenizer's weights (.safetensors); empty where it has none; for a teacher, its encoder: a run's
             folder, a file, or a published one such as timm:vit_base_patch16_siglip_224.webli.
         teacher_loss: distance to a teacher's features.
@@ -56,7 +56,7 @@ class TargetsConfig:
             the patches other codes (docs/log/speed.md). The nearest-code search is always fp32. On a GPU, "fp32"
             convolutions use TF32, PyTorch's default.
         cache: a folder for the codes of `data.fixed_clips`, which are then computed once; "" is off.
-        motion: target of the motion decoder: a name of MOTIONS, or a Motion of one's own, `package.module:name`.
+        motion: target of the motion decoder: a name of MOTIONS, or a plug-in, `package.module:name`.
         motion_scale: "raw", the motion as it is, the paper's; "clip", divided by its root mean square over the clip,
             so that predicting none costs 1; "patch", each patch to mean 0 and variance 1.
         flow_model: the network for optical flow.
@@ -91,6 +91,7 @@ class TargetsConfig:
         return self.appearance == "teacher"
 
 
+RowT = TypeVar("RowT")
 MotionField = Callable[[Tensor], Tensor]
 """Clips (B, T, 3, H, W) in [0, 1] to motion (B, T-1, channels, H, W)."""
 
@@ -112,14 +113,13 @@ class Appearance:
 
     Attributes:
         title: name in print.
-        size: side of a frame that it is fed for a 224² clip with patches of 16², pixels.
-        range: values its network sees.
-        num_outputs: K; 0 where the configuration says, or the patch side.
-        gflop: forward, per clip of 16 frames.
+        size: side of the frames that its network sees for a 224² clip with patches of 16², pixels.
+        range: range of the values that its network sees.
+        num_outputs: K; 0 where the configuration or the patch side decides.
+        gflop: cost of a forward pass, per clip of 16 frames.
         weights: source of its weights.
-        load: the tokenizer for a configuration and patch side, on a device; None where the target is no codes.
-        values: where the target is computed from pixels: its numbers, and how many they are for a patch side and a
-            tubelet.
+        load: makes the tokenizer for a configuration and patch side, on a device; None for targets without codes.
+        values: for a target computed from pixels: the function, and its K for a patch side and a tubelet.
     """
 
     title: str
@@ -141,8 +141,8 @@ class Motion:
         units: units of its raw values.
         channels: number of channels of the motion field; 0 for clip order, which has none.
         still: root mean square below which a clip counts as still, for `motion_scale clip`.
-        gflop: per clip of 16 frames of 224².
-        load: the motion field for a configuration and patch side, on a device; None for clip order.
+        gflop: cost per clip of 16 frames of 224².
+        load: makes the motion field for a configuration and patch side, on a device; None for clip order.
     """
 
     title: str
@@ -153,16 +153,15 @@ class Motion:
     load: Callable[[TargetsConfig, int, torch.device], MotionField] | None
 
 
-def _vqgan_16384(config: TargetsConfig, patch_size: int, device: torch.device) -> Tokenizer:
+def _vqgan(
+    config: TargetsConfig, patch_size: int, device: torch.device, quantizer: Literal["nearest", "gumbel"] = "nearest"
+) -> Tokenizer:
     from mam2.targets.tokenizers.vqgan import load_vqgan
 
-    return load_vqgan(config.file).to(device)
+    return load_vqgan(config.file, quantizer=quantizer).to(device)
 
 
-def _vqgan_8192(config: TargetsConfig, patch_size: int, device: torch.device) -> Tokenizer:
-    from mam2.targets.tokenizers.vqgan import load_vqgan
-
-    return load_vqgan(config.file, quantizer="gumbel").to(device)
+_gumbel = partial(_vqgan, quantizer="gumbel")
 
 
 def _dalle(config: TargetsConfig, patch_size: int, device: torch.device) -> Tokenizer:
@@ -191,10 +190,10 @@ def _random_projection(config: TargetsConfig, patch_size: int, device: torch.dev
 
 APPEARANCES: dict[str, Appearance] = {
     "vqgan_16384": Appearance(
-        "VQGAN f16, ImageNet", 224, "[-1, 1]", 16384, 1721, "CompVis/taming-transformers", _vqgan_16384
+        "VQGAN f16, ImageNet", 224, "[-1, 1]", 16384, 1721, "CompVis/taming-transformers", _vqgan
     ),
     "vqgan_8192": Appearance(
-        "VQGAN f8 Gumbel, OpenImages", 112, "[-1, 1]", 8192, 528, "CompVis/taming-transformers", _vqgan_8192
+        "VQGAN f8 Gumbel, OpenImages", 112, "[-1, 1]", 8192, 528, "CompVis/taming-transformers", _gumbel
     ),
     "dalle": Appearance("DALL-E dVAE", 112, "[0.1, 0.9]", 8192, 834, "openai/DALL-E", _dalle),
     "vq": Appearance("small VQ of one's own video", 224, "[-2, 2]", 0, 2, "mam2 tokenizer train", _vq),
@@ -238,29 +237,25 @@ MOTIONS: dict[str, Motion] = {
 
 
 def appearance_row(name: str) -> Appearance:
-    """The row of an appearance target; UserError if there is none of this name."""
-    if is_import_path(name):
-        return plug_in(name, Appearance)
-    if name not in APPEARANCES:
-        raise UserError(f"targets.appearance is {name!r}. {did_you_mean(name, APPEARANCES)} `mam2 targets` lists them.")
-    return APPEARANCES[name]
+    """The row of an appearance target; UserError for an unknown name."""
+    return _row(name, APPEARANCES, Appearance, field="appearance")
 
 
 def motion_row(name: str) -> Motion:
-    """The row of a motion target; UserError if there is none of this name."""
-    if is_import_path(name):
-        return plug_in(name, Motion)
-    if name not in MOTIONS:
-        raise UserError(f"targets.motion is {name!r}. {did_you_mean(name, MOTIONS)} `mam2 targets` lists them.")
-    return MOTIONS[name]
+    """The row of a motion target; UserError for an unknown name."""
+    return _row(name, MOTIONS, Motion, field="motion")
+
+
+def _row(name: str, rows: dict[str, RowT], kind: type[RowT], *, field: str) -> RowT:
+    if is_plug_in(name):
+        return load_plug_in(name, kind)
+    if name not in rows:
+        raise UserError(f"targets.{field} is {name!r}. {did_you_mean(name, rows)} `mam2 targets` lists them.")
+    return rows[name]
 
 
 def target_sizes(config: TargetsConfig, *, patch_size: int, tubelet: int = 1) -> TargetSizes:
-    """Numbers that the decoders must predict, without loading any network.
-
-    Raises:
-        UserError: a target that can't be made of patches of this size.
-    """
+    """Numbers that the decoders must predict; UserError for a target that patches of this size do not allow."""
     appearance = appearance_row(config.appearance)
     motion = motion_row(config.motion)
     num_codes = appearance.num_outputs or config.num_codes

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mam2.config import UserError
 from mam2.device import autocast_dtype
+from mam2.patches import rescaled
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,14 @@ class Teacher:
         """Features (B, T, N, D) of the learner's patches, each token to mean 0 and variance 1.
 
         The teacher sees the same picture at the size that gives it a patch for each of the learner's; of a tubelet, as
-        many first frames as it spans; and where its own span more, all frames, and each feature counts for several.
-
-        Raises:
-            UserError: neither tubelet fits into the other.
+        many first frames as its own spans; where its own spans more, all frames, and each feature counts for several.
+        UserError if neither tubelet fits into the other.
         """
         tubelet = clip_BTUCHW.shape[2]
         check_tubelets(self.tubelet, tubelet)
         frames_BTCHW = clip_BTUCHW[:, :, : self.tubelet].flatten(1, 2)
-        if self.patch_size != patch_size:
-            scale = self.patch_size / patch_size
-            size = [round(side * scale) for side in frames_BTCHW.shape[3:]]
-            batch = frames_BTCHW.shape[:2]
-            frames_FCHW = F.interpolate(frames_BTCHW.flatten(0, 1), size, mode="bilinear", antialias=True)
-            frames_BTCHW = frames_FCHW.unflatten(0, batch)
+        frames_FCHW = rescaled(frames_BTCHW.flatten(0, 1), self.patch_size / patch_size)
+        frames_BTCHW = frames_FCHW.unflatten(0, frames_BTCHW.shape[:2])
         device = frames_BTCHW.device
         dtype = autocast_dtype("auto", device, width=self.width)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):

@@ -1,11 +1,11 @@
-"""Public encoders as ours: where their tensors are found, what they are called, how they become a VideoEncoder."""
+"""Importers of public encoders: their tensors are found, renamed, and placed in a VideoEncoder."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from types import FunctionType
 
-from mam2.config import is_import_path, plug_in
+from mam2.config import is_plug_in, load_plug_in
 from mam2.model.encoder import Origin
 from mam2.model.importers.build import Imported, build, resized
 from mam2.model.importers.facts import Inflation, Stated, Triple
@@ -45,8 +45,8 @@ def import_encoder(
 
 def import_as(source: str, inflation: Inflation, stated: Stated) -> Imported:
     """A published encoder as ours; see `import_encoder`."""
-    if is_import_path(source) and not source.startswith(PUBLIC):
-        encoder = plug_in(source, FunctionType)(stated.file)
+    if is_plug_in(source) and not source.startswith(PUBLIC):
+        encoder = load_plug_in(source, FunctionType)(stated.file)
         return resized(encoder, inflation, source=source)
     own = None if stated.file else own_file(source)
     if own is not None:

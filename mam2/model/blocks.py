@@ -26,10 +26,9 @@ Start = Literal["xavier", "local"]
 
 @runtime_checkable
 class StartsLocal(Protocol):
-    """A part whose initial weights differ where the start is local."""
+    """A part whose initial weights differ where the start is local: `start_local` fills them in place."""
 
-    def start_local(self) -> None:
-        """Fills the weights, in place."""
+    def start_local(self) -> None: ...
 
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
@@ -107,15 +106,12 @@ class BlockOptions:
     prefix_per: Literal["frame", "clip"] = "frame"
 
     def norm(self, width: int) -> nn.LayerNorm:
-        """A LayerNorm with this epsilon."""
         return layer_norm(width, self.norm_eps)
 
     def mlp(self, width: int) -> nn.Sequential:
-        """The block's MLP."""
         return mlp(width, ratio=self.mlp_ratio, activation=self.activation)
 
     def residual(self, width: int) -> Residual:
-        """Layer scale and drop path of one branch."""
         return Residual(width, layer_scale=self.layer_scale, drop_path=self.drop_path)
 
 

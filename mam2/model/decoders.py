@@ -19,32 +19,39 @@ from mam2.model.positions import make_positions
 from mam2.model.regressor import Latent, MaskTokens
 
 
-class AppearanceHead(nn.Module):
-    """Codes of masked patches, or numbers such as pixels: hidden (B, T, M, D) to logits or numbers (B, T, M, K)."""
+class TargetHead(nn.Module):
+    """A linear layer from hidden states of masked patches (B, T, M, D), and the loss of its outputs."""
 
-    def __init__(self, width: int, num_outputs: int, distance: Distance = "squared") -> None:
+    def __init__(self, width: int, num_outputs: int) -> None:
         super().__init__()
-        self.distance: Distance = distance
         self.project = nn.Linear(width, num_outputs)
 
     def forward(self, hidden_BTMD: Tensor) -> Tensor:
         return self.project(hidden_BTMD)
 
     def loss(self, hidden_BTMD: Tensor, target: Tensor) -> Tensor:
+        """The loss against a target, a scalar."""
+        raise NotImplementedError
+
+
+class AppearanceHead(TargetHead):
+    """Codes of masked patches, or numbers such as pixels: logits or numbers (B, T, M, K)."""
+
+    def __init__(self, width: int, num_outputs: int, distance: Distance = "squared") -> None:
+        super().__init__(width, num_outputs)
+        self.distance: Distance = distance
+
+    def loss(self, hidden_BTMD: Tensor, target: Tensor) -> Tensor:
         """Eq. 2, without all logits in memory at once."""
         return appearance_loss(hidden_BTMD, self.project, target, self.distance)
 
 
-class MotionHead(nn.Module):
-    """Motion of masked patches: hidden (B, T, M, D) to (B, T, M, numbers per patch); for clip order (B, M, 2)."""
+class MotionHead(TargetHead):
+    """Motion of masked patches, (B, T, M, numbers per patch); for clip order (B, M, 2)."""
 
     def __init__(self, width: int, num_outputs: int, reduction: Reduction = "mean") -> None:
-        super().__init__()
+        super().__init__(width, num_outputs)
         self.reduction: Reduction = reduction
-        self.project = nn.Linear(width, num_outputs)
-
-    def forward(self, hidden_BTMD: Tensor) -> Tensor:
-        return self.project(hidden_BTMD)
 
     def start_local(self) -> None:
         """Fills the weights with zeros: no motion is predicted at first."""
@@ -55,9 +62,6 @@ class MotionHead(nn.Module):
         return motion_loss(self.project(hidden_BTMD), target, self.reduction)
 
 
-Head = AppearanceHead | MotionHead
-
-
 class Decoder(nn.Module):
     """Self-attention among the latent's tokens: `decoder(latent, swapped_BM) -> hidden_BTMD` of masked patches.
 
@@ -66,7 +70,7 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, *, width: int, depth: int, num_heads: int, attention: AttentionKind, heads: Mapping[str, Head]
+        self, *, width: int, depth: int, num_heads: int, attention: AttentionKind, heads: Mapping[str, TargetHead]
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(BLOCKS[attention](width, num_heads) for _ in range(depth))
@@ -91,9 +95,7 @@ class MaskDecoder(nn.Module):
 
     Args:
         encoder: configuration of the encoder; attention and positions follow it.
-        width: width of the decoder.
-        depth: number of blocks.
-        num_heads: attention heads.
+        width, depth, num_heads: sizes of the decoder.
         bias: adds a bias to the linear layer from the encoder's width.
         num_outputs: K.
         distance: distance of predicted and true numbers, for targets other than codes.

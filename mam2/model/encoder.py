@@ -6,6 +6,7 @@ B clips, T frames, C channels, H W pixels, N patches per frame, V visible patche
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -228,11 +229,7 @@ class VideoEncoder(nn.Module):
         return self.encode(self.embed(clip_BTCHW).at(patch_BTV))
 
     def embed(self, clip_BTCHW: Tensor) -> Tokens:
-        """Tokens of all patches with their positions.
-
-        Raises:
-            UserError: the clip has another shape than (B, T, 3, H, W), or is no multiple of the patch.
-        """
+        """Tokens of all patches with their positions; UserError for a clip of another shape than (B, T, 3, H, W)."""
         patch_size = self.config.patch_size
         tubelet = self.config.tubelet
         if not isinstance(clip_BTCHW, Tensor):
@@ -270,8 +267,7 @@ class VideoEncoder(nn.Module):
         return clip_BTCHW.shape[1] // self.config.tubelet, grid
 
     def rotation(self, tokens: Tokens) -> Rotation | None:
-        """The rotary positions of tokens, in each frame prefix tokens and then patches; None where `embed` adds all
-        positions."""
+        """The rotary positions of tokens, prefix tokens first in each frame; None where `embed` adds all positions."""
         if not isinstance(self.positions, RotaryPositions | SpaceRotaryPositions):
             return None
         joint = self.config.attention == "joint"
@@ -284,18 +280,19 @@ class VideoEncoder(nn.Module):
         return Rotation.by(angle_BTVd.flatten(1, 2) if joint else angle_BTVd.flatten(0, 1))
 
     def encode(self, tokens: Tokens, *, norm: bool = True) -> Tensor:
-        """Features (B, T, V, D) of all patches or of some: the blocks.
-
-        Args:
-            tokens: tokens of `embed`, or some `.at` patches of each frame, which then see only each other.
-            norm: applies the final LayerNorm.
-        """
-        rotation = self.rotation(tokens)
-        x_BTVD = self.begin(tokens.x_BTVD)
-        for block in self.blocks:
-            x_BTVD = block(x_BTVD, rotation)
+        """Features (B, T, V, D) of the tokens of `embed`, or of some, `.at` patches of each frame, which then see only
+        each other. `norm` applies the final LayerNorm."""
+        x_BTVD, _ = self.through(tokens, self.config.depth)
         x_BTVD = x_BTVD[:, :, self.config.prefix_tokens :]
         return self.norm(x_BTVD) if norm else x_BTVD
+
+    def through(self, tokens: Tokens, num_blocks: int) -> tuple[Tensor, Rotation | None]:
+        """Tokens (B, T, P + V, D) after the first blocks, prefix tokens first, and their rotary positions."""
+        rotation = self.rotation(tokens)
+        x_BTVD = self.begin(tokens.x_BTVD)
+        for block in itertools.islice(self.blocks, num_blocks):
+            x_BTVD = block(x_BTVD, rotation)
+        return x_BTVD, rotation
 
     def begin(self, x_BTVD: Tensor) -> Tensor:
         """The input of the first block: prefix tokens before the patches of each frame, and the pre-norm if any."""
@@ -308,11 +305,7 @@ class VideoEncoder(nn.Module):
     @torch.no_grad()
     def attention_received(self, clip_BTCHW: Tensor) -> Tensor:
         """Attention that each patch of a frame receives in the last block: (B, T, N), sums to 1 over N."""
-        tokens = self.embed(clip_BTCHW)
-        rotation = self.rotation(tokens)
-        x_BTND = self.begin(tokens.x_BTVD)
-        for block in self.blocks[:-1]:
-            x_BTND = block(x_BTND, rotation)
+        x_BTND, rotation = self.through(self.embed(clip_BTCHW), self.config.depth - 1)
         last = self.blocks[-1]
         assert isinstance(last, SpaceTimeBlock | JointBlock)
         received_BTN = last.received(x_BTND, rotation)[:, :, self.config.prefix_tokens :]

@@ -17,7 +17,7 @@ from mam2.config import Duration, Steps, UserError, check
 from mam2.losses import BASELINE, Losses, Reduction, Standardisation, alignment_loss, average, zero_motion_loss
 from mam2.masks import Mask, MaskConfig
 from mam2.model.blocks import Start, init_weights, layer_norm
-from mam2.model.decoders import AppearanceHead, Decoder, Head, MotionHead, OrderDecoder
+from mam2.model.decoders import AppearanceHead, Decoder, MotionHead, OrderDecoder, TargetHead
 from mam2.model.encoder import EncoderConfig, Tokens, VideoEncoder, own_positions
 from mam2.model.regressor import Context, Latent, make_regressor
 from mam2.model.weights import copy_encoder
@@ -97,12 +97,12 @@ class MAM2(nn.Module):
         parts = {kind: head.loss(seen.hidden[name], target.of(kind)) for name, kind, head in self.heads()}
         return parts | self.alignment.losses(seen, mask)
 
-    def heads(self) -> Iterator[tuple[str, str, Head]]:
+    def heads(self) -> Iterator[tuple[str, str, TargetHead]]:
         """Names of the decoder and of the target, and the head, for every head."""
         for name, decoder in self.decoders.items():
             assert isinstance(decoder, Decoder | OrderDecoder)
             for kind, head in decoder.heads.items():
-                assert isinstance(head, AppearanceHead | MotionHead)
+                assert isinstance(head, TargetHead)
                 yield name, kind, head
 
     def reconstruct(self, clip_BTCHW: Tensor, mask: Mask, targets: Targets) -> Reconstruction:
@@ -204,7 +204,7 @@ def make_decoders(config: MAM2Config, encoder: EncoderConfig, sizes: TargetSizes
 
     def decoder(depth: int, *kinds: str) -> Decoder:
         width = config.width
-        heads: dict[str, Head] = {}
+        heads: dict[str, TargetHead] = {}
         if "appearance" in kinds:
             heads["appearance"] = AppearanceHead(width, sizes.appearance, sizes.distance)
         if "motion" in kinds:

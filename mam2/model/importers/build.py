@@ -19,19 +19,14 @@ from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
 
 @dataclass(frozen=True)
 class Imported:
-    """An encoder made of a published one, in eval mode, and what became of each tensor, in lines."""
+    """An encoder made of a published one, in eval mode, and notes on the fate of each tensor."""
 
     encoder: VideoEncoder
     notes: list[str]
 
 
 def build(found: dict[str, Tensor], facts: Facts, inflation: Inflation) -> Imported:
-    """The encoder of a published checkpoint.
-
-    Args:
-        found: its tensors under their own names.
-        facts: what they do not tell.
-        inflation: the clips that it is to see.
+    """The encoder of a published checkpoint, from its tensors under their own names.
 
     Raises:
         UserError: no known encoder, tensors that are missing, left over or not finite, sizes that do not fit.
@@ -79,11 +74,7 @@ def build(found: dict[str, Tensor], facts: Facts, inflation: Inflation) -> Impor
 
 
 def resized(encoder: VideoEncoder, inflation: Inflation, *, source: str) -> Imported:
-    """An encoder of video for clips of the wanted frames and size.
-
-    Raises:
-        UserError: tubelets or attention are asked for, which it has.
-    """
+    """An encoder of video for clips of the wanted frames and size; UserError for other tubelets or attention."""
     if inflation.tubelet > 1 or inflation.attention != "factorised":
         raise UserError(
             f"{source} is an encoder of video, whose tubelets and attention are its own. Leave --tubelet and "
@@ -100,7 +91,7 @@ def resized(encoder: VideoEncoder, inflation: Inflation, *, source: str) -> Impo
 
 
 def describe(config: EncoderConfig, facts: Facts, inflation: Inflation, *, of_video: bool) -> list[str]:
-    """What was copied and what is new, in lines."""
+    """Notes on copied and on new weights, one per line."""
     notes = [
         f"copied: {config.depth} blocks of width {config.width} with {config.num_heads} heads, patches of "
         f"{config.patch_size}², {config.prefix_tokens} prefix tokens"

@@ -1,4 +1,4 @@
-"""What a published encoder is: its facts, the clips that it is to see, and the EncoderConfig that its tensors tell."""
+"""Facts of a published encoder, the clips that it is to see, and the EncoderConfig that its tensors tell."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1280: 16}
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What tensors do not show of their encoder.
+    """Facts that tensors do not show of their encoder.
 
     Attributes:
-        width: numbers per token, where the source states them too; 0 where it does not.
-        num_heads: attention heads; 0 is what ViTs of its width have.
-        norm_eps: of every LayerNorm.
-        activation: of the MLPs.
-        mean, std: of the pixels in [0, 1] that it was trained on, red, green, blue.
-        frames: of a video encoder's clips.
+        width: numbers per token; 0 where the source does not state them.
+        num_heads: attention heads; 0 is the usual number for its width.
+        norm_eps: epsilon of every LayerNorm.
+        activation: activation of the MLPs.
+        mean, std: statistics of its training pixels in [0, 1]: red, green, blue.
+        frames: frames per clip of a video encoder.
         size: side of its pictures, pixels, where no table of positions tells.
-        positions: of a video encoder without a table in its file; of an image encoder "rotary_space" or none.
-        origin: where it comes from.
-        assumed: what had to be assumed, in words.
+        positions: positions of a video encoder without a table; for an image encoder only "rotary_space" counts.
+        origin: its source and licence.
+        assumed: assumptions, in words.
     """
 
     width: int = 0
@@ -97,7 +97,8 @@ def config_of_tensors(
 ) -> EncoderConfig:
     """The sizes that the tensors tell."""
     source = facts.origin.source
-    width, patch_size = kernel.shape[0], kernel.shape[-1]
+    width = kernel.shape[0]
+    patch_size = kernel.shape[-1]
     if kernel.ndim not in (4, 5) or kernel.shape[1] != 3 or kernel.shape[-2] != patch_size:
         raise UserError(f"{source} has a patch kernel of {tuple(kernel.shape)}; accepted: (D, 3, [T,] P, P).")
     if facts.width not in (0, width):
@@ -147,7 +148,7 @@ def config_of_tensors(
 
 
 def side_of(table: Tensor, num_prefix: int, *, source: str) -> int:
-    """Patches along a side of the square that a table of positions is for; it may hold those of prefix tokens too."""
+    """Patches along a side of a square table of positions, which may hold those of prefix tokens too."""
     places = table.shape[-2]
     sides = {n: math.isqrt(places - n) for n in (0, 1, num_prefix) if n <= num_prefix and n < places}
     side = next((side for n, side in sides.items() if side * side == places - n), 0)

@@ -72,8 +72,8 @@ class Named:
     """The tensors of a published encoder under timm's names.
 
     Attributes:
-        tensors: of the encoder itself.
-        left_out: names as the file has them, by the reason why they are not used.
+        tensors: tensors of the encoder itself.
+        left_out: unused names, as the file has them, by the reason.
     """
 
     tensors: dict[str, Tensor]
@@ -81,11 +81,7 @@ class Named:
 
 
 def named(found: Mapping[str, Tensor], *, source: str) -> Named:
-    """The encoder's tensors under timm's names.
-
-    Raises:
-        UserError: no known encoder among them.
-    """
+    """The encoder's tensors under timm's names; UserError unless there is one known encoder."""
     anchors = [(name, anchor, renames) for anchor, renames in ANCHORS for name in found if name.endswith(anchor)]
     if len(anchors) != 1:
         some = ", ".join(sorted(found)[:4]) or "nothing"
@@ -109,7 +105,7 @@ def named(found: Mapping[str, Tensor], *, source: str) -> Named:
 
 
 def refuse_gated(names: Iterable[str], *, source: str) -> None:
-    """UserError where the names of an encoder's tensors are those of gated MLPs."""
+    """UserError for the names of gated MLPs."""
     gated = [name for name in names if re.search(r"\.mlp\.(fc1_[gx]|w\d+|gate_proj|weights_in)\.", name)]
     if gated:
         raise UserError(

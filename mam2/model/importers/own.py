@@ -26,12 +26,12 @@ OURS: Renames = (
 
 
 def is_of_images(config: EncoderConfig) -> bool:
-    """Whether an encoder is one of single frames, of a kind that can be inflated."""
+    """True for an encoder of single frames of a kind that can be inflated."""
     return config.frames == 1 and config.attention == "joint" and config.positions in ("separable", "rotary_space")
 
 
 def as_timm(encoder: VideoEncoder, source: str) -> tuple[dict[str, Tensor], Facts]:
-    """The tensors of an encoder of single frames under timm's names, and what they do not tell."""
+    """The tensors of an encoder of single frames under timm's names, and its facts."""
     tensors = dict(encoder.state_dict())
     config = encoder.config
     time_1D = tensors.pop("positions.time_TD")

@@ -1,4 +1,4 @@
-"""SOURCE, a published encoder's name or file, to its tensors and what is known of it."""
+"""Recognition of published encoders: a name or file to its tensors and its facts."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ MODEL_TYPES: dict[str, tuple[float, Triple, Triple, PositionKind]] = {
 
 
 def find(source: str, *, file: str = "") -> tuple[dict[str, Tensor], Facts]:
-    """The tensors of a published encoder under their own names, and what they do not tell.
+    """The tensors of a published encoder under their own names, and the facts that they do not tell.
 
     Args:
         source: `timm:NAME`, `hf:NAME`, `hf:FOLDER`, or a folder or file on disk.
         file: for `timm:NAME`, a file of its weights; nothing is downloaded then.
 
     Raises:
-        UserError: nothing there, nothing that is known, or no way to get it from here.
+        UserError: nothing there, nothing known, or no way to get it from here.
     """
     if source.startswith("timm:"):
         return from_timm(source.removeprefix("timm:"), file)
@@ -125,7 +125,7 @@ def from_timm(name: str, file: str) -> tuple[dict[str, Tensor], Facts]:
 
 
 def turns_as_dinov3(model: Any) -> bool:
-    """Whether an Eva of timm has DINOv3's positions and blocks; its other ViTs with rotary positions are no DINOv3."""
+    """True for an Eva of timm with DINOv3's positions and blocks; its other ViTs with rotary positions differ."""
     from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
     from timm.models.eva import EvaBlock
 
@@ -191,7 +191,7 @@ def from_folder(folder: Path) -> tuple[dict[str, Tensor], Facts]:
 
 
 def facts_of_timm(config: Mapping[str, Any], folder: Path) -> Facts:
-    """What timm's config.json tells."""
+    """Facts of timm's config.json."""
     settings = config.get("pretrained_cfg", config)
     architecture = str(config.get("architecture", ""))
     is_clip = "_clip_" in architecture
@@ -209,7 +209,7 @@ def facts_of_timm(config: Mapping[str, Any], folder: Path) -> Facts:
 
 
 def facts_of_hugging_face(config: Mapping[str, Any], folder: Path) -> Facts:
-    """What config.json and preprocessor_config.json tell."""
+    """Facts of config.json and preprocessor_config.json."""
     model_type = str(config.get("model_type", ""))
     if isinstance(config.get("vision_config"), Mapping):  # CLIP's and SigLIP's whole models
         model_type = f"{model_type}_vision_model"
@@ -256,35 +256,36 @@ def whole_number(config: Mapping[str, Any], name: str, default: int, folder: Pat
 
 
 def from_file(file: Path) -> tuple[dict[str, Tensor], Facts]:
-    """A file of weights alone, whose names of tensors show what it is; what they don't show is assumed, with a note."""
+    """A file of weights alone, whose tensors show what it is."""
     tensors = tensors_of(file)
-    facts = Facts(origin=Origin(source=str(file), licence=UNKNOWN_LICENCE))
-    divided = any(".temporal_" in name for name in tensors)
+    return tensors, facts_of_tensors(tensors, Origin(source=str(file), licence=UNKNOWN_LICENCE))
+
+
+def facts_of_tensors(tensors: Mapping[str, Tensor], origin: Origin) -> Facts:
+    """Facts that names and shapes of tensors show; all others are assumed, with a note."""
+    imagenet = "pixels of ImageNet's mean and deviation"
+    if any(".temporal_" in name for name in tensors):
+        note = f"pixels of mean {KINETICS_MEAN[0]} and deviation {KINETICS_STD[0]}"
+        return Facts(origin=origin, mean=KINETICS_MEAN, std=KINETICS_STD, assumed=(note,))
     kernel = next((tensor for name, tensor in tensors.items() if re.search(r"patch_embed.*weight$", name)), None)
-    if divided:
-        facts = replace(facts, mean=KINETICS_MEAN, std=KINETICS_STD)
-        return tensors, replace(facts, assumed=(f"pixels of mean {facts.mean[0]} and deviation {facts.std[0]}",))
     if kernel is not None and kernel.ndim == 5:
-        rotary = not any(name.endswith(("attn.q_bias", "query.bias", "pos_embed")) for name in tensors)
-        positions: PositionKind = "rotary" if rotary else "sequence"
-        size = 256 if rotary else 224
-        facts = replace(facts, positions=positions, size=size)
-        kind = "V-JEPA 2's rotary" if rotary else "VideoMAE's fixed"
-        table = any(name.endswith("pos_embed") for name in tensors)
-        what = () if table else (f"{kind} positions, for 16 frames of {size}²",)
-        return tensors, replace(facts, assumed=(*what, "pixels of ImageNet's mean and deviation"))
+        if any(name.endswith("pos_embed") for name in tensors):
+            return Facts(origin=origin, assumed=(imagenet,))
+        if any(name.endswith(("attn.q_bias", "query.bias")) for name in tensors):
+            return Facts(origin=origin, assumed=("VideoMAE's fixed positions, for 16 frames of 224²", imagenet))
+        note = "V-JEPA 2's rotary positions, for 16 frames of 256²"
+        return Facts(origin=origin, positions="rotary", size=256, assumed=(note, imagenet))
     if is_dinov3(tensors):
-        what = (f"DINOv3's rotary positions, for pictures of {facts.size}²",)
-        facts = replace(facts, norm_eps=1e-5, positions="rotary_space")
-        return tensors, replace(facts, assumed=(*what, "pixels of ImageNet's mean and deviation"))
+        note = "DINOv3's rotary positions, for pictures of 224²"
+        return Facts(origin=origin, norm_eps=1e-5, positions="rotary_space", assumed=(note, imagenet))
     if any(".norm_pre." in f".{name}" for name in tensors):
-        facts = replace(facts, norm_eps=1e-5, mean=CLIP_MEAN, std=CLIP_STD)
-        return tensors, replace(facts, assumed=("CLIP's pixel statistics", "GELU, not QuickGELU"))
-    return tensors, replace(facts, assumed=("pixels of ImageNet's mean and deviation",))
+        notes = ("CLIP's pixel statistics", "GELU, not QuickGELU")
+        return Facts(origin=origin, norm_eps=1e-5, mean=CLIP_MEAN, std=CLIP_STD, assumed=notes)
+    return Facts(origin=origin, assumed=(imagenet,))
 
 
 def is_dinov3(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are a DINOv3's by their names: a class token, four registers, and no table of positions."""
+    """True for a DINOv3's tensors: a class token, four registers, and no table of positions."""
     registers = [x for name, x in tensors.items() if re.search(r"(^|\.)(reg_token|(register|storage)_tokens)$", name)]
     has_table = any(re.search(r"(pos_embed|position_embeddings?(\.weight)?)$", name) for name in tensors)
     has_class = any(name.endswith("cls_token") for name in tensors)

@@ -22,7 +22,7 @@ class Tensors:
     def __init__(self, tensors: dict[str, Tensor], source: str) -> None:
         self.left = dict(tensors)
         self.source = source
-        self.zero: list[str] = []  # names of biases that are not there, and are zero
+        self.zero: list[str] = []  # names of missing biases, which are zero
 
     def __contains__(self, name: str) -> bool:
         return name in self.left
@@ -105,11 +105,9 @@ def place_positions(made: dict[str, Tensor], tensors: Tensors, config: EncoderCo
                 assert prefix_PD is not None, "their number is that of the prefix tokens"
                 prefix_PD = torch.cat([prefix_PD[:extra] + table[:extra], prefix_PD[extra:]])
             made["positions.space_ND"] = table[extra:]
-            made["positions.time_TD"] = (
-                tensors.take("time_embed").reshape(-1, config.width)
-                if "time_embed" in tensors
-                else torch.zeros(config.tubelets, config.width)
-            )
+            no_time_TD = torch.zeros(config.tubelets, config.width)
+            time_TD = tensors.take("time_embed") if "time_embed" in tensors else no_time_TD
+            made["positions.time_TD"] = time_TD.reshape(-1, config.width)
     if config.positions == "rotary_space":
         made["positions.time_TD"] = torch.zeros(config.tubelets, config.width)
         if "rope_embed.periods" in tensors:
@@ -132,12 +130,8 @@ def check_periods(periods: Tensor, config: EncoderConfig, *, source: str) -> Non
 def paired(layer: tuple[Tensor, Tensor], num_heads: int, *, back: bool = False) -> tuple[Tensor, Tensor]:
     """Weight and bias of queries, keys and values, whose queries and keys have pairs of channels side by side.
 
-    DINOv3 turns channel i of a head with channel i + d/2, we with its neighbour. Attention is the same.
-
-    Args:
-        layer: weight and bias, with queries, keys and values one after the other.
-        num_heads: attention heads.
-        back: from our order to DINOv3's.
+    DINOv3 turns channel i of a head with channel i + d/2, we with its neighbour. Attention is the same. `back` goes
+    from our order to DINOv3's.
     """
     queries, keys, values = torch.arange(len(layer[0])).chunk(3)
     halves = (-1, 2) if back else (2, -1)
@@ -148,37 +142,35 @@ def paired(layer: tuple[Tensor, Tensor], num_heads: int, *, back: bool = False) 
 
 def place_block(made: dict[str, Tensor], tensors: Tensors, i: int, config: EncoderConfig, *, divided: bool) -> None:
     """One block. An image encoder's temporal attention is a copy of the spatial one, whose output is zero."""
-    theirs, ours = f"blocks.{i}", f"blocks.{i}"
+    block = f"blocks.{i}"
     attention = "joint" if config.attention == "joint" else "space"
 
     def put(name: str, layer: tuple[Tensor, Tensor]) -> None:
-        made[f"{ours}.{name}.weight"], made[f"{ours}.{name}.bias"] = layer
+        made[f"{block}.{name}.weight"], made[f"{block}.{name}.bias"] = layer
 
-    norm, qkv, out = (
-        tensors.take_both(f"{theirs}.norm1"),
-        tensors.take_qkv(f"{theirs}.attn"),
-        tensors.take_both(f"{theirs}.attn.proj"),
-    )
+    norm = tensors.take_both(f"{block}.norm1")
+    qkv = tensors.take_qkv(f"{block}.attn")
+    out = tensors.take_both(f"{block}.attn.proj")
     if config.positions == "rotary_space":
         qkv = paired(qkv, config.num_heads)
     put(f"norm_{attention}", norm)
     put(f"{attention}.qkv", qkv)
     put(f"{attention}.out", out)
-    put("norm_mlp", tensors.take_both(f"{theirs}.norm2"))
-    put("mlp.0", tensors.take_both(f"{theirs}.mlp.fc1"))
-    put("mlp.2", tensors.take_both(f"{theirs}.mlp.fc2"))
+    put("norm_mlp", tensors.take_both(f"{block}.norm2"))
+    put("mlp.0", tensors.take_both(f"{block}.mlp.fc1"))
+    put("mlp.2", tensors.take_both(f"{block}.mlp.fc2"))
     if divided:
-        put("norm_time", tensors.take_both(f"{theirs}.temporal_norm1"))
-        put("time.qkv", tensors.take_qkv(f"{theirs}.temporal_attn"))
-        weight, bias = tensors.take_both(f"{theirs}.temporal_attn.proj")
-        fc_weight, fc_bias = tensors.take_both(f"{theirs}.temporal_fc")
+        put("norm_time", tensors.take_both(f"{block}.temporal_norm1"))
+        put("time.qkv", tensors.take_qkv(f"{block}.temporal_attn"))
+        weight, bias = tensors.take_both(f"{block}.temporal_attn.proj")
+        fc_weight, fc_bias = tensors.take_both(f"{block}.temporal_fc")
         put("time.out", (fc_weight @ weight, fc_weight @ bias + fc_bias))
     elif attention == "space":
         put("norm_time", norm)
         put("time.qkv", qkv)
         put("time.out", (torch.zeros_like(out[0]), torch.zeros_like(out[1])))
     if config.layer_scale:
-        made[f"{ours}.add_{attention}.scale_D"] = tensors.take(f"{theirs}.ls1.gamma")
-        made[f"{ours}.add_mlp.scale_D"] = tensors.take(f"{theirs}.ls2.gamma")
+        made[f"{block}.add_{attention}.scale_D"] = tensors.take(f"{block}.ls1.gamma")
+        made[f"{block}.add_mlp.scale_D"] = tensors.take(f"{block}.ls2.gamma")
         if attention == "space":
-            made[f"{ours}.add_time.scale_D"] = torch.ones(config.width)
+            made[f"{block}.add_time.scale_D"] = torch.ones(config.width)

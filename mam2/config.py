@@ -16,9 +16,11 @@ import re
 import types
 import typing
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union
+
+from annotated_types import Ge, Gt, Le, Lt
 
 ConfigT = TypeVar("ConfigT")
 PartT = TypeVar("PartT")
@@ -135,13 +137,13 @@ def Epochs(value: float) -> Duration:
     return Duration(value, "epochs")
 
 
-BOUNDS = {
-    "ge": (operator.ge, "at least"),
-    "gt": (operator.gt, "above"),
-    "le": (operator.le, "at most"),
-    "lt": (operator.lt, "below"),
+BOUNDS: dict[type, tuple[Callable[[Any, Any], bool], str]] = {
+    Ge: (operator.ge, "at least"),
+    Gt: (operator.gt, "above"),
+    Le: (operator.le, "at most"),
+    Lt: (operator.lt, "below"),
 }
-"""Comparison and words of each bound of annotated-types, by the name of its limit."""
+"""Comparison and words of each kind of bound."""
 
 
 def check(config: Any, prefix: str) -> None:
@@ -170,11 +172,20 @@ def _accepted(hint: Any, value: Any) -> str:
     if origin is tuple and isinstance(value, tuple):
         return next((words for item in value if (words := _accepted(args[0], item))), "")
     if origin is Annotated:
-        limits = {name: getattr(bound, name) for bound in args[1:] for name in BOUNDS if hasattr(bound, name)}
-        if not all(BOUNDS[name][0](value, limit) for name, limit in limits.items()):
-            return ", ".join(f"{BOUNDS[name][1]} {limit}" for name, limit in limits.items())
+        bounds = [bound for bound in args[1:] if type(bound) in BOUNDS]
+        if not all(BOUNDS[type(bound)][0](value, _limit(bound)) for bound in bounds):
+            return ", ".join(map(bound_in_words, bounds))
         return _accepted(args[0], value)
     return "" if not isinstance(value, float) or math.isfinite(value) else "finite numbers"
+
+
+def bound_in_words(bound: Ge | Gt | Le | Lt) -> str:
+    """A bound as error messages and help pages say it: at least 1."""
+    return f"{BOUNDS[type(bound)][1]} {_limit(bound)}"
+
+
+def _limit(bound: Ge | Gt | Le | Lt) -> Any:
+    return getattr(bound, type(bound).__name__.lower())
 
 
 def to_json(config: Any) -> Any:

@@ -72,7 +72,7 @@ def autocast_dtype(precision: str, device: torch.device, *, width: int) -> torch
 
 
 def memory_gib() -> float:
-    """Peak memory of the GPU in GiB, or this process's memory where there is none."""
+    """Peak memory of the GPU in GiB, or else this process's memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return psutil.Process(os.getpid()).memory_info().rss / 2**30

@@ -40,7 +40,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         part.replace(path)
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.filename not in (None, str(part), part):
-            raise  # of another file
+            raise  # about another file
         reason = getattr(error, "strerror", None) or first_line(error)
         raise OSError(f"{path} can't be written: {reason}") from error
     finally:
@@ -93,7 +93,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises:
-        UserError: the file is missing, is no safetensors file, or is not as it was written; a pickle is never opened.
+        UserError: a missing file, another kind of file, or one that was changed; a pickle is never opened.
     """
     metadata = read_metadata(file)
     with _safetensors_only(file):
@@ -108,7 +108,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; see `read_tensors`."""
+    """The metadata of a safetensors file; errors are those of `read_tensors`."""
     if not file.is_file():
         raise UserError(f"{file} does not exist. Give a run's folder or a .safetensors file that mam2 wrote.")
     with _safetensors_only(file), safe_open(file, framework="pt") as opened:
@@ -128,7 +128,7 @@ def _safetensors_only(file: Path) -> Iterator[None]:
 
 
 def config_of(metadata: Mapping[str, str], cls: type[ConfigT], *, file: Path) -> ConfigT:
-    """The configuration that a tensor file carries in its metadata; UserError if there is none or it is damaged."""
+    """The configuration that a tensor file carries in its metadata; UserError if it is missing or damaged."""
     try:
         return from_json(cls, parse_json(metadata["config"]))
     except (KeyError, ValueError) as error:
@@ -138,8 +138,7 @@ def config_of(metadata: Mapping[str, str], cls: type[ConfigT], *, file: Path) ->
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], *, where: str) -> None:
     """Raises UserError, naming the first few, unless tensors have the expected names and shapes.
 
-    Args:
-        where: the beginning of the message: what the tensors are not.
+    The message begins with `where`.
     """
     wrong = {
         "missing": [name for name in expected if name not in found],
@@ -195,26 +194,19 @@ def check_finite(tensors: Mapping[str, Tensor], *, file: Path | str) -> None:
 
 
 def read_object(path: Path, fields: dict[str, type]) -> dict[str, Any]:
-    """The JSON object in a file that a run wrote.
-
-    Args:
-        path: the file.
-        fields: names and types that it must hold; it may hold more.
+    """The JSON object in a file that a run wrote, with at least these fields of these types.
 
     Raises:
         UserError: it is damaged, or holds something else.
     """
+    advice = "Restore it, or start again in another folder."
     try:
         found = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({first_line(error)}). Restore it, or start again in another folder."
-        ) from error
+        raise UserError(f"{path} is damaged ({first_line(error)}). {advice}") from error
     if not isinstance(found, dict) or any(type(found.get(name)) is not kind for name, kind in fields.items()):
         wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in fields.items())
-        raise UserError(
-            f"{path} is damaged: it is not an object with {wanted}. Restore it, or start again in another folder."
-        )
+        raise UserError(f"{path} is damaged: it is not an object with {wanted}. {advice}")
     return found
 
 

@@ -3,7 +3,6 @@
 import logging
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -39,14 +38,6 @@ TINY = EncoderConfig(width=WIDTH, depth=2, num_heads=HEADS, frames=4, size=32, p
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def empty_is_nan() -> Iterator[None]:
-    """Fresh memory holds NaN, so that a parameter nobody set shows itself."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def without_layer_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,14 +31,6 @@ SIZES = TargetSizes(NUM_CODES, 192)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def empty_is_nan() -> Iterator[None]:
-    """Fresh memory holds NaN, so that a parameter nobody set shows itself."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 PREDICTED = ("visible_BTVD", "regressed_BTMD", "target_BTMD", "appearance_BTMK", "motion")

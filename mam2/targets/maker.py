@@ -76,14 +76,13 @@ class TargetMaker:
         patch_size: the encoder's P, pixels.
         device: device that computes the targets.
         tubelet: frames of a token; targets are those of each tubelet's first frame, unless they say otherwise.
-        appearance: makes an appearance target if true.
-        motion: makes a motion target if true.
-        guide: loads what `motion_of` needs, for motion-guided masks, if true.
+        appearance, motion: which targets to make.
+        guide: also loads the network of `motion_of`, for motion-guided masks.
         teacher: the frozen encoder, where the appearance target is its features.
 
     Attributes:
-        tokenizer: frames to codes; None where the appearance target is none of these.
-        cache: codes that are known already, set by who knows the clips; None: there is no cache.
+        tokenizer: frames to codes; None for targets without codes.
+        cache: codes that are known already; None without a cache.
 
     Raises:
         UserError: a missing or wrong file, or one made for another patch size.
@@ -120,7 +119,7 @@ class TargetMaker:
 
     @torch.no_grad()
     def __call__(self, clip_BTCHW: Tensor, *, sample_B: Tensor, seed: int, fixed_B: Tensor | None = None) -> Targets:
-        """Targets of clips that are uint8 or floats in [0, 1], computed in float32 but for what `config` allows.
+        """Targets of clips, uint8 or floats in [0, 1], computed in float32 unless `config` says otherwise.
 
         Args:
             clip_BTCHW: the clips, all frames of every tubelet.

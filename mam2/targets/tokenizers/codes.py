@@ -1,4 +1,4 @@
-"""What all appearance tokenizers share: frames checked and encoded in chunks, the search for codes, files.
+"""Shared parts of all appearance tokenizers: frames checked and encoded in chunks, the search for codes, files.
 
 F frames, C channels, H W pixels, N vectors, D width, K codes.
 """
@@ -111,7 +111,7 @@ def load_tokenizer(
         file: the safetensors file.
         make: the tokenizer of a configuration, with the decoder or without; called on the meta device.
         config_type: class of the configuration, whose FORMAT the file must have.
-        if_missing: the error's message where there is no such file.
+        if_missing: message of the error for a missing file.
 
     Raises:
         UserError: no such file, a file as it was published, one of another format, or tensors that do not fit.

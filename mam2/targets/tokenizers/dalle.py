@@ -32,7 +32,6 @@ class DALLEConfig:
         width: width of the first group; the others are 2, 4 and 8 times as wide.
         num_blocks: residual blocks in each of the four groups.
         decoder_width: width of the decoder's input.
-        num_codes: K.
     """
 
     FORMAT: ClassVar[str] = "mam2.dalle"

@@ -24,11 +24,6 @@ class RandomProjection(FrameTokenizer):
     """Gives a patch, projected at random, the code of the nearest of K random directions.
 
     Everything is drawn from `seed` alone: no training, no file, the same in every process.
-
-    Args:
-        patch_size: P.
-        num_codes: K.
-        seed: seed of the projection and the directions.
     """
 
     def __init__(self, *, patch_size: int, num_codes: int = 8192, seed: int = 0) -> None:

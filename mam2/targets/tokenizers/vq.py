@@ -30,8 +30,8 @@ def code_usage(codes: Tensor, *, num_codes: int) -> dict[str, float]:
     """Use of the codebook by codes of any shape.
 
     Returns:
-        `usage`: the share of the K codes that occur; `perplexity`: e to the entropy of their frequencies,
-        from 1 (one code only) to K (all equally often).
+        `usage`: share of the K codes that occur; `perplexity`: e to the entropy of their frequencies, from 1 (one code
+        only) to K (all equally often).
     """
     share_K = torch.bincount(codes.flatten(), minlength=num_codes).double() / codes.numel()
     return {
@@ -42,14 +42,7 @@ def code_usage(codes: Tensor, *, num_codes: int) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class VQConfig:
-    """The sizes of a VQ model of patches.
-
-    Attributes:
-        patch_size: P.
-        num_codes: K.
-        code_dim: the width of a code.
-        width: width of the hidden layers.
-    """
+    """The sizes of a VQ model of patches; `code_dim` is a code's width, `width` that of the hidden layers."""
 
     FORMAT: ClassVar[str] = "mam2.vq"
 
@@ -126,11 +119,11 @@ def train_vq(
         config: the sizes.
         num_steps: optimiser steps, one batch each; the first takes as many as the codebook's start needs.
         seed: seed of the weights and of the codes' starting places.
-        device: device to train on; the tokenizer comes back on it.
+        device: device to train on; the tokenizer stays there.
 
     Returns:
-        The frozen tokenizer, and a report on its last batches: `mse` of pixels in [0, 1], `mse_of_mean` (the
-        mean patch in place of the tokenizer), `usage`, `perplexity`.
+        The frozen tokenizer, and a report on its last batches: `mse` of pixels in [0, 1], `mse_of_mean` (with the
+        mean patch as prediction), `usage`, `perplexity`.
 
     Raises:
         UserError: no batches, too few, or frames of a wrong shape; no steps.

@@ -34,8 +34,8 @@ class VQGANConfig:
     The patch side is 2^(levels - 1). Every width must be a multiple of 32, because of the group norm.
 
     Attributes:
-        quantizer: how a code is chosen: "nearest", the codebook's nearest vector; "gumbel", the greatest of K
-            logits that a 1×1 convolution gives.
+        quantizer: choice of a code: "nearest", the codebook's nearest vector; "gumbel", the greatest of K logits that
+            a 1×1 convolution gives.
     """
 
     FORMAT: ClassVar[str] = "mam2.vqgan"
@@ -119,18 +119,15 @@ class Level(nn.Module):
     def __init__(self, width_in: int, width_out: int, num_blocks: int, *, attend: bool, resample: str) -> None:
         super().__init__()
         self.block = nn.ModuleList(ResBlock(width_out if i else width_in, width_out) for i in range(num_blocks))
-        self.attn = nn.ModuleList(Attention(width_out) for _ in range(num_blocks if attend else 0))
+        self.attn = nn.ModuleList(Attention(width_out) if attend else nn.Identity() for _ in range(num_blocks))
         self.downsample = Resample(width_out, down=True) if resample == "down" else None
         self.upsample = Resample(width_out, down=False) if resample == "up" else None
 
     def forward(self, h_FCHW: Tensor) -> Tensor:
-        for i, block in enumerate(self.block):
-            h_FCHW = block(h_FCHW)
-            if len(self.attn):
-                h_FCHW = self.attn[i](h_FCHW)
-        for resample in (self.downsample, self.upsample):
-            h_FCHW = h_FCHW if resample is None else resample(h_FCHW)
-        return h_FCHW
+        for block, attention in zip(self.block, self.attn, strict=True):
+            h_FCHW = attention(block(h_FCHW))
+        resample = self.downsample or self.upsample
+        return resample(h_FCHW) if resample else h_FCHW
 
 
 class Middle(nn.Module):

@@ -78,7 +78,7 @@ class Residual(nn.Module):
 
 
 class LearnedToken(nn.Module):
-    """A learned vector that stands for a token: a mask query, a [CLS] token."""
+    """A learned vector (D,) in place of a token: a mask query, a [CLS] token."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class LearnedToken(nn.Module):
 
 
 class LearnedTokens(nn.Module):
-    """Learned vectors (P, D) that stand before the patches of each frame: [CLS] and registers."""
+    """Learned vectors (P, D) before the patches of each frame: [CLS] and registers."""
 
     def __init__(self, num_tokens: int, width: int) -> None:
         super().__init__()
@@ -189,10 +189,7 @@ class JointBlock(nn.Module):
         return received_BTV / received_BTV.sum(dim=2, keepdim=True)
 
 
-BLOCKS: dict[AttentionKind, type[SpaceTimeBlock] | type[JointBlock]] = {
-    "factorised": SpaceTimeBlock,
-    "joint": JointBlock,
-}
+BLOCKS: dict[AttentionKind, type[SpaceTimeBlock | JointBlock]] = {"factorised": SpaceTimeBlock, "joint": JointBlock}
 
 
 class CrossBlock(nn.Module):

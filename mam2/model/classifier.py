@@ -23,14 +23,8 @@ OutputKind = Literal["classes", "multilabel", "regression"]
 class Classifier(nn.Module):
     """A video encoder with mean pooling, a new LayerNorm and a linear head; the pre-training's final norm is unused.
 
-    `classifier(clip_BTCHW) -> logits (B, num_classes)`.
-
-    Args:
-        encoder: the encoder.
-        num_classes: number of the head's outputs.
-        kind: kind of labels, which tells what the outputs mean (`scores_of`).
-        pooling: mean over "all", space and time, the paper's; or over "space": the head gets T × D numbers, which
-            keep the order of frames.
+    `classifier(clip_BTCHW) -> logits (B, num_classes)`; `kind` gives their meaning (`scores_of`). With `pooling`
+    "space", the head gets T × D numbers, which keep the order of frames.
     """
 
     def __init__(
@@ -42,18 +36,13 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.encoder.norm.requires_grad_(False)
         self.norm = layer_norm(encoder.config.width)
-        self.head = nn.Linear(
-            encoder.config.width * (encoder.config.tubelets if pooling == "space" else 1), num_classes
-        )
+        num_pooled = encoder.config.tubelets if pooling == "space" else 1
+        self.head = nn.Linear(num_pooled * encoder.config.width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02 * 0.001)  # as VideoMAE's init_scale
         nn.init.zeros_(self.head.bias)
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
-        """Logits (B, num_classes).
-
-        Raises:
-            UserError: with pooling "space", a clip of another length than the encoder's.
-        """
+        """Logits (B, num_classes); with pooling "space", UserError for a clip of another length than the encoder's."""
         encoder = self.encoder
         if self.pooling == "space" and clip_BTCHW.shape[1] != encoder.config.frames:
             raise UserError(

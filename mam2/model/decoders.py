@@ -142,12 +142,8 @@ class OrderDecoder(nn.Module):
         return self.decoder.heads
 
     def forward(self, latent: Latent, swapped_BM: Tensor) -> Tensor:
-        """Hidden states (B, M, D).
-
-        Args:
-            latent: masked patches in their true order; the positions of places in the sequence do not move.
-            swapped_BM: int64 or bool, true for tubes whose halves to swap.
-        """
+        """Hidden states (B, M, D) of masked patches in their true order; `swapped_BM`, int64 or bool, is true for tubes
+        whose halves to swap, while the positions of places in the sequence do not move."""
         x_BTMD = latent.x_BTSD
         half = x_BTMD.shape[1] // 2
         other_BTMD = torch.cat([x_BTMD[:, half:], x_BTMD[:, :half]], dim=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 import torch
@@ -63,8 +63,8 @@ class EncoderConfig:
             "rotary_space", learned for time, with DINOv3's turns for space.
         differences: adds to each patch its RGB difference to the first frame of the next tubelet, as three more
             channels of about the scale of the others. The paper has none; motion is then 2 % of the mean square.
-        prefix_tokens: number of [CLS] and register tokens that attend with the patches of each frame and are not among
-            the features. 0 is the paper's; published encoders have up to 5.
+        prefix_tokens: [CLS] and register tokens, which attend with the patches of each frame and are not among the
+            features. 0 is the paper's; published encoders have up to 5.
         prefix_per: "frame", prefix tokens for each frame, as for an image; or "clip", for the clip (TimeSformer).
         pre_norm: adds a LayerNorm before the first block (CLIP).
         norm_eps: epsilon of every LayerNorm.
@@ -121,16 +121,9 @@ class EncoderConfig:
         return (self.size // self.patch_size,) * 2
 
     def block_options(self, index: int) -> BlockOptions:
-        """Options of the block with this number, from 0."""
-        return BlockOptions(
-            layer_scale=self.layer_scale,
-            drop_path=self.drop_path * index / max(self.depth - 1, 1),
-            norm_eps=self.norm_eps,
-            mlp_ratio=self.mlp_ratio,
-            activation=self.activation,
-            prefix_tokens=self.prefix_tokens,
-            prefix_per=self.prefix_per,
-        )
+        """Options of the block with this number, from 0: the fields of the same names, and its drop path."""
+        shared = {field.name: getattr(self, field.name) for field in fields(BlockOptions)}
+        return BlockOptions(**shared | {"drop_path": self.drop_path * index / max(self.depth - 1, 1)})
 
     @property
     def tubelets(self) -> int:

@@ -15,18 +15,17 @@ def load_encoder(source: str | Path) -> VideoEncoder:
     """A pre-trained encoder, in eval mode on the CPU: `load_encoder("RUN")(clip) -> features`.
 
     Args:
-        source: a run's folder, or an encoder.safetensors or classifier.safetensors file; or a published encoder, as
-            `import_encoder` takes it: `timm:NAME`, `hf:NAME`, a folder or file of its weights; or `hf://USER/NAME`,
-            what `mam2 push` wrote.
+        source: a run's folder, or an encoder.safetensors or classifier.safetensors file; `hf://USER/NAME`, written by
+            `mam2 push`; or a published encoder, as `import_encoder` takes it: `timm:NAME`, `hf:NAME`, a folder or file
+            of its weights.
 
     Returns:
-        A VideoEncoder: clips (B, T, 3, H, W), uint8 in [0, 255] or floats in [0, 1], to features (B, T, N, D).
-        Another number of frames or another size than the trained one interpolates the positions, and a warning in
-        the log says so.
+        A VideoEncoder: clips (B, T, 3, H, W), uint8 in [0, 255] or floats in [0, 1], to features (B, T, N, D). For
+        another number of frames or another size than the trained one it interpolates positions, and logs a warning.
 
     Raises:
-        UserError: nothing there, a file of another kind or a damaged one, weights that are not finite, or a published
-            encoder that is not known.
+        UserError: nothing there, another kind of file, a damaged one, weights that are not finite, or an unknown
+            published encoder.
     """
     file = own_file(source)
     if file is not None:
@@ -39,6 +38,6 @@ def load_encoder(source: str | Path) -> VideoEncoder:
 
 
 def read_encoder_config(source: str | Path) -> EncoderConfig:
-    """The configuration of the encoder that `load_encoder` loads; weights are read of published ones only."""
+    """The configuration of the encoder that `load_encoder` loads; only published ones have their weights read."""
     file = own_file(source)
     return load_encoder(source).config if file is None else read_own_config(file)

@@ -83,10 +83,10 @@ class PoolingConfig:
     """Sizes of an attentive probe's head.
 
     Attributes:
-        encoder: the digest of the encoder that it was fitted on.
-        width, num_heads: of the encoder.
-        squares: per side of a frame, that patches are averaged to.
-        classes: names, in the order of the logits.
+        encoder: digest of the encoder that it was fitted on.
+        width, num_heads: sizes of that encoder.
+        squares: squares per side of a frame; patches are averaged over each.
+        classes: names of the classes, in the order of the logits.
     """
 
     encoder: str
@@ -97,7 +97,7 @@ class PoolingConfig:
 
 
 class AttentivePooling(nn.Module):
-    """What an attentive probe makes of a clip before its linear layer: features (B, T, N, D) to (B, D)."""
+    """An attentive probe up to its linear layer: features (B, T, N, D) to (B, D)."""
 
     def __init__(self, config: PoolingConfig) -> None:
         super().__init__()
@@ -121,8 +121,8 @@ def load_pooling(source: str | Path, *, encoder: str) -> AttentivePooling:
     """The pooling of a finished attentive probe, in eval mode on the CPU.
 
     Args:
-        source: the folder of a `mam2 probe`, or of the run that it lies in.
-        encoder: the digest of the encoder that it must have been fitted on.
+        source: folder of a `mam2 probe`, or of the run that it lies in.
+        encoder: digest of the encoder that it must have been fitted on.
 
     Raises:
         UserError: no such probe, one of another encoder, or a damaged file.

@@ -1,4 +1,4 @@
-"""Where weights lie: in a run's folder, in a file, or on the Hugging Face hub as `hf://USER/NAME[@REVISION]`."""
+"""Weight files by their source: a run's folder, a file, or `hf://USER/NAME[@REVISION]` on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _fetched(address: str, names: Sequence[str]) -> Path:
     except (HTTPError, OSError) as error:
         reason = str(error)[:200] or repr(error)
         raise UserError(f"{address} can't be loaded: looking for {wanted}: {reason}") from error
-    found = [folder / file for file in names if (folder / file).exists()]
-    if not found:
+    found = next((folder / file for file in names if (folder / file).exists()), None)
+    if found is None:
         raise UserError(f"{address} holds no {wanted}. Name a repository that `mam2 push` wrote.")
-    return found[0]
+    return found

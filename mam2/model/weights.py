@@ -13,20 +13,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from mam2 import files
 from mam2.config import RENAMED_WORDS, UserError, from_json, is_plug_in, to_json
-from mam2.files import (
-    check_finite,
-    check_tensors,
-    config_of,
-    digest,
-    first_line,
-    model_with,
-    parse_json,
-    read_metadata,
-    read_tensors,
-    shapes_of,
-    write_tensors,
-)
 from mam2.model.classifier import Classifier, OutputKind, Pooling
 from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
 from mam2.model.positions import FullPositions, Positions, SpaceRotaryPositions, is_interpolated, time_at
@@ -36,21 +24,20 @@ log = logging.getLogger("mam2")
 FORMAT_ENCODER = "mam2.encoder"
 FORMAT_CLASSIFIER = "mam2.classifier"
 PUBLIC = ("timm:", "hf:")
-"""What a published encoder's name begins with; the word says where it is published."""
+"""Prefixes of published encoders' names: the place of publication."""
 
 
 def load_strictly(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
     """Copies tensors into a model; UserError, naming the first few, unless all fit and are finite."""
     where = f"{file} is a checkpoint of another architecture; use the settings it was trained with"
-    check_tensors(tensors, shapes_of(model), where=where)
-    check_finite(tensors, file=file)
+    files.check_tensors(tensors, files.shapes_of(model), where=where)
+    files.check_finite(tensors, file=file)
     model.load_state_dict(tensors)
 
 
 def save_encoder(file: Path, encoder: VideoEncoder) -> None:
     """Writes an encoder, its configuration, and where its weights come from, into one file."""
-    metadata = {"format": FORMAT_ENCODER, "config": json.dumps(to_json(encoder.config))} | _origin_metadata(encoder)
-    write_tensors(file, encoder.state_dict(), metadata)
+    files.write_tensors(file, encoder.state_dict(), _metadata(encoder, FORMAT_ENCODER))
 
 
 def load_own_encoder(file: Path) -> VideoEncoder:
@@ -59,16 +46,16 @@ def load_own_encoder(file: Path) -> VideoEncoder:
     Raises:
         UserError: a file of another kind or a damaged one, or weights that are not finite.
     """
-    tensors, metadata = read_tensors(file)
+    tensors, metadata = files.read_tensors(file)
     config = _encoder_config(metadata, file)
     if metadata["format"] == FORMAT_CLASSIFIER:
         tensors = {k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")}
-    return model_with(lambda: VideoEncoder(config, origin=_origin_of(metadata)), tensors, file=file)
+    return files.model_with(lambda: VideoEncoder(config, origin=_origin_of(metadata, file)), tensors, file=file)
 
 
 def read_own_config(file: Path) -> EncoderConfig:
     """The configuration of the encoder in a file that this project wrote; its weights are not read."""
-    return _encoder_config(read_metadata(file), file)
+    return _encoder_config(files.read_metadata(file), file)
 
 
 def own_file(source: str | Path) -> Path | None:
@@ -82,32 +69,33 @@ def own_file(source: str | Path) -> Path | None:
         own = weight_file(path)
         return own if own.exists() or not (path / "config.json").exists() else None
     is_own = not path.is_file() or (
-        path.suffix == ".safetensors" and read_metadata(path).get("format", "").startswith("mam2.")
+        path.suffix == ".safetensors" and files.read_metadata(path).get("format", "").startswith("mam2.")
     )
     return path if is_own else None
 
 
-def _origin_metadata(encoder: VideoEncoder) -> dict[str, str]:
-    return {} if encoder.origin is None else {"origin": json.dumps(to_json(encoder.origin))}
+def _metadata(encoder: VideoEncoder, file_format: str) -> dict[str, str]:
+    metadata = {"format": file_format, "config": json.dumps(to_json(encoder.config))}
+    return metadata if encoder.origin is None else metadata | {"origin": json.dumps(to_json(encoder.origin))}
 
 
-def _origin_of(metadata: dict[str, str]) -> Origin | None:
+def _origin_of(metadata: dict[str, str], file: Path) -> Origin | None:
     """Source of the weights of a file; None: this project."""
     try:
-        return from_json(Origin, parse_json(metadata["origin"])) if "origin" in metadata else None
+        return from_json(Origin, files.parse_json(metadata["origin"])) if "origin" in metadata else None
     except ValueError as error:
-        raise UserError(f"The file is damaged: where it comes from can't be read ({first_line(error)}).") from error
+        raise UserError(f"{file} is damaged: its origin can't be read ({files.first_line(error)}).") from error
 
 
 def read_origin(file: Path) -> Origin | None:
     """Source of the weights in an encoder's or classifier's file; None: this project."""
-    return _origin_of(read_metadata(file))
+    return _origin_of(files.read_metadata(file), file)
 
 
 def encoder_digest(encoder: VideoEncoder) -> str:
     """A hash of what decides an encoder's features: its configuration and its weights."""
     settings = sorted((name, value) for name, value in to_json(encoder.config).items() if name != "drop_path")
-    return hashlib.sha256(repr((settings, digest(encoder.state_dict()))).encode()).hexdigest()
+    return hashlib.sha256(repr((settings, files.digest(encoder.state_dict()))).encode()).hexdigest()
 
 
 def _encoder_config(metadata: dict[str, str], file: Path) -> EncoderConfig:
@@ -115,20 +103,18 @@ def _encoder_config(metadata: dict[str, str], file: Path) -> EncoderConfig:
         raise UserError(
             f"{file} holds no encoder of mam2 (format {metadata.get('format')}). Give a run's encoder.safetensors."
         )
-    return config_of(metadata, EncoderConfig, file=file)
+    return files.config_of(metadata, EncoderConfig, file=file)
 
 
 def save_classifier(file: Path, classifier: Classifier, classes: tuple[str, ...]) -> None:
     """Writes a classifier, its encoder's configuration and its class names into one file."""
-    config = json.dumps(to_json(classifier.encoder.config))
-    metadata = {"format": FORMAT_CLASSIFIER, "config": config, "classes": json.dumps(classes)}
-    metadata |= _origin_metadata(classifier.encoder)
+    metadata = _metadata(classifier.encoder, FORMAT_CLASSIFIER) | {"classes": json.dumps(classes)}
     if classifier.kind != "classes":
         old_words = {new: old for old, new in RENAMED_WORDS.items()}  # version 0.1 reads the file too
         metadata["labels"] = old_words[classifier.kind]
     if classifier.pooling != "all":
         metadata["pooling"] = classifier.pooling
-    write_tensors(file, classifier.state_dict(), metadata)
+    files.write_tensors(file, classifier.state_dict(), metadata)
 
 
 def load_classifier(source: str | Path) -> tuple[Classifier, tuple[str, ...]]:
@@ -142,28 +128,30 @@ def load_classifier(source: str | Path) -> tuple[Classifier, tuple[str, ...]]:
         raise UserError(
             f"{source} holds no classifier. Fine-tune one first: mam2 finetune RECIPE --init {source} --out DIR."
         )
-    tensors, metadata = read_tensors(file)
+    tensors, metadata = files.read_tensors(file)
     if metadata.get("format") != FORMAT_CLASSIFIER:
         raise UserError(
             f"{file} holds no classifier (format {metadata.get('format')}). Give the folder of a `mam2 finetune`."
         )
-    config = config_of(metadata, EncoderConfig, file=file)
+    config = files.config_of(metadata, EncoderConfig, file=file)
     try:
-        classes = tuple(map(str, parse_json(metadata["classes"])))
+        classes = tuple(map(str, files.parse_json(metadata["classes"])))
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{file} is damaged: the names of its classes can't be read ({first_line(error)}).") from error
+        raise UserError(
+            f"{file} is damaged: the names of its classes can't be read ({files.first_line(error)})."
+        ) from error
     kind = cast(OutputKind, _word(metadata, "labels", typing.get_args(OutputKind), file=file))
     pooling = cast(Pooling, _word(metadata, "pooling", typing.get_args(Pooling), file=file))
-    origin = _origin_of(metadata)
+    origin = _origin_of(metadata, file)
 
     def make() -> Classifier:
         return Classifier(VideoEncoder(config, origin=origin), len(classes), kind, pooling=pooling)
 
-    return model_with(make, tensors, file=file), classes
+    return files.model_with(make, tensors, file=file), classes
 
 
 def _word(metadata: Mapping[str, str], name: str, accepted: tuple[str, ...], *, file: Path) -> str:
-    """A word of a classifier's metadata, the first of those that are accepted where there is none."""
+    """A word of a classifier's metadata; by default the first of the accepted ones."""
     word = metadata.get(name, accepted[0])
     word = RENAMED_WORDS.get(word, word)
     if word not in accepted:

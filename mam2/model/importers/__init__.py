@@ -7,10 +7,10 @@ from types import FunctionType
 
 from mam2.config import is_plug_in, load_plug_in
 from mam2.model.encoder import Origin
-from mam2.model.importers.build import Imported, build, resized
+from mam2.model.importers.build import Imported, build_encoder, resized
 from mam2.model.importers.facts import Inflation, Stated, Triple
 from mam2.model.importers.own import as_timm, is_of_images
-from mam2.model.importers.recognise import find
+from mam2.model.importers.recognise import find_published
 from mam2.model.weights import PUBLIC, load_own_encoder, own_file
 
 
@@ -55,7 +55,7 @@ def import_as(source: str, inflation: Inflation, stated: Stated) -> Imported:
             return resized(encoder, inflation, source=source)
         tensors, facts = as_timm(encoder, source)
     else:
-        tensors, facts = find(source, file=stated.file)
+        tensors, facts = find_published(source, file=stated.file)
     mean, std = stated.pixel_mean, stated.pixel_std
     num_heads = stated.num_heads or facts.num_heads
     facts = replace(facts, num_heads=num_heads, mean=mean or facts.mean, std=std or facts.std)
@@ -63,4 +63,4 @@ def import_as(source: str, inflation: Inflation, stated: Stated) -> Imported:
         facts = replace(facts, assumed=tuple(words for words in facts.assumed if "pixel" not in words))
     if stated.licence:
         facts = replace(facts, origin=Origin(source=facts.origin.source, licence=stated.licence))
-    return build(tensors, facts, inflation)
+    return build_encoder(tensors, facts, inflation)

@@ -25,7 +25,7 @@ class Imported:
     notes: list[str]
 
 
-def build(found: dict[str, Tensor], facts: Facts, inflation: Inflation) -> Imported:
+def build_encoder(found: dict[str, Tensor], facts: Facts, inflation: Inflation) -> Imported:
     """The encoder of a published checkpoint, from its tensors under their own names.
 
     Raises:

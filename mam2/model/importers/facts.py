@@ -53,7 +53,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Inflation:
-    """How an encoder of images becomes one of video; for one of video, its clips' new sizes.
+    """Inflation of an encoder of images to one of video; for one of video, the new sizes of its clips.
 
     Attributes:
         frames: frames per clip; 0 is 16 for an encoder of images, its own for one of video. Positions are interpolated.

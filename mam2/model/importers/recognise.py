@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mam2.config import UserError, did_you_mean
 from mam2.files import first_line, parse_json, read_tensors
@@ -54,7 +54,7 @@ MODEL_TYPES: dict[str, tuple[float, Triple, Triple, PositionKind]] = {
 }
 
 
-def find(source: str, *, file: str = "") -> tuple[dict[str, Tensor], Facts]:
+def find_published(source: str, *, file: str = "") -> tuple[dict[str, Tensor], Facts]:
     """The tensors of a published encoder under their own names, and the facts that they do not tell.
 
     Args:
@@ -78,6 +78,7 @@ def from_timm(name: str, file: str) -> tuple[dict[str, Tensor], Facts]:
     """An encoder of timm by its name: timm knows its sizes and licence, and downloads it unless a file is given."""
     try:
         import timm
+        from timm.layers import QuickGELU
         from timm.models import Eva, VisionTransformer
     except ImportError as error:
         raise UserError(
@@ -88,29 +89,27 @@ def from_timm(name: str, file: str) -> tuple[dict[str, Tensor], Facts]:
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known, n=3)) or "none"
         raise UserError(f"timm has no model {name}; similar ones: {near}. `timm.list_models('vit_*')` lists all.")
-    model = timm.create_model(name, pretrained=False)
+    model: Any = timm.create_model(name, pretrained=False)
     rotary = isinstance(model, Eva) and turns_as_dinov3(model)
     if not isinstance(model, VisionTransformer) and not rotary:
         raise UserError(f"timm:{name} is a {type(model).__name__}; accepted are its VisionTransformers, and DINOv3.")
     refuse_gated(model.state_dict(), source=f"timm:{name}")
-    from timm.layers import QuickGELU
-    from torch import nn
-
-    settings = cast(dict[str, Any], model.pretrained_cfg)
-    block = cast(Any, model).blocks[0]
-    activation: Activation = "quick_gelu" if isinstance(block.mlp.act, QuickGELU) else "gelu"
-    if isinstance(block.mlp.act, nn.GELU) and block.mlp.act.approximate == "tanh":
+    settings: dict[str, Any] = model.pretrained_cfg
+    block = model.blocks[0]
+    act = block.mlp.act
+    if not isinstance(act, nn.GELU | QuickGELU):
+        raise UserError(f"timm:{name} has the activation {act}; accepted: GELU, QuickGELU.")
+    activation: Activation = "quick_gelu" if isinstance(act, QuickGELU) else "gelu"
+    if isinstance(act, nn.GELU) and act.approximate == "tanh":
         activation = "gelu_tanh"
-    elif not isinstance(block.mlp.act, nn.GELU | QuickGELU):
-        raise UserError(f"timm:{name} has the activation {block.mlp.act}; accepted: GELU, QuickGELU.")
     facts = Facts(
-        width=cast(Any, model).embed_dim,
+        width=model.embed_dim,
         num_heads=block.attn.num_heads,
-        norm_eps=float(cast(Any, block.norm1).eps),
+        norm_eps=float(block.norm1.eps),
         activation=activation,
         mean=triple(settings["mean"]),
         std=triple(settings["std"]),
-        size=cast(Any, model).patch_embed.img_size[0] if rotary else 224,
+        size=model.patch_embed.img_size[0] if rotary else 224,
         positions="rotary_space" if rotary else "sequence",
         origin=Origin(source=f"timm:{name}", licence=settings.get("license") or UNKNOWN_LICENCE),
     )
@@ -256,7 +255,7 @@ def whole_number(config: Mapping[str, Any], name: str, default: int, folder: Pat
 
 
 def from_file(file: Path) -> tuple[dict[str, Tensor], Facts]:
-    """A file of weights alone, whose tensors show what it is."""
+    """The tensors of a file of weights alone, and the facts that they show."""
     tensors = tensors_of(file)
     return tensors, facts_of_tensors(tensors, Origin(source=str(file), licence=UNKNOWN_LICENCE))
 
@@ -293,11 +292,8 @@ def is_dinov3(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def tensors_of(file: Path) -> dict[str, Tensor]:
-    """The tensors of a weight file: safetensors, in one file or several, or torch.save's, of which nothing is run.
-
-    Raises:
-        UserError: no such file, one of another kind, or one without tensors.
-    """
+    """The tensors of a weight file: safetensors, in one file or several, or torch.save's, of which nothing is run;
+    UserError for a missing file, one of another kind, or one without tensors."""
     if file.name.endswith(".index.json"):
         parts = sorted(set(object_of(file).get("weight_map", {}).values()))
         return {name: tensor for part in parts for name, tensor in read_tensors(file.parent / str(part))[0].items()}
@@ -312,7 +308,7 @@ def tensors_of(file: Path) -> dict[str, Tensor]:
 
 
 def state_of(found: object) -> dict[str, Tensor]:
-    """The state dict in what torch.save wrote; empty if there is none."""
+    """The state dict in an object of torch.save; empty without one."""
     if not isinstance(found, dict):
         return {}
     for name in CONTAINERS:
@@ -341,7 +337,7 @@ def licence_of(folder: Path) -> str:
 
 
 def object_of(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; UserError if there is none."""
+    """The object in a JSON file; UserError for anything else."""
     try:
         found = parse_json(file.read_text(encoding="utf-8"))
     except (ValueError, json.JSONDecodeError) as error:

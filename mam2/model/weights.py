@@ -43,8 +43,7 @@ def save_encoder(file: Path, encoder: VideoEncoder) -> None:
 def load_own_encoder(file: Path) -> VideoEncoder:
     """The encoder of a file that this project wrote, a classifier's too, in eval mode on the CPU.
 
-    Raises:
-        UserError: a file of another kind or a damaged one, or weights that are not finite.
+    UserError for another kind of file, a damaged one, or weights that are not finite.
     """
     tensors, metadata = files.read_tensors(file)
     config = _encoder_config(metadata, file)
@@ -93,7 +92,7 @@ def read_origin(file: Path) -> Origin | None:
 
 
 def encoder_digest(encoder: VideoEncoder) -> str:
-    """A hash of what decides an encoder's features: its configuration and its weights."""
+    """A hash of an encoder's configuration and weights, which decide its features."""
     settings = sorted((name, value) for name, value in to_json(encoder.config).items() if name != "drop_path")
     return hashlib.sha256(repr((settings, files.digest(encoder.state_dict()))).encode()).hexdigest()
 
@@ -176,8 +175,7 @@ def is_resampled(source: EncoderConfig, target: EncoderConfig) -> bool:
 def copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None:
     """Copies weights; positions are interpolated where frames or size differ, and a line of the log says so.
 
-    Raises:
-        UserError: an encoder of another architecture; the message calls it `name`.
+    UserError for another architecture, which calls the source `name`.
     """
     found = asdict(source.config)
     wanted = asdict(target.config)

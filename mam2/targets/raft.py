@@ -40,19 +40,10 @@ class OpticalFlow:
 
     @torch.no_grad()
     def flow(self, clip_BTCHW: Tensor) -> Tensor:
-        """The way of each frame's pixels to the next frame.
+        """Motion of each frame's pixels to the next frame: (B, T-1, 2, H, W), fp32, (right, down) in the clip's pixels.
 
-        Clips whose sides are not multiples of 8 or below 128 pixels are resized for the network, and their flow
-        back. Under a caller's autocast the result is the same.
-
-        Args:
-            clip_BTCHW: floating point RGB in [0, 1], at least 2 frames.
-
-        Returns:
-            (B, T-1, 2, H, W), fp32, (right, down) in pixels of the given clip.
-
-        Raises:
-            UserError: clips of another shape or type.
+        Clips are floating point RGB in [0, 1] of at least 2 frames; UserError for others. Sides that are not multiples
+        of 8, or below 128 pixels, are resized for the network, and the flow back. Autocast changes nothing.
         """
         shape = tuple(clip_BTCHW.shape)
         if len(shape) != 5 or shape[1] < 2 or shape[2] != 3 or not clip_BTCHW.is_floating_point():
@@ -90,8 +81,7 @@ def resize(images_FCHW: Tensor, size: tuple[int, int]) -> Tensor:
 def load_raft(model: Literal["raft_large", "raft_small"], file: str) -> nn.Module:
     """A frozen network in eval mode, with the weights of an official .pth, or of torchvision's copy if `file` is "".
 
-    Raises:
-        UserError: as `OpticalFlow`.
+    Errors are those of `OpticalFlow`.
     """
     if model not in MODELS:
         raise UserError(f"{model!r} is no flow model; accepted: {', '.join(MODELS)}.")

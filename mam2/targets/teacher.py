@@ -24,8 +24,7 @@ class Teacher:
         encoder: a module, clips (B, T, 3, H, W) in [0, 1] to features (B, T / tubelet, N, D); on its device, in eval
             mode, without gradients.
         width: D.
-        patch_size: side of its patches, pixels.
-        tubelet: frames that its patches span.
+        patch_size, tubelet: side of its patches, pixels, and the frames that they span.
     """
 
     encoder: nn.Module

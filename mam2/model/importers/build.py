@@ -28,8 +28,7 @@ class Imported:
 def build_encoder(found: dict[str, Tensor], facts: Facts, inflation: Inflation) -> Imported:
     """The encoder of a published checkpoint, from its tensors under their own names.
 
-    Raises:
-        UserError: no known encoder, tensors that are missing, left over or not finite, sizes that do not fit.
+    UserError for tensors that are unknown, missing, left over or not finite, and for sizes that do not fit.
     """
     source = facts.origin.source
     names = named(found, source=source)

@@ -40,11 +40,11 @@ def convert_checkpoint(
         source: a VQGAN's last.ckpt, or DALL-E's encoder.pkl. The names of its tensors say which.
         out: the file to write; it appears whole or not at all.
         decoder: DALL-E's decoder.pkl, which is published apart; only pictures need it.
-        config: the sizes, where they are not those of the official model.
+        config: sizes that are not those of the official model.
 
     Returns:
-        A summary: `file`, `kind` ("vqgan_16384", "vqgan_8192" or "dalle", as `--targets.appearance` names them),
-        `num_tensors`, `num_parameters`, `has_decoder`, `num_dropped` (tensors that only training needs).
+        `file`, `kind` ("vqgan_16384", "vqgan_8192" or "dalle", as `--targets.appearance` names them), `num_tensors`,
+        `num_parameters`, `has_decoder`, `num_dropped` (tensors that only training needs).
 
     Raises:
         UserError: no such file, a file of another kind, another tokenizer, or tensors that do not fit.
@@ -95,8 +95,7 @@ def read_tensors_of(source: Path) -> dict[str, Tensor]:
 def module_tensors(module: Inert) -> dict[str, Tensor]:
     """The parameters and buffers of a pickled torch module that came out inert, under their dotted names.
 
-    Raises:
-        UserError: modules within themselves or very deep, as only a hostile file has them.
+    UserError for modules within themselves or very deep, as only a hostile file has them.
     """
     tensors = dict[str, Tensor]()
     seen = set[int]()

@@ -133,11 +133,7 @@ class DALLE(FrameTokenizer):
 
     @torch.no_grad()
     def decode(self, codes_FN: Tensor, *, grid: tuple[int, int]) -> Tensor:
-        """Codes (F, N) on a grid of (rows, columns) -> frames (F, 3, rows·P, columns·P) in [0, 1].
-
-        Raises:
-            UserError: the tokenizer's file holds no decoder.
-        """
+        """Codes (F, N) on a grid -> frames (F, 3, rows·P, columns·P) in [0, 1]; UserError without a decoder."""
         if self.decoder is None:
             raise UserError(
                 "This DALL-E tokenizer has no decoder, so its codes cannot be drawn. "
@@ -163,11 +159,7 @@ class DALLE(FrameTokenizer):
 
 
 def load_dalle(file: Path | str) -> DALLE:
-    """Loads a DALL-E tokenizer that `mam2 tokenizer convert` wrote, with its decoder where the file holds one.
-
-    Raises:
-        UserError: no such file, a file as it was published, or tensors that do not fit.
-    """
+    """Loads a DALL-E tokenizer that `mam2 tokenizer convert` wrote; errors are those of `load_tokenizer`."""
     if_missing = (
         f"There is no DALL-E file {str(file)!r}. Download encoder.pkl and, to draw codes, decoder.pkl, both named "
         "in the notebook of https://github.com/openai/DALL-E, run "

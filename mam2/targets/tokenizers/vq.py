@@ -116,7 +116,6 @@ def train_vq(
 
     Args:
         batches: frames (F, 3, H, W), uint8 or floats in [0, 1]; gone through again when they end.
-        config: the sizes.
         num_steps: optimiser steps, one batch each; the first takes as many as the codebook's start needs.
         seed: seed of the weights and of the codes' starting places.
         device: device to train on; the tokenizer stays there.
@@ -197,11 +196,7 @@ def report(vq: VQ, patches_ND: Tensor) -> dict[str, float]:
 
 
 def load_vq(file: Path | str) -> VQ:
-    """Loads a VQ tokenizer that `mam2 tokenizer train` wrote.
-
-    Raises:
-        UserError: no such file, a file of another kind, or tensors that do not fit.
-    """
+    """Loads a VQ tokenizer that `mam2 tokenizer train` wrote; errors are those of `load_tokenizer`."""
     if_missing = (
         f"There is no VQ tokenizer {str(file)!r}. Train one on your own video with "
         "`mam2 tokenizer train`, and name it with `--targets.file`."

@@ -221,11 +221,7 @@ class VQGAN(FrameTokenizer):
 
     @torch.no_grad()
     def decode(self, codes_FN: Tensor, *, grid: tuple[int, int]) -> Tensor:
-        """Codes (F, N) on a grid of (rows, columns) -> frames (F, 3, rows·P, columns·P) in [0, 1].
-
-        Raises:
-            UserError: the tokenizer's file holds no decoder.
-        """
+        """Codes (F, N) on a grid -> frames (F, 3, rows·P, columns·P) in [0, 1]; UserError without a decoder."""
         if self.decoder is None or self.post_quant_conv is None:
             raise UserError(
                 "This VQGAN has no decoder, so its codes cannot be drawn. "
@@ -254,10 +250,9 @@ class VQGAN(FrameTokenizer):
 
 
 def load_vqgan(file: Path | str, *, quantizer: Quantizer = "nearest") -> VQGAN:
-    """Loads a VQGAN that `mam2 tokenizer convert` wrote, with its decoder where the file holds one.
+    """Loads a VQGAN that `mam2 tokenizer convert` wrote.
 
-    Raises:
-        UserError: no such file, a checkpoint that is not converted yet, the other kind, or tensors that do not fit.
+    UserError for one with another quantizer; other errors are those of `load_tokenizer`.
     """
     title, _, usual_name = OFFICIAL[quantizer]
     if_missing = (

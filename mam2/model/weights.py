@@ -175,7 +175,7 @@ def is_resampled(source: EncoderConfig, target: EncoderConfig) -> bool:
 def copy_encoder(source: VideoEncoder, target: VideoEncoder, name: str) -> None:
     """Copies weights; positions are interpolated where frames or size differ, and a line of the log says so.
 
-    UserError for another architecture, which calls the source `name`.
+    UserError for another architecture; its message calls the source `name`.
     """
     found = asdict(source.config)
     wanted = asdict(target.config)

@@ -13,7 +13,7 @@ from mam2.config import UserError
 from mam2.data.bad_videos import BadVideos
 from mam2.data.catalog import Catalog
 from mam2.data.clips import Data
-from mam2.data.video.frame_file import SUFFIX, write_frames
+from mam2.data.video.frame_file import SUFFIX, write_frame_file
 from mam2.data.video.open import open_video
 from mam2.files import write_text
 from mam2.progress import progress
@@ -54,7 +54,7 @@ def shared_frames(catalog: Catalog, folder: Path, *, size: int, name: str) -> Pa
         if not file.exists():
             try:
                 with open_video(item.path, short_side=short_side) as video:
-                    write_frames(video, file)
+                    write_frame_file(video, file)
             except UserError as error:
                 bad.add({item.path: str(error)})
                 continue

@@ -16,11 +16,7 @@ SUFFIX = ".npy"
 
 
 class FrameFile(EvenFrames):
-    """Frames that are decoded already; a `VideoSource`.
-
-    Raises:
-        VideoError: no array of frames.
-    """
+    """Decoded frames; a `VideoSource`. Raises VideoError for a file without an array of frames."""
 
     fps: float | None = None
 
@@ -36,16 +32,11 @@ class FrameFile(EvenFrames):
         self.num_frames, self.height, self.width, _ = self._frames.shape
 
     def read(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """See `EvenFrames.read`."""
         return np.array(self._frames[index])
 
 
-def write_frames(video: VideoSource, file: Path) -> None:
-    """Writes all frames of a video.
-
-    Raises:
-        VideoError: a frame that does not decode.
-    """
+def write_frame_file(video: VideoSource, file: Path) -> None:
+    """Writes all frames of a video. Raises VideoError if one does not decode."""
     frames = np.stack([frame.permute(1, 2, 0).numpy() for frame in video.each()])
     with written_whole(file) as part, part.open("wb") as opened:
         np.save(opened, frames)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from array import array
-from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from mam2.files import first_line
 
 _SMALL_PACKET_BYTES = 32  # an AVI packet below this may stand for "no new frame here"
 _MAX_PIXEL_ASPECT = 8
-MAX_PIXELS = 2**26  # of a frame: 8192 × 8192
+MAX_PIXELS = 2**26  # per frame: 8192 × 8192
 _SKIPPING_CODECS = ("h264", "hevc", "mpeg4", "mpeg2video")  # those tested to give the same frames
 
 
@@ -46,22 +45,8 @@ class Index:
 
     @property
     def upright(self) -> tuple[int, int]:
-        """(height, width) of a frame that was turned upright."""
+        """Height and width of a frame that was turned upright."""
         return (self.width, self.height) if self.orientation.transposed else (self.height, self.width)
-
-    def frame_at(self, seconds: float, *, path: str) -> int:
-        """See `VideoSource.frame_at`."""
-        if self.pts is None or math.isinf(seconds):
-            return frame_at(seconds, fps=self.fps, num_frames=self.num_frames, path=path)
-        return bisect_left(self.pts, self.pts[0] + seconds / self.tick_seconds - 1e-3)
-
-    def time_of(self, index: int, *, path: str) -> float:
-        """See `VideoSource.time_of`."""
-        if self.pts is None:
-            return time_of(index, fps=self.fps, path=path)
-        shown = min(index, len(self.pts) - 1)
-        seconds = (self.pts[shown] - self.pts[0]) * self.tick_seconds
-        return seconds + (time_of(index - shown, fps=self.fps, path=path) if index > shown else 0.0)
 
 
 def scaled_down(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -73,7 +58,7 @@ def scaled_down(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 def frame_at(seconds: float, *, fps: float | None, num_frames: int, path: str) -> int:
-    """The number of the frame at a time in a video of evenly spaced frames; see `VideoSource.frame_at`."""
+    """Number of the frame at a time in a video of evenly spaced frames, as `VideoSource.frame_at`."""
     if seconds <= 0 or math.isinf(seconds):
         return 0 if seconds <= 0 else num_frames
     if not fps:
@@ -82,7 +67,7 @@ def frame_at(seconds: float, *, fps: float | None, num_frames: int, path: str) -
 
 
 def time_of(index: int, *, fps: float | None, path: str) -> float:
-    """The time of a frame in a video of evenly spaced frames; see `VideoSource.time_of`."""
+    """Time of a frame in a video of evenly spaced frames, as `VideoSource.time_of`."""
     if not fps:
         raise VideoError(f"{path} does not say how many frames it has per second, so their times are unknown.")
     return index / fps
@@ -109,8 +94,7 @@ def read_index(path: str, size_bytes: int, mtime_ns: int) -> Index:
     """Reads all packets; decodes one frame, or all where the packets don't say how many there are."""
     with open_container(path) as container:
         stream = stream_of(container)
-        is_avi = "avi" in container.format.name
-        is_mov = "mov" in container.format.name
+        format_name = container.format.name
         # VP8 may hold frames that are not shown; AVI stores no times, and FFmpeg guesses wrong with B-frames.
         usable = stream.codec_context.name != "vp8"
         first = None
@@ -126,17 +110,15 @@ def read_index(path: str, size_bytes: int, mtime_ns: int) -> Index:
             if packet.size == 0:
                 continue
             last_dts = packet.dts if packet.dts is not None else last_dts
+            num_cut += packet.is_discard
             if packet.is_discard and not packet.is_keyframe:
-                num_cut += 1
                 continue
             usable = usable and packet.pts is not None
-            if is_avi and (packet.pts != packet.dts or packet.size < _SMALL_PACKET_BYTES):
+            if "avi" in format_name and (packet.pts != packet.dts or packet.size < _SMALL_PACKET_BYTES):
                 usable = False
-            if packet.is_keyframe and container.format.name != "mpeg":  # after a seek these get wrong times
+            if packet.is_keyframe and format_name != "mpeg":  # after a seek these get wrong times
                 keys.append(packet.pts)
-            if packet.is_discard:
-                num_cut += 1
-            else:
+            if not packet.is_discard:
                 all_pts.append(packet.pts)
         if first is None or not all_pts:
             raise VideoError(message(path, "no frame of it decodes"))
@@ -145,7 +127,7 @@ def read_index(path: str, size_bytes: int, mtime_ns: int) -> Index:
             shown = _shown_before(path, min(keys))
             all_pts = [pts for pts in all_pts if pts >= min(keys) or pts in shown]
         num_missing = 0
-        if is_mov and usable and _is_cut_off(stream, all_pts):
+        if "mov" in format_name and usable and _is_cut_off(stream, all_pts):
             # Of frames shown later than the last packet's turn, some before them may be lost.
             all_pts = [pts for pts in all_pts if pts <= last_dts] or all_pts[:1]
             num_missing = stream.frames - num_cut - len(all_pts)
@@ -183,9 +165,7 @@ def _display_matrix(frame: Any) -> bytes | None:
 
 def _is_cut_off(stream: Any, all_pts: list[int]) -> bool:
     """True for an MP4 cut off by a broken download: its header has more frames, and more time, than the file.
-
-    More frames alone are no sign: those that an edit list cuts away are counted there too.
-    """
+    More frames alone are no sign: those that an edit list cuts away are counted there too."""
     if not stream.duration or stream.frames <= len(all_pts):
         return False
     frame_time = (max(all_pts) - min(all_pts)) / max(1, len(all_pts) - 1)
@@ -276,7 +256,7 @@ def video_errors(path: str) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Why a file can't be read, in the system's or FFmpeg's words, or else with the error's name."""
+    """Reason why a file can't be read, in the system's or FFmpeg's words, or else with the error's name."""
     if isinstance(error, OSError | av.FFmpegError):
         return error.strerror or first_line(error)
     return f"{type(error).__name__}: {first_line(error)}"

@@ -19,18 +19,18 @@ from mam2.data.video.index import MAX_PIXELS, VideoError, reason_of, scaled_down
 from mam2.files import parse_json
 
 FRAME_SUFFIXES = (".jpg", ".jpeg")
-"""The file names taken for frames, in lower case."""
+"""Endings of the files taken for frames, in lower case."""
 
 META = "meta.json"
-"""The file about a folder's frames: `fps` and `count`, and how they were made."""
+"""File about a folder's frames: `fps`, `count`, and how they were made."""
 
 
 class JpegFolder(EvenFrames):
     """A folder of JPEG frames; a `VideoSource`.
 
-    The frames are sorted by the last number in their names: 1.jpg, img_00002.jpeg, clip7_3.jpg. Gaps in the numbers
-    are no error, as some tools keep one frame in five; but where a meta.json states a `count`, it must be met. `fps` is
-    that of meta.json; height and width are those of the first frame, and all must have them.
+    The frames are sorted by the last number in their names: 1.jpg, img_00002.jpeg, clip7_3.jpg. Gaps in the numbers are
+    accepted, as some tools keep one frame in five, unless meta.json states another `count`. `fps` is that of meta.json.
+    All frames must have the height and width of the first.
 
     Raises:
         VideoError: no such folder, no frames in it, or names that give them no order.
@@ -53,7 +53,6 @@ class JpegFolder(EvenFrames):
         self._is_scaled = (height, width) != (self.height, self.width)
 
     def read(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """See `EvenFrames.read`."""
         with self._opened(index) as image:
             stored = image.size
             if self._is_scaled:
@@ -82,7 +81,6 @@ class JpegFolder(EvenFrames):
 
 
 def _sorted_names(folder: str) -> list[str]:
-    """The names of the frames in a folder, by their numbers."""
     try:
         names = [name for name in os.listdir(folder) if name.lower().endswith(FRAME_SUFFIXES) and name[0] != "."]
     except OSError as error:
@@ -100,7 +98,7 @@ def _sorted_names(folder: str) -> list[str]:
 
 
 def read_meta(folder: str) -> dict[str, Any]:
-    """The contents of a folder's meta.json; empty if there is none.
+    """Contents of a folder's meta.json; empty without one.
 
     Raises:
         VideoError: it is damaged, or of another kind.

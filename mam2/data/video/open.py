@@ -8,8 +8,7 @@ import typing
 from pathlib import Path
 
 from mam2.config import UserError
-from mam2.data.video.frame_file import SUFFIX as FRAMES
-from mam2.data.video.frame_file import FrameFile
+from mam2.data.video.frame_file import SUFFIX, FrameFile
 from mam2.data.video.jpeg_folder import JpegFolder
 from mam2.data.video.pyav import PyAVVideo
 from mam2.data.video.segment import Segment
@@ -19,10 +18,10 @@ from mam2.data.video.torchcodec import TorchcodecVideo
 
 
 def open_video(path: str | Path, *, backend: Backend = "pyav", short_side: int = 0) -> VideoSource:
-    """Opens a video file with a backend, a folder of frames if the path is a folder, or a .npy file; or a segment.
+    """Opens a video file with a backend, a folder of JPEG frames, or a .npy file.
 
     Args:
-        path: path of the file or folder; with `#t=START,END` (seconds) at its end, that segment.
+        path: file or folder; with `#t=START,END` (seconds) at its end, that segment.
         backend: decoder of files.
         short_side: pixels; larger frames are scaled down to it while they are decoded. 0 leaves them as they are.
 
@@ -36,12 +35,8 @@ def open_video(path: str | Path, *, backend: Backend = "pyav", short_side: int =
     source: VideoSource
     if os.path.isdir(file):
         source = JpegFolder(file, short_side=short_side)
-    elif file.endswith(FRAMES):
+    elif file.endswith(SUFFIX):
         source = FrameFile(file)
     else:
-        source = (
-            TorchcodecVideo(file, short_side=short_side)
-            if backend == "torchcodec"
-            else PyAVVideo(file, short_side=short_side)
-        )
+        source = (TorchcodecVideo if backend == "torchcodec" else PyAVVideo)(file, short_side=short_side)
     return source if (start, end) == (0, math.inf) else Segment(source, start=start, end=end, path=str(path))

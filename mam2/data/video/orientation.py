@@ -1,4 +1,4 @@
-"""How a file's frames are turned and mirrored to stand upright: its display matrix, read as ffmpeg's player does."""
+"""Orientation of a file's frames, by which they are turned and mirrored: its display matrix, as ffplay reads it."""
 
 from __future__ import annotations
 
@@ -25,19 +25,13 @@ class Orientation:
     def upright(self, x: Tensor) -> Tensor:
         """Frames (..., height, width) as they are shown."""
         x = x.transpose(-2, -1) if self.transposed else x
-        reversed_dims = [
-            dim for dim, is_reversed in ((-2, self.rows_reversed), (-1, self.columns_reversed)) if is_reversed
-        ]
-        return x.flip(reversed_dims) if reversed_dims else x
+        x = x.flip(-2) if self.rows_reversed else x
+        return x.flip(-1) if self.columns_reversed else x
 
 
 def orientation_of(display_matrix: bytes | None) -> Orientation:
-    """The orientation that a display matrix asks for.
-
-    Args:
-        display_matrix: nine 32-bit integers, as FFmpeg hands them on, or None. One that is none (zeros), and angles
-            that are no quarter turns, are ignored.
-    """
+    """Orientation that a display matrix asks for: nine 32-bit integers as FFmpeg hands them on, or None. Zeros, and
+    angles other than quarter turns, are ignored."""
     if display_matrix is None or len(display_matrix) != 36:
         return Orientation()
     a, b, _, c, d, *_ = struct.unpack("=9i", display_matrix)

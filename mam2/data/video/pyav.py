@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,76 +18,50 @@ from mam2.data.video.index import (
     decoded,
     message,
     open_container,
-    read_index,
     scaled_down,
     stream_of,
     video_errors,
 )
+from mam2.data.video.indexed import IndexedVideo
 
 _SEEK_GAP_FRAMES = 8  # fewer frames than this are decoded and dropped sooner than a seek is made
 
 
-class PyAVVideo:
+class PyAVVideo(IndexedVideo):
     """A video file, open for reading; a `VideoSource`.
 
-    Frames are counted by reading the file's packets, as the counts in headers are often wrong; the count of a file that
-    this process opened before is remembered. Frames are turned and mirrored as the file asks (telephones), and pixels
-    that are not square are made so by changing the width. An MP4 cut off by a broken download keeps the frames that its
-    header promises; the lost ones are counted in `num_missing`. Cover pictures of sound files are no video.
+    Frames are counted by reading the file's packets once, as the counts in headers are often wrong. They are turned and
+    mirrored as the file asks (telephones); pixels that are not square are made so by changing the width. An MP4 cut off
+    by a broken download counts its lost frames in `num_missing`. Cover pictures of sound files are no video.
 
     Raises:
         VideoError: the file is absent, no video, or damaged from the start.
     """
 
+    _container: Any = None
+
     def __init__(self, path: str | Path, *, short_side: int = 0) -> None:
-        self._container: Any = None
-        self.path = str(path)
-        with video_errors(self.path):
-            status = os.stat(self.path)
-            self._index = read_index(self.path, status.st_size, status.st_mtime_ns)
-        self.num_frames = self._index.num_frames
-        self.num_missing = self._index.num_missing
-        self.fps = self._index.fps
+        super().__init__(path, short_side=short_side)
         self._size = scaled_down(self._index.height, self._index.width, short_side)  # before it is turned upright
-        self.height, self.width = scaled_down(*self._index.upright, short_side)
         with video_errors(self.path):
             self._container = open_container(self.path)
         self._to_rgb = VideoReformatter()  # one for all frames: setting it up costs more than using it
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *error: object) -> None:
-        self._close()
-
-    def __del__(self) -> None:
-        self._close()  # PyAV's container is part of a cycle: left alone it stays open until the garbage is collected
-
-    def _close(self) -> None:
         if self._container is not None:
             self._container.close()
 
-    def frames(self, indices: Sequence[int]) -> torch.Tensor:
-        """See `VideoSource.frames`. Decoding starts at the nearest key frame and ends with the last frame asked for."""
-        wanted = sorted(set(indices))
-        check_indices(self, wanted)
+    def __del__(self) -> None:
+        self.__exit__()  # PyAV's container is part of a cycle: left alone it stays open until the garbage is collected
+
+    def decode(self, wanted: list[int]) -> torch.Tensor:
+        """Decodes from the nearest key frame to the last frame asked for, as `IndexedVideo.decode`."""
         rgb_THWC = np.empty((len(wanted), *self._size, 3), np.uint8)
         for place, rgb_HWC in enumerate(self._each(wanted)):
             rgb_THWC[place] = rgb_HWC
-        clip_TCHW = torch.from_numpy(rgb_THWC).permute(0, 3, 1, 2)
-        clip_TCHW = self._index.orientation.upright(clip_TCHW)
-        return clip_TCHW if list(indices) == wanted else clip_TCHW[[bisect_left(wanted, i) for i in indices]]
-
-    def frame_at(self, seconds: float) -> int:
-        """See `VideoSource.frame_at`."""
-        return self._index.frame_at(seconds, path=self.path)
-
-    def time_of(self, index: int) -> float:
-        """See `VideoSource.time_of`."""
-        return self._index.time_of(index, path=self.path)
+        return self._index.orientation.upright(torch.from_numpy(rgb_THWC).permute(0, 3, 1, 2))
 
     def each(self) -> Iterator[torch.Tensor]:
-        """See `VideoSource.each`."""
         check_indices(self, range(self.num_frames))
         for rgb_HWC in self._each(range(self.num_frames)):
             yield self._index.orientation.upright(torch.from_numpy(rgb_HWC).permute(2, 0, 1))
@@ -113,7 +86,7 @@ class PyAVVideo:
         return runs
 
     def _key_before(self, index: int) -> int:
-        """The number of the nearest key frame at or before frame `index`; 0 if there is none."""
+        """Number of the nearest key frame at or before frame `index`; 0 without one."""
         pts = self._index.pts
         if pts is None:
             return 0

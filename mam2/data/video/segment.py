@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Self
 
 import torch
 
@@ -13,10 +12,8 @@ from mam2.data.video.source import VideoSource
 _AT_ONCE = 16  # frames, in one pass over all of them
 
 
-class Segment:
-    """The frames of a source that are shown from `start` seconds up to, not including, `end`; a `VideoSource`.
-
-    Seconds count from the source's first frame.
+class Segment(VideoSource):
+    """Frames of a source that are shown from `start` up to, not including, `end`, seconds from its first frame.
 
     Raises:
         VideoError: no frame is shown then.
@@ -38,26 +35,19 @@ class Segment:
                 f"{path} holds no frame: its video has {source.num_frames} frames{seconds}. Correct start and end."
             )
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self._source.__exit__(*error)
 
     def frames(self, indices: Sequence[int]) -> torch.Tensor:
-        """See `VideoSource.frames`."""
         check_indices(self, sorted(indices))
         return self._source.frames([self._first + index for index in indices])
 
     def each(self) -> Iterator[torch.Tensor]:
-        """See `VideoSource.each`; a few frames are in memory at once."""
         for first in range(0, self.num_frames, _AT_ONCE):
             yield from self.frames(range(first, min(first + _AT_ONCE, self.num_frames)))
 
     def frame_at(self, seconds: float) -> int:
-        """See `VideoSource.frame_at`."""
         return min(max(self._source.frame_at(self._start + seconds) - self._first, 0), self.num_frames)
 
     def time_of(self, index: int) -> float:
-        """See `VideoSource.time_of`; counted from the segment's start."""
         return self._source.time_of(self._first + index) - self._start

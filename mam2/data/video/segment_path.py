@@ -10,10 +10,10 @@ from collections.abc import Iterable
 
 
 def segment_of(path: str) -> tuple[str, float, float]:
-    """The file that a path names, and the seconds from and up to which it is meant.
+    """File that a path names, and the seconds at which its segment starts and ends.
 
     A path may end as web addresses of media do: `long.mp4#t=12.5,20`, `long.mp4#t=12.5`, `long.mp4#t=,20`. Without
-    that, or if a file is called so, it is the whole file: 0 and infinity.
+    that, or if a file has this name, it is the whole file: 0 and infinity.
     """
     found = re.fullmatch(r"(.+)#t=([0-9.]*)(?:,([0-9.]+))?", path, re.DOTALL)
     if not found or os.path.lexists(path):
@@ -25,13 +25,13 @@ def segment_of(path: str) -> tuple[str, float, float]:
 
 
 def segment_ending(start: float, end: float) -> str:
-    """The end of a path that means a segment, in seconds: `#t=12.5,20`; with an `end` of infinity, `#t=12.5`."""
+    """Ending of a path that names a segment, in seconds: `#t=12.5,20`; with an `end` of infinity, `#t=12.5`."""
     times = [f"{time:.6f}".rstrip("0").rstrip(".") for time in (start, end) if not math.isinf(time)]
     return f"#t={','.join(times)}"
 
 
 def fingerprint(paths: Iterable[str]) -> str:
-    """A hash of files' paths, sizes and times of change: other files, or changed ones, give another."""
+    """Hash of files' paths, sizes and times of change: other files, or changed ones, give another."""
     found = []
     for path in paths:
         status = os.stat(segment_of(path)[0])

@@ -1,4 +1,4 @@
-"""The face of a source of frames: a video file, or a folder of JPEG frames."""
+"""Interface of an open video: a file, a folder of JPEG frames, or decoded frames."""
 
 from __future__ import annotations
 
@@ -15,52 +15,59 @@ class VideoSource(Protocol):
     """An open video; a context manager that closes it.
 
     Attributes:
-        path: path of the file or folder.
+        path: file or folder.
         num_frames: number of frames.
-        num_missing: number of frames at the end that the file has lost; asking for one is an error.
+        num_missing: frames at the end that the file has lost; asking for one is an error.
         fps: frames per second on average; None where the source does not say.
         height, width: pixels, upright.
     """
 
     path: str
     num_frames: int
-    num_missing: int
+    num_missing: int = 0
     fps: float | None
     height: int
     width: int
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(self, *error: object) -> None: ...
+    def __exit__(self, *error: object) -> None:
+        """Closes what is open."""
+        return
 
     def frames(self, indices: Sequence[int]) -> Tensor:
-        """The frames at `indices`, in the order asked; repeats are allowed.
+        """Frames at `indices`, in the order asked; repeats are allowed.
 
         Returns:
             RGB, uint8 (len(indices), 3, height, width); the channels lie last in memory, as decoded.
 
         Raises:
-            VideoError: a frame that the video promises does not decode, or is damaged.
+            VideoError: a frame is lost, damaged, or does not decode.
             IndexError: an index outside 0 .. num_frames - 1.
         """
+        raise NotImplementedError
 
     def frame_at(self, seconds: float) -> int:
-        """The number of the first frame that is shown at this time, counted from the first frame, or later.
+        """Number of the first frame shown at this time, counted from the first frame, or later.
 
         Raises:
             VideoError: the times of frames are not known.
         """
+        raise NotImplementedError
 
     def time_of(self, index: int) -> float:
-        """Seconds from the first frame to the moment when a frame is shown; for `num_frames`, to the end of the last.
+        """Seconds from the first frame until a frame is shown; for `num_frames`, until the end of the last.
 
         Raises:
             VideoError: the times of frames are not known.
         """
+        raise NotImplementedError
 
     def each(self) -> Iterator[Tensor]:
-        """All frames one after another, in one pass and with the memory of one: RGB, uint8 (3, height, width).
+        """All frames in one pass, with the memory of one: RGB, uint8 (3, height, width).
 
         Raises:
-            VideoError: a frame that does not decode.
+            VideoError: a frame does not decode.
         """
+        raise NotImplementedError

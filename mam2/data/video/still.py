@@ -16,11 +16,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def image_paths(root: str) -> list[str]:
-    """The images of a folder, at any depth, sorted.
-
-    Raises:
-        UserError: none there.
-    """
+    """Images of a folder, at any depth, sorted. Raises UserError for a folder without any."""
     found = sorted(str(path) for path in Path(root).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise UserError(f"{root} holds no images. Accepted: files ending in {', '.join(IMAGE_SUFFIXES)}, at any depth.")
@@ -28,7 +24,7 @@ def image_paths(root: str) -> list[str]:
 
 
 def read_image(path: str, *, short_side: int) -> torch.Tensor:
-    """An image, upright: RGB, uint8 (3, H, W), scaled down to a short side; 0 leaves it as it is.
+    """Reads an image, upright: RGB, uint8 (3, H, W), scaled down to a short side; 0 leaves it as it is.
 
     Raises:
         VideoError: no image, or a damaged or enormous one.

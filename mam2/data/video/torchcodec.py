@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import importlib
-import os
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
 from mam2.config import UserError
 from mam2.data.transforms import resized
-from mam2.data.video.index import VideoError, check_indices, read_index, scaled_down, video_errors
+from mam2.data.video.index import VideoError, check_indices
+from mam2.data.video.indexed import IndexedVideo
 
 _AT_ONCE = 4  # frames in memory as large as they are stored
 
 
-class TorchcodecVideo:
+class TorchcodecVideo(IndexedVideo):
     """A video file, open for reading; a `VideoSource`.
 
     Frames are those of PyAV up to rounding in colours; files whose times or counts torchcodec reads otherwise are
@@ -30,45 +29,23 @@ class TorchcodecVideo:
     """
 
     def __init__(self, path: str | Path, *, short_side: int = 0) -> None:
-        self.path = str(path)
-        with video_errors(self.path):
-            status = os.stat(self.path)
-            self._index = read_index(self.path, status.st_size, status.st_mtime_ns)
-        self.num_frames = self._index.num_frames
-        self.num_missing = self._index.num_missing
-        self.fps = self._index.fps
-        self.height, self.width = scaled_down(*self._index.upright, short_side)
+        super().__init__(path, short_side=short_side)
         self._decoder = self._open()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._decoder = None
 
-    def frames(self, indices: Sequence[int]) -> torch.Tensor:
-        """See `VideoSource.frames`."""
-        wanted = sorted(set(indices))
-        check_indices(self, wanted)
+    def decode(self, wanted: list[int]) -> torch.Tensor:
+        """Decodes a few frames at a time, as `IndexedVideo.decode`."""
         parts = [self._frames(wanted[first : first + _AT_ONCE]) for first in range(0, len(wanted), _AT_ONCE)]
-        clip_TCHW = torch.cat(parts)
-        return clip_TCHW if list(indices) == wanted else clip_TCHW[[bisect_left(wanted, i) for i in indices]]
-
-    def frame_at(self, seconds: float) -> int:
-        """See `VideoSource.frame_at`."""
-        return self._index.frame_at(seconds, path=self.path)
-
-    def time_of(self, index: int) -> float:
-        """See `VideoSource.time_of`."""
-        return self._index.time_of(index, path=self.path)
+        return torch.cat(parts)
 
     def each(self) -> Iterator[torch.Tensor]:
-        """See `VideoSource.each`."""
         check_indices(self, range(self.num_frames))
         yield from (self._frames([index])[0] for index in range(self.num_frames))
 
     def _open(self) -> Any:
-        """torchcodec's decoder, whose frames are known to be those of the index."""
+        """Opens torchcodec's decoder, and checks that its frames are those of the index."""
         try:
             decoder = importlib.import_module("torchcodec.decoders").VideoDecoder
         except (ImportError, OSError, RuntimeError) as error:  # its libraries are loaded when it is imported
@@ -88,7 +65,6 @@ class TorchcodecVideo:
         return opened
 
     def _frames(self, wanted: list[int]) -> torch.Tensor:
-        """The frames at sorted indices, upright: RGB, uint8 (len(wanted), 3, height, width)."""
         assert self._index.pts is not None
         try:
             batch = self._decoder.get_frames_at(wanted)

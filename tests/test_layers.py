@@ -34,7 +34,7 @@ ROOMS = {
         "bad_videos benchmarks mixing sampling shape synthetic transforms workers",
         "video/orientation video/segment_path video/source",
         "csv_list rand_augment video/index",
-        "labels video/even_frames",
+        "labels video/even_frames video/indexed",
         "catalog video/frame_file video/jpeg_folder video/pyav video/segment video/still video/torchcodec",
         "video/open prepare/labelled prepare/official_lists",
         "clips prepare/cvat prepare/inspect prepare/label_studio",

@@ -263,7 +263,7 @@ def test_videos_too_short_for_the_policy_are_bad(catalog):
     with pytest.raises(UserError, match=r"mp4 has 16 frames; 4 frames 5 apart need at least 20\. Use --data\.short"):
         list(train_loader(catalog, data, batch_size=2, seed=1, num_steps=4))
     data = Data(stride_frames=5, num_workers=0, short="repeat")
-    (batch,) = train_loader(catalog, data, num_frames=20, batch_size=1, seed=1, num_steps=1)
+    (batch,) = train_loader(catalog, data, shape=ClipShape(20, 16), batch_size=1, seed=1, num_steps=1)
     assert torch.equal(batch.clip_BTCHW[0, 3], batch.clip_BTCHW[0, 19])
 
 
@@ -272,11 +272,12 @@ def test_leaving_early_stops_the_workers_quietly(folder):
 from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data
 from mam2.data.loader import TrainLoader
-catalog = read_catalog({str(folder)!r}, labelled=True)
+from mam2.data.shape import ClipShape, Listing
+catalog = read_catalog(Listing(root={str(folder)!r}), labelled=True)
 data = Data(stride_frames=2, num_workers=2)
-for batch in TrainLoader(catalog, data, num_frames=4, size=16, batch_size=4, seed=0, num_steps=1000):
+for batch in TrainLoader(catalog, data, ClipShape(4, 16), batch_size=4, seed=0, num_steps=1000):
     break
-kept = iter(TrainLoader(catalog, data, num_frames=4, size=16, batch_size=4, seed=0, num_steps=1000))
+kept = iter(TrainLoader(catalog, data, ClipShape(4, 16), batch_size=4, seed=0, num_steps=1000))
 next(kept)
 print("left")
 """
@@ -311,7 +312,7 @@ def test_processes_share_the_videos_without_repeats(catalog):
 
 def test_views_leave_out_a_damaged_video_but_no_short_one(damaged, caplog):
     data = Data(stride_frames=2, num_workers=0, short="skip")
-    loader = view_loader(damaged, data, num_frames=20, clips=2, crops=1)
+    loader = view_loader(damaged, data, shape=ClipShape(20, 16), clips=2, crops=1)
     assert [views.index for views in loader] == [0, 1, 2, 3, 5, 6]
     assert list(loader.bad.reasons) == [damaged.items[4].path]
     strict = Data(num_workers=0, max_bad_share=0)
@@ -407,11 +408,12 @@ import multiprocessing, sys
 from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data
 from mam2.data.loader import TrainLoader
+from mam2.data.shape import ClipShape, Listing
 
 def main():
-    catalog = read_catalog({folder!r}, labelled=True)
+    catalog = read_catalog(Listing(root={folder!r}), labelled=True)
     data = Data(stride_frames=2, num_workers=1)
-    loader = TrainLoader(catalog, data, num_frames=4, size=16, batch_size=4, seed=0, num_steps=3)
+    loader = TrainLoader(catalog, data, ClipShape(4, 16), batch_size=4, seed=0, num_steps=3)
     try:
         print(len(list(loader)), loader.bad.reasons)
     except ValueError as error:

@@ -13,12 +13,12 @@ log = logging.getLogger("mam2")
 
 @dataclass(kw_only=True)
 class BadVideos:
-    """The damaged or too short videos that this process met so far.
+    """Damaged or too short videos that this process met so far.
 
     Attributes:
-        num_videos: all videos, each counted once.
-        max_share: how many can be unusable, as a share of all; one is always forgiven unless this is 0.
-        reasons: why each is unusable, by path.
+        num_videos: number of all videos, each counted once.
+        max_share: share of the videos that may be unusable; one is always forgiven unless this is 0.
+        reasons: reasons by path.
     """
 
     num_videos: int
@@ -27,11 +27,11 @@ class BadVideos:
 
     @property
     def num_forgiven(self) -> int:
-        """Number of videos that are forgiven."""
+        """Number of videos that may be unusable."""
         return max(1, int(self.max_share * self.num_videos)) if self.max_share > 0 else 0
 
     def add(self, found: dict[str, str]) -> None:
-        """Reports those that are new. Raises UserError if there are too many."""
+        """Reports new ones. Raises UserError for too many."""
         for path, reason in found.items():
             if path not in self.reasons:
                 self.reasons[path] = reason
@@ -39,7 +39,7 @@ class BadVideos:
         self.check()
 
     def of_all_processes(self) -> dict[str, str]:
-        """The reasons that all processes found; every process must call it. Raises UserError if there are too many."""
+        """Gathers the reasons of all processes; every process must call it. Raises UserError for too many."""
         reasons = {path: why for found in distributed.gather(self.reasons) for path, why in found.items()}
         BadVideos(num_videos=self.num_videos, max_share=self.max_share, reasons=reasons).check()
         return reasons

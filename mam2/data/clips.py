@@ -37,29 +37,29 @@ class Data:
         path_column: name of the .csv's column of paths.
         label_column: name of the .csv's column of labels.
         sampling: "dense", "spread" or "uniform".
-        stride_frames: the distance between neighbouring frames of a dense clip (App. B).
+        stride_frames: distance between neighbouring frames of a dense clip (App. B).
         target_fps: scales the stride by a video's own frame rate over this, as ST-MAE does with 30; 0 is off.
         rand_augment_ops: operations of RandAugment on each clip, before the crop; 0 is off (Table 8: 2).
         rand_augment_magnitude: their strength, up to 10, with a standard deviation of 0.5 (Table 8: 9).
         augment: the crop: "multi_scale_crop" for pre-training, "random_resized_crop" for fine-tuning.
         flip: mirror half of the clips; not where left and right matter, as in Something-Something V2.
         erasing: probability that a box is erased from a clip; 0 is off, as in Table 8 (VideoMAE: 0.25).
-        repeats: clips made of each video that is decoded, with an augmentation of their own; a batch then holds as
-            many times more clips (Table 8: 2).
+        repeats: clips of each decoded video, each with its own augmentation; a batch then holds as many times more
+            clips (Table 8: 2).
         fixed_clips: number of fixed clips per video that training samples from (`targets.cache` needs them); 0 samples
             a new clip every time.
         short: handling of a video too short for the clip: "shrink" brings the clip's frames closer
             together, "repeat" repeats the last frame, "skip" does without the video.
-        decode_short_side: frames are scaled down to this short side, pixels, while they are decoded, which keeps memory
-            to what a clip needs; never below the encoder's size. 0 is off. Smaller frames stay as they are.
-        images: a folder of still images, at any depth, to train on beside the videos (OmniMAE); "" is none. A clip of
+        decode_short_side: short side, pixels, to which frames are scaled down while they are decoded, which saves
+            memory; never below the encoder's size. 0 is off. Smaller frames stay as they are.
+        images: folder of still images, at any depth, to train on with the videos (OmniMAE); "" is none. A clip of
             one repeats it, so nothing moves.
         image_share: share of the samples that are images.
         backend: decoder of video files: "pyav", or "torchcodec" where that is installed.
         num_workers: processes that decode; 0 decodes in the training process.
         timeout_seconds: a process that makes nothing for so long is replaced, and a video that is to blame is left out.
-        max_bad_share: damaged or too short videos that are replaced by others, as a share of all; one is
-            always forgiven unless this is 0. More end the run.
+        max_bad_share: share of the videos that may be damaged or too short, and are replaced by others; one is always
+            forgiven unless this is 0. More end the run.
 
     Raises:
         UserError: a value outside its range.
@@ -95,12 +95,12 @@ class Data:
 
     @property
     def listing(self) -> Listing:
-        """The videos, as `read_catalog` takes them."""
+        """Listing of the videos, as `read_catalog` takes it."""
         return Listing(root=self.root, split=self.split, path_column=self.path_column, label_column=self.label_column)
 
 
 def opened(path: str, data: Data, *, size: int) -> VideoSource:
-    """A video whose frames are decoded as large as crops of `size` pixels need them."""
+    """Opens a video whose frames are decoded as large as crops of `size` pixels need them."""
     return open_video(path, backend=data.backend, short_side=_short_side(data, size))
 
 
@@ -201,16 +201,8 @@ def views_of(path: str, data: Data, shape: ClipShape, *, clips: int, crops: int)
         UserError: a video that can't be decoded.
     """
     with opened(path, data, size=shape.size) as video:
-        if data.sampling == "uniform":
-            windows = sampling.uniform_views(video.num_frames, clip_frames=shape.frames, clips=clips)
-        else:
-            windows = sampling.views(
-                video.num_frames,
-                clip_frames=shape.frames,
-                stride_frames=stride_of(video.fps, data),
-                clips=clips,
-                spread=data.sampling == "spread",
-            )
+        stride = stride_of(video.fps, data)
+        windows = view_frames(video.num_frames, data, clip_frames=shape.frames, stride_frames=stride, clips=clips)
         frames_TCHW = video.frames([i for window in windows for i in window])
         seconds = video.time_of(video.num_frames - video.num_missing) if video.fps else math.nan
     cropped = transforms.test_crops(frames_TCHW, size=shape.size, crops=crops)
@@ -219,11 +211,19 @@ def views_of(path: str, data: Data, shape: ClipShape, *, clips: int, crops: int)
     return VideoViews(views_VTCHW.contiguous(), seconds)
 
 
+def view_frames(num_frames: int, data: Data, *, clip_frames: int, stride_frames: int, clips: int) -> list[list[int]]:
+    """Frames of the `clips` windows that a video of `num_frames` frames is tested on."""
+    if data.sampling == "uniform":
+        return sampling.uniform_views(num_frames, clip_frames=clip_frames, clips=clips)
+    spread = data.sampling == "spread"
+    return sampling.views(num_frames, clip_frames=clip_frames, stride_frames=stride_frames, clips=clips, spread=spread)
+
+
 def middle_clip(video: str | Path, data: Data, shape: ClipShape) -> torch.Tensor:
-    """The clip in the middle of a video, as in testing with one view: uint8 (T, 3, size, size)."""
+    """Clip in the middle of a video, as in testing with one view: uint8 (T, 3, size, size)."""
     return views_of(str(video), data, shape, clips=1, crops=1).views_VTCHW[0]
 
 
 def stride_of(fps: float | None, data: Data) -> int:
-    """The distance between frames of a dense clip, in a video of `fps` frames per second (None: unknown)."""
+    """Distance between frames of a dense clip, in a video of `fps` frames per second (None: unknown)."""
     return sampling.stride_at(fps or 0, data.stride_frames, data.target_fps) if data.target_fps else data.stride_frames

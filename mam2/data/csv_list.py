@@ -1,4 +1,4 @@
-"""A data set's list: the rows of a CSV, a video or a segment of one each."""
+"""Rows of a data set's CSV: a video, or a segment of one, each."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class CsvRow:
     """A video as it was found, with its label still in words.
 
     Attributes:
-        path: as found; in a CSV, from the CSV's folder. One of a segment ends with `#t=START,END`.
-        label, split: empty where there is none.
-        place: where it was found, for messages.
-        group: of videos that belong together, such as those of one speaker; empty where none is said.
+        path: as found; in a CSV, from the CSV's folder. That of a segment ends with `#t=START,END`.
+        label, split: words of the list; may be empty.
+        place: file and line, for messages.
+        group: name of videos that belong together, such as those of one speaker; may be empty.
     """
 
     path: str
@@ -39,11 +39,11 @@ class CsvRow:
 
 
 def read_rows(csv_path: Path, *, needed: Sequence[str], listing: Listing | None = None) -> list[CsvRow]:
-    """The videos that a CSV lists, whether or not they are there.
+    """Reads the videos that a CSV lists, which may be missing.
 
     Args:
         csv_path: the file.
-        needed: the columns that it must have; in each line, only `path` must not be empty.
+        needed: columns that it must have; in each line, only `path` must not be empty.
         listing: other names of its columns; the usual ones if None.
 
     Raises:
@@ -82,7 +82,7 @@ def read_rows(csv_path: Path, *, needed: Sequence[str], listing: Listing | None 
 
 
 def _segment(start: str, end: str, place: str) -> str:
-    """The end of a path that means a segment; empty for the whole video."""
+    """Ending of a path that names a segment; empty for the whole video."""
     if not start and not end:
         return ""
     try:
@@ -98,6 +98,6 @@ def _segment(start: str, end: str, place: str) -> str:
 
 @functools.cache
 def _say_ignored(csv_path: Path, columns: tuple[str, ...]) -> None:
-    """Names the columns of a list that are not used, once."""
+    """Logs the columns of a list that are not used, once."""
     if columns and distributed.rank() == 0:
         log.info(f"{csv_path}: columns that are ignored: {', '.join(columns)}.")

@@ -1,5 +1,4 @@
-"""What the labels of a CSV mean: classes, by name or by number from 0; several classes each; numbers. One of these for
-the whole list."""
+"""Labels of a CSV: one class per video, by name or by number from 0; several classes; or numbers."""
 
 from __future__ import annotations
 
@@ -21,14 +20,14 @@ LabelSetting = Literal["auto", "classes", "multilabel", "regression"]
 
 log = logging.getLogger("mam2")
 SEPARATORS = ";|"
-"""The signs between the classes of a video that has several."""
+"""Signs between the classes of a multilabel video."""
 
 
 def kind_of(rows: list[CsvRow], *, csv_path: Path) -> LabelKind:
-    """The kind of a list's labels by their looks; a line of the log says it if it is not one class each.
+    """Kind of a list's labels by their looks; a line of the log says it if it is not one class each.
 
-    Several classes if a label holds one of SEPARATORS; numbers if all are and one is not whole: whole ones are classes'
-    numbers or names.
+    "multilabel" if a label holds one of SEPARATORS; "regression" if all are numbers and one is not whole, as whole ones
+    are classes' numbers or names.
     """
     if row := next((row for row in rows if set(SEPARATORS) & set(row.label)), None):
         log.info(f"{csv_path}: videos have several classes each, such as {row.label!r}; --labels classes takes one.")
@@ -43,13 +42,16 @@ def kind_of(rows: list[CsvRow], *, csv_path: Path) -> LabelKind:
 def several_of(
     rows: list[CsvRow], all_rows: list[CsvRow], classes: Sequence[str] | None, *, csv_path: Path
 ) -> tuple[tuple[str, ...], list[tuple[float, ...]]]:
-    """The classes of a list in which a video has several or none, and for each of `rows` a 1 or 0 for each class.
+    """Classes of a multilabel list, and for each of `rows` a 1 or 0 for each class.
 
     Args:
-        classes: those that a model knows; None takes those of `all_rows`.
+        rows: videos of one split.
+        all_rows: videos of the whole list.
+        classes: classes that a model knows; None takes those of `all_rows`.
+        csv_path: the list, for messages.
 
     Raises:
-        UserError: a class that is not known, or fewer than one.
+        UserError: a class that is not known, or no class.
     """
     known = tuple(sorted({part for row in all_rows for part in _parts(row)}) if classes is None else classes)
     if not known:
@@ -69,11 +71,7 @@ def several_of(
 
 
 def numbers_of(rows: list[CsvRow]) -> list[tuple[float, ...]]:
-    """The label of each video as a number.
-
-    Raises:
-        UserError: one that is none.
-    """
+    """Label of each video as a number. Raises UserError for other labels."""
     targets = list[tuple[float, ...]]()
     for row in rows:
         value = _value(row.label)
@@ -96,10 +94,10 @@ def _value(label: str) -> float | None:
 
 
 def classes_of(rows: list[CsvRow], *, csv_path: Path) -> tuple[tuple[str, ...], bool]:
-    """The classes of a list that no model has seen yet, and whether its labels are the classes' numbers.
+    """Classes of a list that no model has seen yet; True if its labels are the classes' numbers.
 
-    They are numbers if all are, if they count from 0, and if there are not many more classes than the list has videos.
-    Numbers that begin elsewhere are names: years, ids, classes called 1, 2, 3.
+    They are if all are numbers that count from 0, with not many more classes than videos. Numbers that begin elsewhere
+    are names: years, ids, classes called 1, 2, 3.
     """
     labels = {row.label: row for row in rows if row.label}  # a test split may have none
     by_number = {number: label for label in labels if (number := _number(label)) is not None}
@@ -136,10 +134,10 @@ def classes_of(rows: list[CsvRow], *, csv_path: Path) -> tuple[tuple[str, ...], 
 
 
 def are_numbers(rows: list[CsvRow], classes: tuple[str, ...], *, csv_path: Path) -> bool:
-    """Whether the labels of a list are the numbers of a model's classes, and not their names.
+    """True if the labels of a list are the numbers of a model's classes, False if they are names.
 
     Raises:
-        UserError: both can be meant and are not the same, or some labels are one and some the other.
+        UserError: both can be meant and differ, or the list mixes them.
     """
     number_of = {name: number for number, name in enumerate(classes)}
     names = [row for row in rows if row.label in number_of]
@@ -171,7 +169,7 @@ def are_numbers(rows: list[CsvRow], classes: tuple[str, ...], *, csv_path: Path)
 
 
 def _number(label: str) -> int | None:
-    """A label's number; None for a name. Digits without end are a number that is too large for anything."""
+    """Number that a label is; None for a name. Endless digits are a number too large for anything."""
     return (int(label) if len(label) < 19 else 10**19) if label.isdecimal() else None
 
 

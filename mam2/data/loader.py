@@ -8,12 +8,11 @@ B clips, T frames, C = 3 channels, H = W = size pixels.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -37,8 +36,7 @@ class Batch:
 
     Attributes:
         clip_BTCHW: uint8 (B, T, 3, H, W).
-        label_B: int64 (B,), -1 where there is no label; float32 (B, K) where videos have several classes, (B, 1) where
-            labels are numbers.
+        label_B: int64 (B,), -1 without a label; float32 (B, K) for several classes, (B, 1) for numbers.
         sample_B: int64 (B,), the clip's number in the whole run: (step * batch_size + position in the batch) *
             repeats + which of the repeats.
         fixed_B: int64 (B,), the clip's number among the fixed ones: (the video's place * fixed_clips + which of them)
@@ -55,17 +53,12 @@ class Batch:
         return len(self.label_B)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch with clips and labels on another device; the numbers stay on the host."""
-        return Batch(
-            clip_BTCHW=send(self.clip_BTCHW, device),
-            label_B=send(self.label_B, device),
-            sample_B=self.sample_B,
-            fixed_B=self.fixed_B,
-        )
+        """Sends clips and labels to a device; the numbers stay on the host."""
+        return replace(self, clip_BTCHW=send(self.clip_BTCHW, device), label_B=send(self.label_B, device))
 
     def part(self, index: int, *, of: int) -> Batch:
         """Part `index` of the batch in `of` equal parts."""
-        size = len(self.label_B) // of
+        size = len(self) // of
         part = slice(index * size, (index + 1) * size)
         return Batch(
             clip_BTCHW=self.clip_BTCHW[part],
@@ -76,12 +69,12 @@ class Batch:
 
 
 def steps_per_epoch(num_videos: int, batch_size: int) -> int:
-    """Full batches in one pass over the videos, at least 1."""
+    """Number of full batches in one pass over the videos, at least 1."""
     return max(1, num_videos // batch_size)
 
 
 def video_of(step: int, position: int, *, num_videos: int, batch_size: int, seed: int, attempt: int = 0) -> int:
-    """The video of the sample at `position` of the whole batch of `step`.
+    """Number of the video at a position of the whole batch of a step.
 
     Each epoch has its own shuffle, and its last incomplete batch is left out. Where a batch is larger than
     the data set, the videos are shuffled and drawn again until it is full.
@@ -89,10 +82,10 @@ def video_of(step: int, position: int, *, num_videos: int, batch_size: int, seed
     Args:
         step: counts from 0 over the whole run.
         position: 0 .. batch_size - 1.
-        num_videos: the size of the data set.
+        num_videos: size of the data set.
         batch_size: samples per step, over all processes.
-        seed: the run's.
-        attempt: how many videos drawn for this sample were unusable; the next of the shuffle replaces each.
+        seed: the run's seed.
+        attempt: unusable videos drawn for this sample so far; the next of the shuffle replaces each.
     """
     epoch, step_in_epoch = divmod(step, steps_per_epoch(num_videos, batch_size))
     pass_in_epoch, place = divmod(step_in_epoch * batch_size + position, num_videos)
@@ -100,9 +93,9 @@ def video_of(step: int, position: int, *, num_videos: int, batch_size: int, seed
 
 
 class TrainLoader:
-    """The training batches of one process, from step `start_step` up to, not including, `num_steps`.
+    """Loader of one process's training batches, from step `start_step` up to, not including, `num_steps`.
 
-    A damaged or too short video is replaced by another and kept in `bad`.
+    A damaged or too short video is replaced by another.
 
     Args:
         catalog: the videos.
@@ -112,13 +105,13 @@ class TrainLoader:
         seed: all that is random follows from it.
         num_steps: the length of the whole run, counted from step 0.
         rank: this process yields part `rank` of `world_size` equal parts of each batch.
-        world_size: the number of processes.
-        start_step: where to begin.
+        world_size: number of processes.
+        start_step: first step.
 
     Attributes:
         steps_per_epoch: full batches in one pass over the videos, at least 1.
-        num_steps: the length of the whole run.
-        bad: the unusable videos that this process met so far.
+        num_steps: length of the whole run.
+        bad: unusable videos that this process met so far.
 
     Raises:
         UserError: no videos, or a batch that does not divide by the processes; while iterating, too many
@@ -159,10 +152,10 @@ class TrainLoader:
         self._set = _TrainSet(items, num_videos, data, shape, batch_size, positions, seed, num_attempts)
 
     def count_bad(self) -> int:
-        """Unusable videos that all processes met so far; every process must call it.
+        """Number of unusable videos that all processes met so far; every process must call it.
 
         Raises:
-            UserError: there are more than `data.max_bad_share` forgives.
+            UserError: more than `data.max_bad_share` forgives.
         """
         return len(self.bad.of_all_processes())
 
@@ -188,8 +181,8 @@ class TrainLoader:
 
 @dataclass(frozen=True)
 class _TrainSet:
-    """step -> this process's batch (None if a place stays empty), the unusable videos met on the way, and how many
-    were too short for their stride."""
+    """Steps -> this process's batch (None if a place stays empty), the unusable videos met, and the number of videos
+    too short for their stride."""
 
     items: Sequence[Item]  # the videos, then the images
     num_videos: int
@@ -228,7 +221,7 @@ class _TrainSet:
         return batch, bad, num_shrunk
 
     def _sample(self, step: int, position: int, bad: dict[str, str]) -> tuple[Item, int, list[torch.Tensor], bool]:
-        """The video, which of the fixed clips it is, its clips, and whether it was too short for the stride."""
+        """Video, number among the fixed clips, clips; True if the video was too short for the stride."""
         failed = set[str]()
         for attempt in range(len(self.items)):
             place = self._place(step, position, attempt)
@@ -263,9 +256,8 @@ class _TrainSet:
     def paths(self, step: int) -> list[str]:
         return [self.items[self._place(step, position)].path for position in self.positions]
 
-    def decode(self, path: str) -> None:
-        with contextlib.suppress(UserError):
-            train_clips(path, self.data, self.shape, rng=random.Random(0))
+    def decode(self, path: str) -> object:
+        return train_clips(path, self.data, self.shape, rng=random.Random(0))
 
 
 @functools.lru_cache(maxsize=4)

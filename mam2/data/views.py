@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from mam2.config import UserError
 from mam2.data.bad_videos import BadVideos
-from mam2.data.catalog import Catalog, Item
-from mam2.data.clips import Data, VideoViews, views_of
+from mam2.data.catalog import Catalog
+from mam2.data.clips import Data, views_of
 from mam2.data.shape import ClipShape
-from mam2.data.workers import parallel
+from mam2.data.workers import VideoByVideo, parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Views:
         views_VTCHW: uint8 (clips * crops, T, 3, H, W); the crops of a clip follow one another.
         label: the video's class, -1 if it has none.
         index: the video's place in the catalog.
-        seconds: the video's length; NaN where nothing tells.
+        seconds: the video's length; NaN if unknown.
     """
 
     views_VTCHW: torch.Tensor
@@ -35,10 +35,9 @@ class Views:
 
 
 class ViewLoader:
-    """The test views of videos: `clips` windows evenly spaced in time, `crops` squares along the long side.
+    """Loader of videos' test views: `clips` windows evenly spaced in time, `crops` squares along the long side.
 
-    Each video is decoded once for all its views. The processes share the videos, each video once. A damaged video
-    yields nothing and is kept in `bad`. Short videos are never refused.
+    Each video is decoded once, by one process. A damaged one yields nothing; short ones are never refused.
 
     Args:
         catalog: the videos.
@@ -47,10 +46,10 @@ class ViewLoader:
         clips: windows per video; 1 takes the centre.
         crops: squares per window; 1 takes the centre.
         rank: this process takes every `world_size`-th video, from number `rank`.
-        world_size: the number of processes.
+        world_size: number of processes.
 
     Attributes:
-        bad: the unusable videos that this process met so far.
+        bad: unusable videos that this process met so far.
         quarantined: those of them that ended or stalled the process that decoded them.
 
     Raises:
@@ -70,48 +69,21 @@ class ViewLoader:
     ) -> None:
         if clips < 1 or crops < 1:
             raise UserError(f"A test with {clips} clips and {crops} crops; both must be at least 1.")
-        num_videos = len({item.path for item in catalog.items})  # a list may hold a video several times
-        self.bad = BadVideos(num_videos=num_videos, max_share=data.max_bad_share)
-        self._indices = range(rank, len(catalog.items), world_size)
-        self._set = _ViewSet(catalog.items, data, shape, clips, crops)
+        paths = [item.path for item in catalog.items]
+        self.bad = BadVideos(num_videos=len(set(paths)), max_share=data.max_bad_share)  # a list may repeat a video
+        self._items = catalog.items
+        self._data = data
+        self._indices = range(rank, len(paths), world_size)
+        self._set = VideoByVideo(partial(views_of, data=data, shape=shape, clips=clips, crops=crops), paths)
         self.quarantined = self._set.quarantined
 
     def __iter__(self) -> Iterator[Views]:
-        data = self._set.data
+        data = self._data
         made = parallel(self._set, self._indices, num_workers=data.num_workers, timeout_seconds=data.timeout_seconds)
-        for views, bad in made:
-            self.bad.add(bad)
-            if views is not None:
-                yield views
-
-
-@dataclass(frozen=True)
-class _ViewSet:
-    """index -> the video's views (None if it is unusable), and the reason by its path."""
-
-    items: Sequence[Item]
-    data: Data
-    shape: ClipShape
-    clips: int
-    crops: int
-    quarantined: dict[str, str] = field(default_factory=dict)
-
-    def __getitem__(self, index: int) -> tuple[Views | None, dict[str, str]]:
-        item = self.items[index]
-        try:
-            if item.path in self.quarantined:
-                raise UserError(self.quarantined[item.path])
-            views_VTCHW, seconds = self._views(item.path)
-        except UserError as error:
-            return None, {item.path: str(error)}
-        return Views(views_VTCHW=views_VTCHW, label=item.class_number, index=index, seconds=seconds), {}
-
-    def _views(self, path: str) -> VideoViews:
-        return views_of(path, self.data, self.shape, clips=self.clips, crops=self.crops)
-
-    def paths(self, index: int) -> list[str]:
-        return [self.items[index].path]
-
-    def decode(self, path: str) -> None:
-        with contextlib.suppress(UserError):
-            self._views(path)
+        for index, found in zip(self._indices, made, strict=True):
+            item = self._items[index]
+            if isinstance(found, UserError):
+                self.bad.add({item.path: str(found)})
+            else:
+                views_VTCHW, seconds = found
+                yield Views(views_VTCHW=views_VTCHW, label=item.class_number, index=index, seconds=seconds)

@@ -5,7 +5,6 @@ B clips, T frames, C = 3 channels, H = W = size pixels.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
@@ -18,8 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from mam2.config import UserError
-from mam2.data import sampling
-from mam2.data.clips import Data, opened, stride_of
+from mam2.data.clips import Data, opened, stride_of, view_frames
 from mam2.data.shape import ClipShape
 from mam2.data.transforms import test_crops
 from mam2.data.video.segment_path import segment_of
@@ -32,7 +30,7 @@ LEAST_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Length:
-    """A length of time in a video: so many frames, or so many seconds. Written `64 frames`, `2.5 s`."""
+    """A length of time in a video, in frames or seconds, written `64 frames`, `2.5 s`."""
 
     value: float
     unit: Literal["frames", "s"]
@@ -53,11 +51,7 @@ class Length:
 
     @staticmethod
     def parse(text: str) -> Length:
-        """Reads `64 frames`, `2.5 s` or `2 seconds`, with or without the space.
-
-        Raises:
-            UserError: for anything else.
-        """
+        """Reads `64 frames`, `2.5 s` or `2 seconds`, with or without the space. Raises UserError for anything else."""
         found = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*(frames?|s|seconds?)\s*", text)
         if not found:
             raise UserError(f"{text!r} is no length. Write a number and a unit, such as '64 frames' or '2.5 s'.")
@@ -83,11 +77,11 @@ class Planned:
     """A video and its windows.
 
     Attributes:
-        path: of the video.
-        version: size in bytes and time of change in nanoseconds of its file; a changed one has others.
+        path: file, or a segment of it.
+        version: size in bytes and time of change in nanoseconds of the file.
         fps: frames per second on average.
-        windows: in order.
-        is_short: whether the whole video is shorter than one window.
+        windows: windows in order.
+        is_short: the whole video is shorter than one window.
     """
 
     path: str
@@ -98,7 +92,7 @@ class Planned:
 
 
 def windows_of(video: VideoSource, *, window: Length, hop: Length) -> list[Window]:
-    """The windows of a video: one every `hop` from its first frame; the last one ends with the video.
+    """Windows of a video: one every `hop` from its first frame; the last one ends with the video.
 
     So every frame is in a window, unless `hop` is longer than one. A video shorter than a window is one window.
 
@@ -129,36 +123,36 @@ def windows_of(video: VideoSource, *, window: Length, hop: Length) -> list[Windo
 
 
 def _seconds(time: float) -> float:
-    """A time without the dust of rounding; nanoseconds still find the frame."""
+    """Rounds a time to nanoseconds, which still find the frame."""
     return round(time, 9) + 0.0
 
 
-def plan(
+def plan_windows(
     paths: Sequence[str], data: Data, *, window: Length, hop: Length, num_frames: int
 ) -> Iterator[Planned | tuple[str, str]]:
-    """The windows of each video, in order; of an unusable one, its path and the reason."""
+    """Windows of each video, in order; for an unusable one, its path and the reason."""
     look = partial(_plan, data=data, window=window, hop=hop, num_frames=num_frames)
     found = parallel_map(look, paths, num_workers=data.num_workers, timeout_seconds=data.timeout_seconds)
     for path, result in zip(paths, found, strict=True):
-        yield (path, result) if isinstance(result, str) else result
+        yield (path, str(result)) if isinstance(result, UserError) else result
 
 
-def _plan(path: str, *, data: Data, window: Length, hop: Length, num_frames: int) -> Planned | str:
+def _plan(path: str, *, data: Data, window: Length, hop: Length, num_frames: int) -> Planned:
+    with opened(path, data, size=1) as video:
+        windows = windows_of(video, window=window, hop=hop)
+        there = video.num_frames - video.num_missing
+        fps = video.fps or 0.0  # a whole video of unknown rate has no windows: an error above
+        length = there if window.unit == "frames" else video.time_of(there) + 0.5 / fps
+    shortest = min(span.last - span.first for span in windows)
+    if shortest < num_frames <= there:
+        raise UserError(
+            f"{path} has {shortest} frames in {window}; a clip has {num_frames}. Give a longer --window, or leave the "
+            "video out."
+        )
     try:
-        with opened(path, data, size=1) as video:
-            windows = windows_of(video, window=window, hop=hop)
-            there = video.num_frames - video.num_missing
-            fps = video.fps or 0.0  # a whole video of unknown rate has no windows: an error above
-            length = there if window.unit == "frames" else video.time_of(there) + 0.5 / fps
-            shortest = min(of.last - of.first for of in windows)
-            if shortest < num_frames <= there:
-                return (
-                    f"{path} has {shortest} frames in {window}; a clip has {num_frames}. Give a longer --window, or "
-                    "leave the video out."
-                )
-            status = os.stat(segment_of(path)[0])
-    except (UserError, OSError) as error:
-        return str(error)
+        status = os.stat(segment_of(path)[0])
+    except OSError as error:  # it was removed in the meantime
+        raise UserError(str(error)) from error
     return Planned(
         path=path,
         version=(status.st_size, status.st_mtime_ns),
@@ -169,26 +163,21 @@ def _plan(path: str, *, data: Data, window: Length, hop: Length, num_frames: int
 
 
 def evenly(windows: Sequence[Window], most: int) -> list[Window]:
-    """The windows, or of more than `most` so many that are spread evenly, with the first and the last."""
+    """Selects at most `most` windows, spread evenly, with the first and the last."""
     if len(windows) <= most:
         return list(windows)
     return [windows[number * (len(windows) - 1) // max(1, most - 1)] for number in range(most)]
 
 
 def frames_of(first: int, last: int, *, num_frames: int, data: Data) -> list[int]:
-    """The frames of the clip of a window: those of a test with one view, were the window a video of its own."""
+    """Frames of a window's clip: those of a test with one view, were the window a video of its own."""
     length = last - first
-    if data.sampling == "uniform":
-        [places] = sampling.uniform_views(length, clip_frames=num_frames, clips=1)
-    else:
-        [places] = sampling.views(
-            length, clip_frames=num_frames, stride_frames=length, clips=1, spread=data.sampling == "spread"
-        )
+    [places] = view_frames(length, data, clip_frames=num_frames, stride_frames=length, clips=1)
     return [first + place for place in places]
 
 
 def clips_of(video: VideoSource, spans: Sequence[tuple[int, int]], data: Data, shape: ClipShape) -> torch.Tensor:
-    """The clips of windows (first, last), decoded in one pass: uint8 (B, T, 3, size, size), the centre square.
+    """Decodes the clips of windows (first, last) in one pass: uint8 (B, T, 3, size, size), the centre square.
 
     Raises:
         VideoError: a frame does not decode.
@@ -199,7 +188,7 @@ def clips_of(video: VideoSource, spans: Sequence[tuple[int, int]], data: Data, s
 
 
 def clip_between(path: str, data: Data, shape: ClipShape, *, start: float, end: float | None) -> torch.Tensor:
-    """The clip of a part of a video: uint8 (T, 3, size, size), the centre square.
+    """Clip of a part of a video: uint8 (T, 3, size, size), the centre square.
 
     Args:
         path: a video.
@@ -209,7 +198,7 @@ def clip_between(path: str, data: Data, shape: ClipShape, *, start: float, end: 
         end: end of the window that the frames are taken from, seconds; by default it is as long as a dense clip.
 
     Raises:
-        UserError: a video that can't be decoded, or that has no frame between `start` and `end`.
+        UserError: the video does not decode, or has no frame between `start` and `end`.
     """
     with opened(path, data, size=shape.size) as video:
         there = video.num_frames - video.num_missing
@@ -238,12 +227,10 @@ class WindowBatch:
 
 
 class WindowLoader:
-    """Clips of windows, decoded ahead of time, in order, `batch_size` at most at once.
-
-    Windows that can't be decoded are left out, and `bad` says why.
+    """Loader of windows' clips, in order, decoded ahead of time. Windows that do not decode are left out.
 
     Args:
-        windows: paths of videos and their windows; those of a video are best neighbours, as they share a pass.
+        windows: paths of videos and their windows; neighbours of the same video share a pass.
         data: how videos are read.
         shape: frames per clip, and pixels of both its sides.
         batch_size: windows decoded together.
@@ -252,14 +239,7 @@ class WindowLoader:
         bad: path and reason of videos with windows that were left out so far.
     """
 
-    def __init__(
-        self,
-        windows: Sequence[tuple[str, Window]],
-        data: Data,
-        shape: ClipShape,
-        *,
-        batch_size: int,
-    ) -> None:
+    def __init__(self, windows: Sequence[tuple[str, Window]], data: Data, shape: ClipShape, *, batch_size: int) -> None:
         self.bad = dict[str, str]()
         self._set = _WindowSet(windows, data, shape, batch_size)
 
@@ -279,9 +259,9 @@ class WindowLoader:
 
 @dataclass(frozen=True)
 class _WindowSet:
-    """index -> a batch, and the reasons of the windows that are not in it by the videos' paths.
+    """Index -> a batch, and by the videos' paths the reasons of the windows that are not in it.
 
-    What `parallel` takes for a video is the part of it that is in one batch, so that of a long one no more is lost.
+    `parallel` takes a video's part in one batch for a video, so that no more than it is lost of a long one.
     """
 
     windows: Sequence[tuple[str, Window]]
@@ -333,5 +313,4 @@ class _WindowSet:
     def decode(self, name: str) -> None:
         for index in range(-(-len(self.windows) // self.batch_size)):
             if part := self._parts(index).get(name):
-                with contextlib.suppress(UserError):
-                    self._clips(self.windows[part[0]][0], part)
+                self._clips(self.windows[part[0]][0], part)

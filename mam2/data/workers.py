@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
@@ -32,27 +32,26 @@ class VideoSet(Protocol):
 
     @property
     def quarantined(self) -> dict[str, str]:
-        """Paths of videos that end or stall the process that decodes them, with the reason; they are not used again."""
+        """Reasons, by path, of videos that end or stall the process that decodes them: they are not used again."""
 
     def __getitem__(self, index: int, /) -> Any: ...
 
     def paths(self, index: int) -> list[str]:
-        """The videos that an item is made of."""
+        """Paths of the videos that an item is made of."""
 
-    def decode(self, path: str) -> None:
-        """Does with a video what an item needs; an unusable one that says so is no fault of the process."""
+    def decode(self, path: str) -> object:
+        """Does with a video what an item needs. Raises UserError for an unusable one."""
 
 
 def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_seconds: int) -> Generator[Any]:
-    """dataset[i] for all indices, in order, made by `num_workers` processes; 0: in this one.
+    """Items of a data set at indices, in order, made by `num_workers` processes; 0 makes them in this one.
 
     A process that dies (out of memory, a crash in a decoder) or makes nothing for `timeout_seconds` is replaced, and
-    the item is made again. If that fails, each of its videos, and of the items that were made ahead of it, is
-    tried in a process of its own, and the first that ends or stalls it is quarantined.
+    the item is made again. If that fails, each of its videos, and of the items made ahead of it, is tried in a process
+    of its own, and the first that ends or stalls it is quarantined.
 
     Raises:
-        UserError: the same item failed again and again; the processes can't start, or there is no room to hand over
-            what they make.
+        UserError: the same item failed again and again, the processes can't start, or the shared memory is full.
     """
     if num_workers == 0:
         yield from (dataset[index] for index in indices)
@@ -88,30 +87,36 @@ def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_sec
                 _quarantine(dataset, indices[done : done + num_workers * _AHEAD], timeout_seconds)
 
 
-@dataclass(frozen=True)
-class _VideoByVideo:
-    """The results of a function for each video, as `parallel` asks for it."""
+class QuarantinedError(UserError):
+    """A video that ends or stalls the process that decodes it."""
 
-    function: Callable[[str], Any]
+
+@dataclass(frozen=True)
+class VideoByVideo:
+    """A `VideoSet` of one item per video: what a function of its path gives, or the UserError that it raises."""
+
+    decode: Callable[[str], Any]
     videos: Sequence[str]
     quarantined: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, index: int) -> Any:
         path = self.videos[index]
-        return self.quarantined.get(path) or self.function(path)
+        try:
+            if path in self.quarantined:
+                raise QuarantinedError(self.quarantined[path])
+            return self.decode(path)
+        except UserError as error:
+            return error
 
     def paths(self, index: int) -> list[str]:
         return [self.videos[index]]
-
-    def decode(self, path: str) -> None:
-        self.function(path)
 
 
 def parallel_map(
     function: Callable[[str], Any], videos: Sequence[str], *, num_workers: int, timeout_seconds: int
 ) -> Generator[Any]:
-    """function(path) for all videos, in order, by `parallel`; for a quarantined one the reason, a string."""
-    dataset = _VideoByVideo(function, videos)
+    """Items of `VideoByVideo` for all videos, in order, made by `parallel`."""
+    dataset = VideoByVideo(function, videos)
     return parallel(dataset, range(len(videos)), num_workers=num_workers, timeout_seconds=timeout_seconds)
 
 
@@ -135,7 +140,7 @@ class _Crew:
         self._processes = list[Any]()
 
     def results(self, timeout_seconds: int) -> Iterator[Any]:
-        """What the processes make, in order. A process that dies is noticed within seconds, and raises."""
+        """Items in order. A process that dies is noticed within seconds, and raises."""
         others = set(multiprocessing.active_children())
         with _sigchld_kept():
             results = iter(self._loader)
@@ -157,7 +162,7 @@ class _Crew:
             yield result
 
     def fault(self) -> str:
-        """How the processes ended that failed; empty if none did."""
+        """Ending of the processes that failed, in words; empty if none did."""
         exits = [process.exitcode for process in self._processes if process.exitcode]
         return f"ended with {_exit_in_words(exits[0])}" if exits else ""
 
@@ -188,7 +193,7 @@ class _NoRoom:
 
 @dataclass(frozen=True)
 class _Shared:
-    """A data set's items in shared memory already: where that is full, this says so, and no item is lost."""
+    """A data set whose items are put into shared memory; where that is full, an item says so and none is lost."""
 
     dataset: VideoSet
 
@@ -215,7 +220,7 @@ def _tensors_in(result: Any) -> Iterator[torch.Tensor]:
 
 
 def _process_failed(error: Exception) -> bool:
-    """Whether a process failed, rather than the data set in it, whose errors DataLoader passes on as "Caught ..."."""
+    """True if a process failed, not the data set in it, whose errors DataLoader passes on as "Caught ..."."""
     own = not str(error).startswith("Caught ")
     return own and ("DataLoader" in str(error) or not isinstance(error, RuntimeError))
 
@@ -238,7 +243,7 @@ def _quarantine(dataset: VideoSet, indices: range, timeout_seconds: int) -> None
 
 
 def _fault(dataset: VideoSet, path: str, timeout_seconds: int) -> str:
-    """The fault of a process that decodes this video; empty if there is none."""
+    """Tries a video in a process of its own: the fault of that process in words, or nothing."""
     process = multiprocessing.Process(target=_decode_alone, args=(dataset, path), daemon=True)
     process.start()
     process.join(timeout_seconds)
@@ -252,12 +257,13 @@ def _fault(dataset: VideoSet, path: str, timeout_seconds: int) -> str:
 
 def _decode_alone(dataset: VideoSet, path: str) -> None:
     torch.set_num_threads(1)  # the threads of the process it was forked from are not here, and would be waited for
-    dataset.decode(path)
+    with suppress(UserError):  # an unusable video is no fault of the process
+        dataset.decode(path)
 
 
 def _start(worker: int) -> None:
-    """Keeps signals to the trainer's group (torchrun, Ctrl-C) from a process, since the trainer still needs it to save;
-    it ends when the trainer does. Also keeps its memory flat."""
+    """Keeps signals to the trainer's group (torchrun, Ctrl-C) from a process, which the trainer still needs to save.
+    Also keeps its memory flat."""
     os.setpgrp()
     return_freed_memory()
 

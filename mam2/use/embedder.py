@@ -18,7 +18,7 @@ from torch import Tensor
 from mam2.config import UserError, check
 from mam2.data.clips import Data
 from mam2.data.shape import Listing
-from mam2.data.windows import Length, Planned, WindowBatch, plan
+from mam2.data.windows import Length, Planned, WindowBatch, plan_windows
 from mam2.device import send
 from mam2.files import digest
 from mam2.model.pooling import AttentivePooling, load_pooling
@@ -97,7 +97,7 @@ class Embedder:
         """The windows of videos; of an unusable one, its path and the reason."""
         identity = self.provenance.identity
         window, hop = Length.parse(identity.window), Length.parse(identity.hop)
-        return plan(paths, self.data, window=window, hop=hop, num_frames=identity.frames)
+        return plan_windows(paths, self.data, window=window, hop=hop, num_frames=identity.frames)
 
     @torch.no_grad()
     def embed(self, loader: Iterable[WindowBatch]) -> Iterator[tuple[tuple[int, ...], Tensor]]:

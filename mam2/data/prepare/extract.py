@@ -25,12 +25,12 @@ from PIL import Image
 from mam2.config import UserError
 from mam2.data.csv_list import CsvRow, read_rows
 from mam2.data.prepare.inspect import relative_to
-from mam2.data.video.index import VideoError
+from mam2.data.video.index import VideoError, scaled_down
 from mam2.data.video.jpeg_folder import META, JpegFolder, read_meta
 from mam2.data.video.open import open_video
 from mam2.data.video.segment_path import segment_of
 from mam2.data.video.source import VideoSource
-from mam2.data.workers import parallel_map
+from mam2.data.workers import QuarantinedError, parallel_map
 from mam2.files import written_whole
 from mam2.progress import progress
 
@@ -38,24 +38,24 @@ log = logging.getLogger("mam2")
 
 _BLOCK_BYTES = 4096  # a file takes a multiple of this of a disk
 _NUM_SAMPLES = 5  # frames per video that the estimate of the disk's space reads
-_NUM_VIDEOS = 12  # videos that it reads
+_NUM_VIDEOS = 12  # videos that the estimate reads
 
 
 def write_frames(video_path: str | Path, folder: str | Path, *, short_side: int = 256, quality: int = 90) -> JpegFolder:
     """Writes all frames of a video into a folder: 000000.jpg, 000001.jpg, ..., and meta.json.
 
-    The folder appears complete or not at all. If it is there already, made from the same file in the same way, then
-    nothing is done. A killed run leaves a hidden `.NAME.*.partial` next to it, which the next for this folder removes.
+    The folder appears complete or not at all. One that was made from the same file in the same way is kept. A killed
+    run leaves a hidden `.NAME.*.partial` next to it, which the next run for this folder removes.
 
     Args:
         video_path: the video.
-        folder: the new folder; those it lies in are made.
+        folder: the new folder; its parents are made.
         short_side: pixels to which the shorter side is reduced; smaller videos keep their size.
         quality: quality of the JPEG files, 1 to 100.
 
     Raises:
         VideoError: the video, or one of its frames, does not decode.
-        UserError: the folder is there already but holds something else, or can't be written.
+        UserError: the folder holds something else, or can't be written.
     """
     folder = Path(folder)
     _check_settings(short_side, quality)
@@ -86,7 +86,7 @@ def write_frames(video_path: str | Path, folder: str | Path, *, short_side: int 
 
 
 def estimate_bytes(video_path: str | Path, *, short_side: int = 256, quality: int = 90) -> int:
-    """Bytes that `write_frames` will take of the disk, measured on a few frames, evenly spaced.
+    """Estimates from a few frames the bytes that `write_frames` will take of the disk.
 
     Raises:
         VideoError: the video, or one of those frames, does not decode.
@@ -118,13 +118,13 @@ class Extract:
 
 @dataclass(frozen=True)
 class Extracted:
-    """The result of `write_all_frames`.
+    """Result of `write_all_frames`.
 
     Attributes:
-        manifest: the CSV of the frame folders, with the labels and splits of the videos.
-        num_videos: number of videos in it.
+        manifest: CSV of the frame folders, with the labels and splits of the videos.
+        num_videos: number of videos in the manifest.
         bad: path and reason of videos that could not be extracted.
-        estimated_bytes: size that was expected, for all videos.
+        estimated_bytes: expected size of all videos' frames.
     """
 
     manifest: Path
@@ -143,15 +143,15 @@ def write_all_frames(
 ) -> Extracted:
     """Extracts the frames of all videos of a manifest, as the paper does before pre-training (App. B).
 
-    Frames of an earlier, interrupted run are not made again. The new manifest, `frames.csv` in the folder of frames, is
-    read as any other: each of its paths is a folder of JPEG files.
+    Frames of an interrupted run are kept. The new manifest is `frames.csv` in the folder of frames; each of its paths
+    is a folder of JPEG files.
 
     Args:
         manifest: a CSV with the columns path and, optionally, label and split, as `mam2 prepare` writes it.
         config: the folder, and the size and quality of the frames.
         num_workers: processes; 0 does it in this one.
         timeout_seconds: a video that keeps a process longer is left out, as one that ends it is.
-        max_bad_share: videos that may fail, as a share of all.
+        max_bad_share: share of the videos that may fail.
 
     Raises:
         UserError: a wrong manifest, too little room on the disk, no video that can be extracted, or a full disk.
@@ -162,10 +162,11 @@ def write_all_frames(
     folder = Path(config.frames)
     _check_settings(config.short_side, config.quality)
     rows = read_rows(manifest, needed=("path",))
-    places = [folder / _folder_of(relative_to(row.path, manifest.parent)) for row in rows]
-    missing = [row.path for row, place in zip(rows, places, strict=True) if not place.exists()]
+    places = {row.path: folder / _folder_of(relative_to(row.path, manifest.parent)) for row in rows}
+    missing = [row.path for row in rows if not places[row.path].exists()]
     estimated = _check_room(missing, folder, config, num_videos=len(rows))
-    made, bad = _extract_all(rows, places, config, num_workers=num_workers, timeout_seconds=timeout_seconds)
+    bad = _extract_all(rows, places, config, num_workers=num_workers, timeout_seconds=timeout_seconds)
+    made = [row for row in rows if row.path not in bad]
     for reason in list(bad.values())[:5]:
         log.warning("Left out: %s", reason)
     if not made or len(bad) > max_bad_share * len(rows):
@@ -176,13 +177,17 @@ def write_all_frames(
     with written_whole(folder / "frames.csv") as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label", "split"))
-        writer.writerows((place.name, row.label, row.split) for row, place in made)
+        writer.writerows((places[row.path].name, row.label, row.split) for row in made)
     return Extracted(folder / "frames.csv", len(made), bad, estimated)
 
 
 def _check_room(paths: list[str], folder: Path, config: Extract, *, num_videos: int) -> int:
     """Estimated bytes of the frames of these videos; UserError if the folder's disk has less room."""
-    estimated = _estimate(paths, config.short_side, config.quality)
+    sizes = []
+    for path in paths[:: max(1, len(paths) // _NUM_VIDEOS)]:
+        with contextlib.suppress(UserError):
+            sizes.append(estimate_bytes(path, short_side=config.short_side, quality=config.quality))
+    estimated = sum(sizes) * len(paths) // max(1, len(sizes))
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     log.info(
@@ -197,54 +202,32 @@ def _check_room(paths: list[str], folder: Path, config: Extract, *, num_videos: 
 
 
 def _extract_all(
-    rows: list[CsvRow], places: list[Path], config: Extract, *, num_workers: int, timeout_seconds: int
-) -> tuple[list[tuple[CsvRow, Path]], dict[str, str]]:
-    """Extracts the frames of all videos: rows with their folders, and the reasons of those that can't be, by path."""
+    rows: list[CsvRow], places: dict[str, Path], config: Extract, *, num_workers: int, timeout_seconds: int
+) -> dict[str, str]:
+    """Extracts the frames of all videos; the reasons of those that can't be, by path."""
     paths = [row.path for row in rows]
-    extract = partial(
-        _extract_one,
-        places=dict(zip(paths, places, strict=True)),
-        short_side=config.short_side,
-        quality=config.quality,
-    )
-    made = list[tuple[CsvRow, Path]]()
     bad = dict[str, str]()
+    extract = partial(_extract_one, places=places, config=config)
     results = parallel_map(extract, paths, num_workers=num_workers, timeout_seconds=timeout_seconds)
     with closing(results):
-        jobs = zip(rows, places, results, strict=True)
-        for row, place, error in progress(jobs, title="extracting", total=len(rows)):
-            if error is None:
-                made.append((row, place))
-            elif isinstance(error, VideoError | str):
-                bad[row.path] = str(error)
-            else:
-                raise error
-    return made, bad
+        jobs = zip(paths, results, strict=True)
+        for path, found in progress(jobs, title="extracting", total=len(rows)):
+            if isinstance(found, VideoError | QuarantinedError):
+                bad[path] = str(found)
+            elif isinstance(found, UserError):
+                raise found
+    return bad
 
 
 def _folder_of(path: str) -> str:
-    """A folder's name for a video: the video's, cut where it is long, and a hash of where it lies: no two are alike."""
+    """Name of a video's folder: the video's, cut if it is long, and a hash of its path, so that no two are alike."""
     digest = hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest()
     stem = Path(segment_of(path)[0]).stem.encode("utf-8", "replace")[:80].decode("utf-8", "ignore").strip(" .")
     return f"{stem}_{digest}"
 
 
-def _estimate(paths: list[str], short_side: int, quality: int) -> int:
-    """Bytes for all videos, from some that are spread over the list; 0 if none of those can be read."""
-    sizes = []
-    for path in paths[:: max(1, len(paths) // _NUM_VIDEOS)]:
-        with contextlib.suppress(UserError):
-            sizes.append(estimate_bytes(path, short_side=short_side, quality=quality))
-    return sum(sizes) * len(paths) // max(1, len(sizes))
-
-
-def _extract_one(path: str, *, places: dict[str, Path], short_side: int, quality: int) -> UserError | None:
-    """Extracts the frames of one video; the error, if it fails."""
-    try:
-        write_frames(path, places[path], short_side=short_side, quality=quality)
-    except UserError as error:
-        return error
-    return None
+def _extract_one(path: str, *, places: dict[str, Path], config: Extract) -> None:
+    write_frames(path, places[path], short_side=config.short_side, quality=config.quality)
 
 
 def _check_settings(short_side: int, quality: int) -> None:
@@ -257,9 +240,8 @@ def _check_settings(short_side: int, quality: int) -> None:
 def _jpeg(frame_CHW: torch.Tensor, short_side: int, quality: int) -> bytes:
     """A JPEG file of a frame, uint8 (3, H, W), made smaller where it is larger than `short_side`."""
     image = Image.fromarray(np.ascontiguousarray(frame_CHW.permute(1, 2, 0).numpy()))
-    scale = short_side / min(image.size)
-    if scale < 1:
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    size = scaled_down(image.width, image.height, short_side)
+    if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)  # which Pillow widens against aliasing
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
@@ -281,11 +263,8 @@ def _meta_of(video: VideoSource, short_side: int, quality: int) -> dict[str, Any
 
 
 def _is_written(folder: Path, meta: dict[str, Any]) -> bool:
-    """True if the folder was made from this source, in this way; False if it is not there, or empty.
-
-    Raises:
-        UserError: it is there and was not.
-    """
+    """True if the folder was made from this source in this way, False if it is absent or empty. Raises UserError for
+    any other folder."""
     if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return False
     found = read_meta(str(folder)) if folder.is_dir() else {}

@@ -22,7 +22,7 @@ from mam2.progress import progress
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """The contents of a video, and its file's size and time by which a change is noticed."""
+    """Contents of a video, and its file's size and time, by which a change is noticed."""
 
     size_bytes: int
     mtime_ns: int
@@ -45,7 +45,7 @@ def inspect_videos(
         timeout_seconds: a video that keeps a process longer counts as unreadable, as one that ends it does.
 
     Returns:
-        The contents of each path's video, or a sentence on why it can't be read; and how many were not in the journal.
+        Contents of each path's video, or a sentence on why it can't be read; and the number of opened videos.
 
     Raises:
         UserError: the journal can't be written. What was read until then is kept.
@@ -58,12 +58,12 @@ def inspect_videos(
         try:
             status = os.stat(segment_of(path)[0])
         except OSError as error:  # a link to nowhere
-            opened[path] = f"{shown(path)} can't be read: {error.strerror}. Fix or remove it."
+            opened[path] = f"{printable(path)} can't be read: {error.strerror}. Fix or remove it."
             continue
         info = known.get(name)
-        if name != name.strip() or shown(name) != name:
+        if name != name.strip() or printable(name) != name:
             reason = "its name begins or ends with a blank, or is not UTF-8"
-            opened[path] = f"{shown(path)} can't be listed: {reason}. Rename it."
+            opened[path] = f"{printable(path)} can't be listed: {reason}. Rename it."
         elif info and (info.size_bytes, info.mtime_ns) == (status.st_size, status.st_mtime_ns):
             opened[path] = info
         else:
@@ -72,7 +72,7 @@ def inspect_videos(
     with _open_journal(journal) as file, closing(results) as found_of:
         pairs = zip(todo, found_of, strict=True)
         for path, found in progress(pairs, title="Reading videos", total=len(todo)):
-            opened[path] = found
+            opened[path] = str(found) if isinstance(found, UserError) else found
             if isinstance(found, VideoInfo):  # the others may be fixed, and are few
                 line = json.dumps({"path": relative_to(path, journal.parent), **asdict(found)})
                 with writing(journal, journal):
@@ -103,39 +103,35 @@ def _read_journal(journal: Path) -> dict[str, VideoInfo]:
     return known
 
 
-def inspect_video(path: str) -> VideoInfo | str:
-    """Opens a video and decodes its first and last frame; the reason where that fails."""
+def inspect_video(path: str) -> VideoInfo:
+    """Opens a video and decodes its last frame. Raises UserError if that fails."""
     try:
         name, start, end = segment_of(path)
         status = os.stat(name)
         with open_video(path) as video:
             video.frames([video.num_frames - 1])
-            if os.path.isdir(name):  # made of a file that it names, or else known by its size and time
-                source = read_meta(name).get("source", {})
-                digest = source.get("sha256") or f"{name} {status.st_size} {status.st_mtime_ns}"
-            else:
-                with open(name, "rb") as file:
-                    digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-            if path != name:
-                digest = f"{digest} {start:g} {end:g}"
-            return VideoInfo(
-                size_bytes=status.st_size,
-                mtime_ns=status.st_mtime_ns,
-                frames=video.num_frames,
-                fps=video.fps or 0.0,
-                width=video.width,
-                height=video.height,
-                digest=digest,
-            )
-    except UserError as error:
-        return str(error)
+        if os.path.isdir(name):  # made of a file that it names, or else known by its size and time
+            source = read_meta(name).get("source", {})
+            digest = source.get("sha256") or f"{name} {status.st_size} {status.st_mtime_ns}"
+        else:
+            with open(name, "rb") as file:
+                digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     except OSError as error:
-        return f"{path} can't be read: {error.strerror}. Fix or remove it."
+        raise UserError(f"{path} can't be read: {error.strerror}. Fix or remove it.") from error
+    return VideoInfo(
+        size_bytes=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        frames=video.num_frames,
+        fps=video.fps or 0.0,
+        width=video.width,
+        height=video.height,
+        digest=digest if path == name else f"{digest} {start:g} {end:g}",
+    )
 
 
 @contextmanager
 def writing(target: Path, journal: Path) -> Iterator[None]:
-    """Turns errors of a file that is written into advice."""
+    """Turns errors of writing a file into advice."""
     try:
         yield
     except OSError as error:
@@ -146,10 +142,10 @@ def writing(target: Path, journal: Path) -> Iterator[None]:
 
 
 def relative_to(path: str, folder: Path) -> str:
-    """A path as the manifest and the journal have it: from their folder if it lies in there, else absolute."""
+    """Path as the manifest and the journal have it: from their folder if it lies in there, else absolute."""
     return os.path.abspath(path).removeprefix(os.path.join(os.path.abspath(folder), ""))
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """Text that every terminal and file accepts."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -16,7 +16,7 @@ from mam2.config import UserError, did_you_mean
 from mam2.data.benchmarks import BENCHMARKS, Benchmark
 from mam2.data.catalog import VIDEO_SUFFIXES
 from mam2.data.prepare.find import Found, Wanted, find_labelled, find_listed, find_own
-from mam2.data.prepare.inspect import VideoInfo, inspect_videos, relative_to, shown, writing
+from mam2.data.prepare.inspect import VideoInfo, inspect_videos, printable, relative_to, writing
 from mam2.data.prepare.label_tools import TOOLS
 from mam2.data.prepare.labelled import seconds_of
 from mam2.data.prepare.official_lists import read_lists
@@ -255,7 +255,7 @@ def _write_manifest(readable: Sequence[tuple[Wanted, VideoInfo]], manifest: Path
 
 
 def _problem(names: Sequence[str]) -> Problem:
-    return Problem(count=len(names), first=tuple(shown(name) for name in names[:_NUM_SHOWN]))
+    return Problem(count=len(names), first=tuple(printable(name) for name in names[:_NUM_SHOWN]))
 
 
 def _duplicates(readable: Sequence[tuple[Wanted, VideoInfo]]) -> list[str]:

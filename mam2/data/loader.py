@@ -27,7 +27,7 @@ from mam2.data.workers import parallel
 from mam2.device import send
 
 log = logging.getLogger("mam2")
-_SHUFFLE, _SAMPLE, _FIXED, _IMAGE = 0, 1, 2, 3  # keep the seeds of the kinds of draw apart
+_SHUFFLE, _SAMPLE, _FIXED, _IMAGE = range(4)  # keep the seeds of the kinds of draw apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,11 +168,8 @@ class TrainLoader:
             yield batch
             num_drawn += len(self._set.positions)
             num_shrunk += shrunk
-            if (
-                step + 1 == min(self.steps_per_epoch, self.num_steps)
-                and num_shrunk > num_drawn / 2
-                and distributed.rank() == 0
-            ):
+            is_epoch = step + 1 == min(self.steps_per_epoch, self.num_steps)
+            if is_epoch and num_shrunk > num_drawn / 2 and distributed.rank() == 0:
                 log.warning(
                     f"{num_shrunk / num_drawn:.0%} of the videos are too short for {self._set.shape.frames} frames "
                     f"{data.stride_frames} apart: their clips' frames are closer together (--data.short shrink)."

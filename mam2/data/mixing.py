@@ -1,4 +1,4 @@
-"""Mixup and cutmix of a batch of clips, with the soft targets that belong to them (Table 8).
+"""Mixup and cutmix of a batch of clips, with their soft targets (Table 8).
 
 B clips, T frames, C = 3 channels, H W pixels, K classes.
 """
@@ -33,29 +33,26 @@ def mix(
 
     With repeated augmentation the copies of a video are neighbours, so that partners are of different videos, but for
     the middle one of an odd number; that one, like the middle of an odd batch, is mixed with its own kind and keeps
-    its label. A batch of one clip is not changed at all.
+    its label. A batch of one clip stays as it is.
 
     Args:
-        clip_BTCHW: (B, T, 3, H, W), floats in [0, 1] or normalised, or uint8.
+        clip_BTCHW: (B, T, 3, H, W), floats in [0, 1] or normalised, or uint8; not changed in place.
         label_B: int64 (B,), 0 .. K - 1; or float (B, K), targets that are mixed as they are.
         num_classes: K.
         rng: draws the kind, λ and the box.
         mixup: λ ~ Beta(mixup, mixup); 0 turns mixup off.
         cutmix: λ ~ Beta(cutmix, cutmix), then corrected to the share of the frame outside the box; 0 turns cutmix off.
-        smoothing: the share of every target that is spread evenly over all classes; of int64 labels only.
+        smoothing: share of every int64 label that is spread evenly over all classes.
 
     Returns:
-        clip: float32 (B, T, 3, H, W), in [0, 1] if uint8 was given; never the given memory changed.
+        clip: float32 (B, T, 3, H, W), in [0, 1] if uint8 was given.
         target_BK: float32 (B, K), rows sum to 1: λ of the smoothed label and 1 - λ of the partner's.
 
     Raises:
         UserError: a setting outside its range.
     """
-    for name, value, most in (
-        ("mixup", mixup, math.inf),
-        ("cutmix", cutmix, math.inf),
-        ("smoothing", smoothing, 1),
-    ):
+    settings = (("mixup", mixup, math.inf), ("cutmix", cutmix, math.inf), ("smoothing", smoothing, 1))
+    for name, value, most in settings:
         if not 0 <= value <= most:
             accepted = "from 0 (off) up" if most == math.inf else "from 0 to 1"
             raise UserError(f"{name} is {value}; it must be {accepted}.")
@@ -79,8 +76,9 @@ def mix(
 
 
 def box_of(height: int, width: int, kept: float, rng: random.Random) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of a box that leaves about `kept` of the frame; as the frame in its aspect, with its
-    centre anywhere, and cut off at the edge."""
+    """Edges (top, bottom, left, right) of a box that leaves about `kept` of the frame: with the frame's aspect, its
+    centre anywhere, cut off at the frame's edge."""
     box_height, box_width = (int(side * math.sqrt(1 - kept)) for side in (height, width))
-    top, left = rng.randrange(height) - box_height // 2, rng.randrange(width) - box_width // 2
+    top = rng.randrange(height) - box_height // 2
+    left = rng.randrange(width) - box_width // 2
     return max(0, top), min(height, top + box_height), max(0, left), min(width, left + box_width)

@@ -1,7 +1,9 @@
 """Sampling of frames for a clip: integers in, integers out.
 
 A dense clip of `clip_frames` frames `stride_frames` apart fills a window of `clip_frames * stride_frames` frames; a
-uniform clip has one frame from each of `clip_frames` equal segments of the whole video.
+uniform clip has one frame from each of `clip_frames` equal segments of the whole video, which has `num_frames`, at
+least 1. `spread` widens a dense clip to its whole window, as in SlowFast: 16 frames of a window of 64 span 63 frames in
+place of 60.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from typing import Literal
 from mam2.config import UserError
 
 Short = Literal["shrink", "repeat", "skip"]
-"""Handling of a video shorter than the window: bring the clip's frames closer together, repeat the last
-frame (between equal frames there is no motion), or do without the video."""
+"""Handling of a video shorter than the window: bring the clip's frames closer together, repeat the last frame (equal
+frames have no motion), or do without the video."""
 
 
 class ShortVideo(UserError):
@@ -33,17 +35,15 @@ def dense(
     spread: bool = False,
     path: str = "The video",
 ) -> list[int]:
-    """The frames of a training clip: a window at a random place (App. B, dense sampling).
+    """Frames of a training clip in a window at a random place (App. B, dense sampling).
 
     Args:
-        num_frames: how many frames the video has.
-        clip_frames: how many frames the clip has.
-        stride_frames: the distance between neighbouring frames of the clip. With `short="shrink"` and too
-            short a video, the largest distance that fits is taken.
+        num_frames: frames of the video.
+        clip_frames: frames of the clip.
+        stride_frames: distance between neighbouring frames of the clip; "shrink" takes the largest that fits.
         rng: draws the start of the window.
-        short: what to do where the window does not fit.
-        spread: the clip reaches from the window's first frame to its last, as in SlowFast: 16 frames of a window of 64
-            span 63 frames in place of 60.
+        short: handling of a video in which the window does not fit.
+        spread: widens the clip to its whole window.
         path: the video's name in messages.
 
     Returns:
@@ -73,16 +73,10 @@ def dense(
 def views(
     num_frames: int, *, clip_frames: int, stride_frames: int, clips: int, spread: bool = False
 ) -> list[list[int]]:
-    """The frames of the clips a video is tested on: windows evenly spaced from the first frame to the last.
+    """Frames of the clips a video is tested on: `clips` windows evenly spaced from the first frame to the last.
 
-    A short video is never refused: the stride shrinks; where stride 1 does not fit, the last frame repeats.
-
-    Args:
-        num_frames: how many frames the video has, at least 1.
-        clip_frames: how many frames a clip has.
-        stride_frames: the distance between neighbouring frames of a clip.
-        clips: how many windows; 1 takes the centre.
-        spread: as in `dense`.
+    One window is at the centre. A short video is never refused: the stride shrinks; where stride 1 does not fit, the
+    last frame repeats.
 
     Returns:
         `clips` lists of `clip_frames` indices.
@@ -95,15 +89,10 @@ def views(
 
 
 def uniform(num_frames: int, *, clip_frames: int, rng: random.Random) -> list[int]:
-    """The frames of a training clip of the whole video: a random one from each segment (TSN; App. B, SSv2).
+    """Frames of a training clip of the whole video, a random one from each segment (TSN; App. B, SSv2).
 
     The segments share the video out to the last frame. A video shorter than the clip is never refused: each of its
     frames is taken, some of them more than once. Between those there is no motion, so pre-train on `dense` clips.
-
-    Args:
-        num_frames: how many frames the video has, at least 1.
-        clip_frames: how many frames the clip has: the number of segments.
-        rng: draws the place in each segment.
 
     Returns:
         `clip_frames` indices in order; all different unless `num_frames < clip_frames`.
@@ -113,14 +102,10 @@ def uniform(num_frames: int, *, clip_frames: int, rng: random.Random) -> list[in
 
 
 def uniform_views(num_frames: int, *, clip_frames: int, clips: int) -> list[list[int]]:
-    """The frames of the uniform clips a video is tested on: clip k of K takes each segment's frame k / K of the way.
+    """Frames of the uniform clips a video is tested on: clip k of K takes each segment's frame k / K of the way.
 
-    So the two clips of Something-Something V2 are the starts and the middles of the segments.
-
-    Args:
-        num_frames: how many frames the video has, at least 1; fewer than the clip's repeat.
-        clip_frames: how many frames a clip has: the number of segments.
-        clips: how many clips; 1 takes the middles.
+    So the two clips of Something-Something V2 are the starts and the middles of the segments; a single one takes the
+    middles. Where `num_frames < clip_frames`, frames repeat.
 
     Returns:
         `clips` lists of `clip_frames` indices.
@@ -131,11 +116,8 @@ def uniform_views(num_frames: int, *, clip_frames: int, clips: int) -> list[list
 
 
 def stride_at(fps: float, stride_frames: int, target_fps: float = 30.0) -> int:
-    """The stride that spans as much time in a video of `fps` frames per second as `stride_frames` do at `target_fps`.
-
-    Returns:
-        The nearest whole stride, at least 1; `stride_frames` itself where the frame rate is unknown, that is 0.
-    """
+    """Stride, at least 1, that spans as much time at `fps` frames per second as `stride_frames` do at `target_fps`; an
+    unknown rate, 0, keeps it."""
     return max(1, int(stride_frames * fps / target_fps + 0.5)) if fps > 0 else stride_frames
 
 

@@ -23,28 +23,16 @@ from mam2.distributed import end_with_parent
 from mam2.files import written_whole
 
 MOTIONS = ("left", "right", "up", "down", "clockwise", "counter_clockwise", "approach", "recede")
-TRAVEL = 0.7  # how far a shape goes to either side of the middle of the video; half the frame is 1
-TURN = math.pi / 2  # how far it turns to either side, radians
-NUM_WAVES = 3  # of a texture
-NUM_PROCESSES = 2  # that render
-GROWTH = 0.55  # log of how much it grows to either side
+TRAVEL = 0.7  # way of a shape to either side of the middle of the video; half the frame is 1
+TURN = math.pi / 2  # its turn to either side, radians
+GROWTH = 0.55  # log of its growth to either side
+NUM_WAVES = 3  # waves per texture
+NUM_PROCESSES = 2  # processes that render
 
 
 def render(motion: str, *, seed: int, num_frames: int = 20, size: int = 48) -> Tensor:
-    """One video.
-
-    Args:
-        motion: one of MOTIONS.
-        seed: everything but the motion follows from it.
-        num_frames: T.
-        size: height and width, pixels.
-
-    Returns:
-        uint8 (T, 3, size, size).
-
-    Raises:
-        UserError: an unknown motion.
-    """
+    """Renders one video: uint8 (num_frames, 3, size, size). Everything but the motion, one of MOTIONS, follows from the
+    seed. Raises UserError for an unknown motion."""
     if motion not in MOTIONS:
         raise UserError(f"{motion!r} is no motion; accepted: {', '.join(MOTIONS)}.")
     rng = random.Random(seed)
@@ -52,8 +40,8 @@ def render(motion: str, *, seed: int, num_frames: int = 20, size: int = 48) -> T
     speed = rng.uniform(0.7, 1.0)
 
     def course(*names: str, reach: float) -> Tensor:
-        """A coordinate's course: with the motion's sign if the motion is one of (backward, forward), else at rest
-        somewhere on the same way."""
+        """Course of a coordinate: moving if the motion is one of the names (backward, forward), else at rest somewhere
+        on the same way."""
         if motion in names:
             return clock_T * speed * reach * (1 if motion == names[1] else -1)
         return torch.full_like(clock_T, rng.uniform(-1, 1) * speed * reach)
@@ -85,16 +73,14 @@ def render(motion: str, *, seed: int, num_frames: int = 20, size: int = 48) -> T
 
 
 def _texture(x: Tensor, y: Tensor, rng: random.Random) -> Tensor:
-    """A smooth random colour pattern at coordinates (T, H, W): (T, 3, H, W) in [0, 1]. Smooth, as real video is:
-    in fine random patterns the difference between two frames is noise that nothing can predict."""
+    """Draws a smooth colour pattern at coordinates (T, H, W): (T, 3, H, W) in [0, 1]. In fine patterns the difference
+    between two frames would be noise that nothing can predict."""
     base = [rng.uniform(0.3, 0.7) for _ in range(3)]
     color = torch.tensor(base).view(1, 3, 1, 1).expand(len(x), 3, *x.shape[1:]).clone()
     for _ in range(NUM_WAVES):
-        direction, frequency, phase = (
-            rng.uniform(0, 2 * math.pi),
-            rng.uniform(2.0, 4.5),
-            rng.uniform(0, 2 * math.pi),
-        )
+        direction = rng.uniform(0, 2 * math.pi)
+        frequency = rng.uniform(2.0, 4.5)
+        phase = rng.uniform(0, 2 * math.pi)
         wave = torch.cos(frequency * (math.cos(direction) * x + math.sin(direction) * y) + phase)
         color += torch.tensor([rng.uniform(-0.25, 0.25) for _ in range(3)]).view(3, 1, 1) * wave[:, None]
     return color.clamp(0, 1)
@@ -114,12 +100,7 @@ def write_video(path: Path, clip_TCHW: Tensor, *, fps: int = 10) -> None:
 
 
 def write_dataset(
-    folder: Path | str,
-    *,
-    videos_per_class: int,
-    seed: int,
-    num_frames: int = 20,
-    size: int = 48,
+    folder: Path | str, *, videos_per_class: int, seed: int, num_frames: int = 20, size: int = 48
 ) -> None:
     """Writes class folders of videos: `folder/left/00000.mp4` and so on. Existing videos are kept."""
     folder = Path(folder)

@@ -17,7 +17,7 @@ from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
 MEAN_C11 = 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1)  # in pixel units
 STD_C11 = 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1)
 _SCALES = (1.0, 0.875, 0.75, 0.66)
-# (down, right) in quarters of the room beside the crop: corners and centre, then the places half-way between.
+# (down, right) in quarters of the room around the crop: corners and centre, then the places half-way between.
 _OFFSETS = (
     *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),
     *((0, 2), (2, 0), (2, 4), (4, 2), (1, 1), (1, 3), (3, 1), (3, 3)),
@@ -25,19 +25,11 @@ _OFFSETS = (
 
 
 def multi_scale_crop(clip_TCHW: torch.Tensor, *, size: int, rng: random.Random) -> torch.Tensor:
-    """The crop of pre-training, resized to a square (Table 7, MultiScaleCrop).
+    """Crop of pre-training, resized to a square (Table 7, MultiScaleCrop): uint8 (T, 3, H, W) -> (T, 3, S, S).
 
-    Height and width are each a share of the short side (1, 0.875, 0.75 or 0.66; the two at most neighbours in
-    this list, so that the aspect stays near 1), or `size` itself where that is less than 3 pixels away and
-    fits; the place is one of 13.
-
-    Args:
-        clip_TCHW: uint8 (T, 3, H, W).
-        size: S, pixels.
-        rng: draws the crop.
-
-    Returns:
-        uint8 (T, 3, S, S).
+    Height and width are each a share of the short side (1, 0.875, 0.75 or 0.66; the two at most neighbours in this
+    list, so that the aspect stays near 1), or `size` itself where that is less than 3 pixels away and fits; the place
+    is one of 13. S is `size`, pixels.
     """
     height, width = clip_TCHW.shape[-2:]
     short_side = min(height, width)
@@ -56,15 +48,9 @@ CROP_RATIO = (3 / 4, 4 / 3)  # width / height
 
 
 def random_resized_crop(clip_TCHW: torch.Tensor, *, size: int, rng: random.Random) -> torch.Tensor:
-    """The crop of fine-tuning, resized to a square: 8 to 100 % of the frame, 3:4 to 4:3, evenly in the logarithm.
+    """Crop of fine-tuning, resized to a square: 8 to 100 % of the frame, 3:4 to 4:3, evenly in the logarithm.
 
-    Args:
-        clip_TCHW: uint8 (T, 3, H, W).
-        size: S, pixels.
-        rng: draws the crop.
-
-    Returns:
-        uint8 (T, 3, S, S).
+    uint8 (T, 3, H, W) -> (T, 3, S, S); S is `size`, pixels.
     """
     height, width = clip_TCHW.shape[-2:]
     for _ in range(10):
@@ -85,26 +71,12 @@ def flip(clip_TCHW: torch.Tensor, rng: random.Random) -> torch.Tensor:
     return clip_TCHW.flip(-1) if rng.random() < 0.5 else clip_TCHW
 
 
-def random_erasing(
-    clip_TCHW: torch.Tensor,
-    *,
-    rng: random.Random,
-    prob: float = 0.25,
-) -> torch.Tensor:
+def random_erasing(clip_TCHW: torch.Tensor, *, rng: random.Random, prob: float = 0.25) -> torch.Tensor:
     """Overwrites one box, the same in all frames ("cube"), as VideoMAE's fine-tuning does; Table 8 has none.
 
-    The box gets noise that differs from frame to frame: of mean 0 and variance 1 after ImageNet normalisation.
-
-    The box takes 0.02 .. 1/3 of the frame and is 0.3 .. 1/0.3 times as high as wide; one that does not fit is drawn
-    again, up to 10 times.
-
-    Args:
-        clip_TCHW: uint8 (T, 3, H, W).
-        rng: draws whether, where and what.
-        prob: how likely a box is erased.
-
-    Returns:
-        As the clip; the clip itself where nothing is erased, never changed in place.
+    The box gets noise that differs from frame to frame, with mean 0 and variance 1 after ImageNet normalisation. It
+    takes 0.02 .. 1/3 of the frame and is 0.3 .. 1/0.3 times as high as wide; one that does not fit is drawn again, up
+    to 10 times. The given clip, uint8 (T, 3, H, W), is never changed.
     """
     box = erased_box(clip_TCHW.shape[-2], clip_TCHW.shape[-1], rng) if rng.random() < prob else None
     if box is None:
@@ -123,8 +95,8 @@ def test_crops(clip_TCHW: torch.Tensor, *, size: int, crops: int) -> list[torch.
 
     Args:
         clip_TCHW: uint8 (T, 3, H, W).
-        size: S, pixels; what the short side becomes.
-        crops: how many squares, evenly spaced from one end of the long side to the other; 1 takes the centre.
+        size: S, pixels to which the short side is resized.
+        crops: number of squares, evenly spaced from one end of the long side to the other; 1 takes the centre.
 
     Returns:
         `crops` tensors, uint8 (T, 3, S, S).

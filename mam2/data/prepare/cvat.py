@@ -17,7 +17,7 @@ SHAPES = ("box", "ellipse", "polygon", "polyline", "points", "cuboid", "skeleton
 
 
 def read_cvat(file: Path) -> list[Labelled]:
-    """`CVAT for video 1.1`: stretches in which a track of the label is seen; `CVAT for images 1.1`: tagged frames."""
+    """Reads `CVAT for video 1.1`, stretches in which a track is seen, or `CVAT for images 1.1`, tagged frames."""
     tasks = list[dict[str, str]]()
     source = ""
     runs = defaultdict[tuple[str, str], list[tuple[int, int, int]]](list)  # (start, end, line) by task and label
@@ -48,10 +48,10 @@ def read_cvat(file: Path) -> list[Labelled]:
 
 
 def _elements(file: Path) -> Iterator[tuple[int, Element]]:
-    """Reads what <annotations> holds: one track, image or other element at a time, and the line on which it begins.
+    """Reads the elements of <annotations> one at a time, each with the line on which it begins.
 
     Raises:
-        UserError: no XML, no export of CVAT, or a document type: its entities may grow without end.
+        UserError: no XML, no export of CVAT, or a document type, whose entities may grow without end.
     """
     parser: XMLPullParser[Element] = XMLPullParser(("start", "end"))
     around = list[Element]()
@@ -88,12 +88,12 @@ def _elements(file: Path) -> Iterator[tuple[int, Element]]:
 
 
 def _texts(element: Element) -> dict[str, str]:
-    """The texts of an element's children by their names: for a task, its id, name, source, subset, start_frame."""
+    """Texts of an element's children by their names: for a task, its id, name, source, subset, start_frame."""
     return {child.tag: (child.text or "").strip() for child in element}
 
 
 def _task(tasks: list[dict[str, str]], number: str) -> dict[str, str]:
-    """The texts of the task with a number; those of the first if the number is empty."""
+    """Texts of the task with a number; of the first task if the number is empty."""
     return next((task for task in tasks if not number or task.get("id") == number), {})
 
 
@@ -113,7 +113,7 @@ def _stretches_of_track(track: Element, task: dict[str, str], place: str) -> lis
 
 
 def _frame_of_image(image: Element, task: dict[str, str], place: str) -> int:
-    """The video's frame that an image is: CVAT calls it frame_000012, or counts the task's frames."""
+    """Number of an image's frame in the video: CVAT names it frame_000012, or counts the task's frames."""
     if found := re.search(r"frame_([0-9]{6,9})", image.get("name", "")):
         return int(found[1])
     start = task.get("start_frame", "")

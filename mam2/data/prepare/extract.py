@@ -16,13 +16,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from PIL import Image
 
-from mam2.config import UserError
+from mam2.config import UserError, check
 from mam2.data.csv_list import CsvRow, read_rows
 from mam2.data.prepare.inspect import relative_to
 from mam2.data.video.index import VideoError, scaled_down
@@ -41,7 +42,31 @@ _NUM_SAMPLES = 5  # frames per video that the estimate of the disk's space reads
 _NUM_VIDEOS = 12  # videos that the estimate reads
 
 
-def write_frames(video_path: str | Path, folder: str | Path, *, short_side: int = 256, quality: int = 90) -> JpegFolder:
+@dataclass(frozen=True, kw_only=True)
+class Extract:
+    """Frames to extract from videos.
+
+    Attributes:
+        frames: folder to extract all frames of a manifest to, one folder per video, with a manifest of their own.
+        short_side: pixels to which the shorter side is reduced, 256 or 320 as a rule; smaller videos keep their size.
+        quality: quality of the JPEG files, 1 to 100.
+
+    Raises:
+        UserError: a value outside its range.
+    """
+
+    frames: Path | None = None
+    short_side: Annotated[int, Ge(1)] = 256
+    quality: Annotated[int, Ge(1), Le(100)] = 90
+
+    def __post_init__(self) -> None:
+        check(self, "")
+
+
+_USUAL = Extract()
+
+
+def write_frames(video_path: str | Path, folder: str | Path, config: Extract = _USUAL) -> JpegFolder:
     """Writes all frames of a video into a folder: 000000.jpg, 000001.jpg, ..., and meta.json.
 
     The folder appears complete or not at all. One that was made from the same file in the same way is kept. A killed
@@ -50,17 +75,15 @@ def write_frames(video_path: str | Path, folder: str | Path, *, short_side: int 
     Args:
         video_path: the video.
         folder: the new folder; its parents are made.
-        short_side: pixels to which the shorter side is reduced; smaller videos keep their size.
-        quality: quality of the JPEG files, 1 to 100.
+        config: size and quality of the frames.
 
     Raises:
         VideoError: the video, or one of its frames, does not decode.
         UserError: the folder holds something else, or can't be written.
     """
     folder = Path(folder)
-    _check_settings(short_side, quality)
     with open_video(video_path) as video:
-        meta = _meta_of(video, short_side, quality)
+        meta = _meta_of(video, config)
         if _is_written(folder, meta):
             return JpegFolder(folder)
         try:
@@ -71,7 +94,7 @@ def write_frames(video_path: str | Path, folder: str | Path, *, short_side: int 
                 partial = Path(temporary) / "frames"
                 partial.mkdir()
                 for index, frame_CHW in enumerate(video.each()):
-                    (partial / f"{index:06d}.jpg").write_bytes(_jpeg(frame_CHW, short_side, quality))
+                    (partial / f"{index:06d}.jpg").write_bytes(_jpeg(frame_CHW, config))
                 (partial / META).write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
                 partial.rename(folder)
         except OSError as error:
@@ -85,35 +108,18 @@ def write_frames(video_path: str | Path, folder: str | Path, *, short_side: int 
     return JpegFolder(folder)
 
 
-def estimate_bytes(video_path: str | Path, *, short_side: int = 256, quality: int = 90) -> int:
+def estimate_bytes(video_path: str | Path, config: Extract = _USUAL) -> int:
     """Estimates from a few frames the bytes that `write_frames` will take of the disk.
 
     Raises:
         VideoError: the video, or one of those frames, does not decode.
     """
-    _check_settings(short_side, quality)
     with open_video(video_path) as video:
         num_samples = min(_NUM_SAMPLES, video.num_frames)
         indices = [(2 * i + 1) * video.num_frames // (2 * num_samples) for i in range(num_samples)]
-        sizes = [len(_jpeg(frame_CHW, short_side, quality)) for frame_CHW in video.frames(indices)]
+        sizes = [len(_jpeg(frame_CHW, config)) for frame_CHW in video.frames(indices)]
     blocks = sum(-(-size // _BLOCK_BYTES) for size in sizes)
     return (blocks * video.num_frames // num_samples + 1) * _BLOCK_BYTES
-
-
-@dataclass(frozen=True, kw_only=True)
-class Extract:
-    """Frames to extract from the videos of a manifest.
-
-    Attributes:
-        frames: folder to extract all frames to, one folder per video, with a manifest of their own; by default
-            none are extracted.
-        short_side: pixels to which the shorter side is reduced, 256 or 320 as a rule; smaller videos keep their size.
-        quality: quality of the JPEG files, 1 to 100.
-    """
-
-    frames: Path | None = None
-    short_side: int = 256
-    quality: int = 90
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,6 @@ def write_all_frames(
         raise UserError("There is no folder for the frames. Name a new one as `frames`.")
     manifest = Path(manifest)
     folder = Path(config.frames)
-    _check_settings(config.short_side, config.quality)
     rows = read_rows(manifest, needed=("path",))
     places = {row.path: folder / _folder_of(relative_to(row.path, manifest.parent)) for row in rows}
     missing = [row.path for row in rows if not places[row.path].exists()]
@@ -186,7 +191,7 @@ def _check_room(paths: list[str], folder: Path, config: Extract, *, num_videos: 
     sizes = []
     for path in paths[:: max(1, len(paths) // _NUM_VIDEOS)]:
         with contextlib.suppress(UserError):
-            sizes.append(estimate_bytes(path, short_side=config.short_side, quality=config.quality))
+            sizes.append(estimate_bytes(path, config))
     estimated = sum(sizes) * len(paths) // max(1, len(sizes))
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -227,28 +232,21 @@ def _folder_of(path: str) -> str:
 
 
 def _extract_one(path: str, *, places: dict[str, Path], config: Extract) -> None:
-    write_frames(path, places[path], short_side=config.short_side, quality=config.quality)
+    write_frames(path, places[path], config)
 
 
-def _check_settings(short_side: int, quality: int) -> None:
-    if short_side < 1:
-        raise UserError(f"short_side is {short_side}; it is a number of pixels, at least 1.")
-    if not 1 <= quality <= 100:
-        raise UserError(f"quality is {quality}; accepted: 1 to 100, 90 is usual.")
-
-
-def _jpeg(frame_CHW: torch.Tensor, short_side: int, quality: int) -> bytes:
-    """A JPEG file of a frame, uint8 (3, H, W), made smaller where it is larger than `short_side`."""
+def _jpeg(frame_CHW: torch.Tensor, config: Extract) -> bytes:
+    """Encodes a frame, uint8 (3, H, W), as a JPEG file, scaled down to the short side."""
     image = Image.fromarray(np.ascontiguousarray(frame_CHW.permute(1, 2, 0).numpy()))
-    size = scaled_down(image.width, image.height, short_side)
+    size = scaled_down(image.width, image.height, config.short_side)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)  # which Pillow widens against aliasing
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
+    image.save(file, "JPEG", quality=config.quality)
     return file.getvalue()
 
 
-def _meta_of(video: VideoSource, short_side: int, quality: int) -> dict[str, Any]:
+def _meta_of(video: VideoSource, config: Extract) -> dict[str, Any]:
     try:
         name, start, end = segment_of(video.path)
         with open(name, "rb") as file:
@@ -258,7 +256,7 @@ def _meta_of(video: VideoSource, short_side: int, quality: int) -> dict[str, Any
         raise VideoError(f"{video.path} can't be read: {error.strerror or error}.") from error
     source = {"name": Path(video.path).name, "height": video.height, "width": video.width}
     source |= {"bytes": size_bytes, "sha256": digest if name == video.path else f"{digest} {start:g} {end:g}"}
-    made = {"fps": video.fps, "count": video.num_frames, "short_side": short_side, "quality": quality}
+    made = {"fps": video.fps, "count": video.num_frames, "short_side": config.short_side, "quality": config.quality}
     return made | {"source": source}
 
 

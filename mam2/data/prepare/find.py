@@ -21,7 +21,7 @@ SEPARATOR = SEPARATORS[0]
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A video to be in the manifest, or the stretch of its frames (first, end) that a tool labelled."""
+    """Video to be in the manifest, or the stretch of its frames (first, end) that a tool labelled."""
 
     path: str
     label: str
@@ -30,13 +30,13 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """The videos to be in the manifest, and the others by name.
+class FoundVideos:
+    """Videos to be in the manifest, and the others by name.
 
     Attributes:
-        videos: those that are there.
-        missing: listed, but not there.
-        extra: there, but not listed.
+        videos: listed and found.
+        missing: listed, but not found.
+        extra: found, but not listed.
         listed: number of listed videos, by split.
         num_classes: number of classes that the lists or labels have.
         notes: sentences for the report.
@@ -50,7 +50,7 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
-def find_listed(lists: Lists, root: Path) -> Found:
+def find_listed(lists: Lists, root: Path) -> FoundVideos:
     """Finds listed videos by name. One in the folder of another class is not the one that is listed."""
     paths = defaultdict[str, list[Path]](list)
     for path in video_paths(root):
@@ -62,26 +62,24 @@ def find_listed(lists: Lists, root: Path) -> Found:
     listed = {"train": 0, "val": 0}
     for video in lists.videos:
         own = _folder_name(video.label)
-        ranked = []
-        for path in (path for stem in video.stems for path in paths.get(stem, ()) if path not in used):
-            folder = _folder_name(path.parent.name)
-            if folder == own or folder not in classes or not video.label:
-                ranked.append((folder != own, path))
-        best = [path for _, path in sorted(ranked, key=lambda pair: pair[0])[:1]]
+        unused = [path for stem in video.stems for path in paths.get(stem, ()) if path not in used]
+        others = classes - {own} if video.label else set[str]()
+        possible = [path for path in unused if _folder_name(path.parent.name) not in others]
+        best = sorted(possible, key=lambda path: _folder_name(path.parent.name) != own)[:1]
         used.update(best)
         if video.split:
             listed[video.split] += 1
             missing += [] if best else [f"{video.label}/{video.stems[0]}"]
             videos += [Wanted(path=str(root / path), label=video.label, split=video.split) for path in best]
     extra = sorted(str(root / path) for same in paths.values() for path in same if path not in used)
-    return Found(videos=videos, missing=missing, extra=extra, listed=listed, num_classes=len(lists.classes))
+    return FoundVideos(videos=videos, missing=missing, extra=extra, listed=listed, num_classes=len(lists.classes))
 
 
 def _folder_name(text: str) -> str:
     return text.replace("_", " ").casefold()
 
 
-def find_own(root: Path) -> Found:
+def find_own(root: Path) -> FoundVideos:
     """Finds the videos of a folder, labelled and split by its sub-folders, or those of a CSV."""
     if root.is_dir():
         paths = video_paths(root)
@@ -99,17 +97,18 @@ def find_own(root: Path) -> Found:
         splits = [SPLIT_WORDS.get(row.split.lower(), row.split) or "train" for row in rows]
         videos = [Wanted(path=r.path, label=r.label, split=s) for r, s in zip(rows, splits, strict=True)]
     there = [video for video in videos if os.path.exists(segment_of(video.path)[0])]
-    return Found(
+    return FoundVideos(
         videos=there,
         missing=[video.path for video in videos if not os.path.exists(segment_of(video.path)[0])],
         extra=[],
-        listed={split: sum(video.split == split for video in videos) for split in sorted({v.split for v in videos})},
+        listed=dict(sorted(Counter(video.split for video in videos).items())),
         num_classes=len({video.label for video in videos} - {""}),
     )
 
 
-def find_labelled(tool: str, root: Path, annotations: str | Path | None, control: str) -> Found:
-    """The videos, or stretches of them, that a tool's export gives labels; several of the same frames are one line."""
+def find_labelled(tool: str, root: Path, annotations: str | Path | None, control: str) -> FoundVideos:
+    """Finds the videos, or stretches of them, that a tool's export labels; several labels of the same frames are one
+    line."""
     if annotations is None:
         raise UserError(f"No export of {tool} is given. Give the file as annotations, a {TOOLS[tool]}.")
     found = read_exports(tool, Path(annotations), control=control)
@@ -129,7 +128,7 @@ def find_labelled(tool: str, root: Path, annotations: str | Path | None, control
         elif one.label not in video.label.split(SEPARATOR):
             stretches[path, one.frames] = replace(video, label=f"{video.label}{SEPARATOR}{one.label}")
     several = [video.label for video in stretches.values() if SEPARATOR in video.label]
-    return Found(
+    return FoundVideos(
         videos=list(stretches.values()),
         missing=missing,
         extra=[],

@@ -16,7 +16,7 @@ CONTROLS = ("choices", "timelinelabels")  # those that name classes
 
 
 def read_label_studio(file: Path, control: str) -> list[Labelled]:
-    """Tasks with annotations: a choice is a label of the whole video, a range of a timeline one of its frames."""
+    """Reads tasks with annotations: a choice labels the whole video, a range of a timeline some of its frames."""
     try:
         tasks = parse_json(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
@@ -32,16 +32,15 @@ def read_label_studio(file: Path, control: str) -> list[Labelled]:
                 f"{place} has no data. In Label Studio choose Export, JSON; JSON-MIN leaves out what is needed."
             )
         annotations = _annotations(task, place)
-        per_annotation = [
-            _results(task, annotation, f"{place}, {name}", control, used) for name, annotation in annotations
-        ]
-        for (name, _), other in zip(annotations[1:], per_annotation[1:], strict=True):
-            if _contents(other) != _contents(per_annotation[0]):
+        labels = [(name, _results(task, one, f"{place}, {name}", control, used)) for name, one in annotations]
+        for name, other in labels:
+            first, same = labels[0]
+            if _contents(other) != _contents(same):
                 raise UserError(
-                    f"{place}: {annotations[0][0]} and {name} differ, and neither is marked as ground truth. Mark one "
-                    "of them in Label Studio, and export again."
+                    f"{place}: {first} and {name} differ, and neither is marked as ground truth. Mark one of them in "
+                    "Label Studio, and export again."
                 )
-        found += per_annotation[0] if per_annotation else []
+        found += labels[0][1] if labels else []
     if not control and len(used) > 1:
         places = "; ".join(f"{name!r} in {place}" for name, place in used.items())
         raise UserError(f"{file} has labels of several controls: {places}. Name the one to take: control.")
@@ -52,7 +51,7 @@ def read_label_studio(file: Path, control: str) -> list[Labelled]:
 
 
 def _annotations(task: dict[str, Any], place: str) -> list[tuple[str, dict[str, Any]]]:
-    """The annotations of a task that count, with their names: those that are ground truth, if any is."""
+    """Annotations of a task that count, with their names: those that are ground truth, if any is."""
     listed = task.get("annotations", task.get("completions"))  # the name before version 1.0
     if not isinstance(listed, list) or not all(isinstance(annotation, dict) for annotation in listed):
         raise UserError(f"{place} has no list of annotations. In Label Studio choose Export, JSON.")
@@ -64,7 +63,7 @@ def _annotations(task: dict[str, Any], place: str) -> list[tuple[str, dict[str, 
 def _results(
     task: dict[str, Any], annotation: dict[str, Any], place: str, control: str, used: dict[str, str]
 ) -> list[Labelled]:
-    """The labels of one annotation; `used` collects the names of the controls that gave labels."""
+    """Labels of one annotation; `used` collects the names of the controls that gave labels."""
     results = annotation.get("result")
     if not isinstance(results, list):
         raise UserError(f"{place} has no list of results. In Label Studio choose Export, JSON.")
@@ -99,7 +98,7 @@ def _contents(found: Iterable[Labelled]) -> set[tuple[str, tuple[int, int] | Non
 
 
 def _frames_of(range_: Any, place: str) -> tuple[int, int] | None:
-    """Label Studio counts frames from 1, the last included."""
+    """First frame from 0, and the one after the last; Label Studio counts from 1, the last included."""
     if range_ is None:
         return None
     first, last = (range_.get("start"), range_.get("end")) if isinstance(range_, dict) else (None, None)
@@ -112,7 +111,7 @@ def _frames_of(range_: Any, place: str) -> tuple[int, int] | None:
 
 
 def _video_of(task: dict[str, Any], place: str) -> str:
-    """The video that a task names: an upload, a local file, or an address."""
+    """Name of a task's video: an upload, a local file, or an address."""
     for text in [*task["data"].values(), task.get("file_upload")]:
         if not isinstance(text, str):
             continue

@@ -10,11 +10,11 @@ from mam2.data.prepare.label_studio import read_label_studio
 from mam2.data.prepare.labelled import Labelled
 
 TOOLS = {"label_studio": ".json", "cvat": ".xml"}
-"""The tools whose exports can be read, and what the exports' names end in."""
+"""Tools whose exports can be read, with the ending of their files."""
 
 
 def read_exports(tool: str, source: Path, *, control: str = "") -> list[Labelled]:
-    """The labels in an export, or in all exports that a folder holds.
+    """Reads the labels in an export, or in all exports of a folder.
 
     Args:
         tool: "label_studio" or "cvat".
@@ -22,7 +22,7 @@ def read_exports(tool: str, source: Path, *, control: str = "") -> list[Labelled
         control: name of the Label Studio control whose labels to take; needed where several are used.
 
     Raises:
-        UserError: nothing there, no export of this tool, or one that names no video or no labels; it names the place.
+        UserError: no export of this tool, or one without a video or labels.
     """
     suffix = TOOLS[tool]
     if control and tool != "label_studio":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -17,9 +18,9 @@ class Labelled:
     """A video, or a stretch of its frames, with a label.
 
     Attributes:
-        video: the video as the export names it, in which paths may be those of another machine.
-        label: the class.
-        frames: the first frame, from 0, and the one after the last; None for the whole video.
+        video: name in the export, perhaps a path of another machine.
+        label: name of the class.
+        frames: first frame, from 0, and the one after the last; None for the whole video.
         split: "train", "val", or another word that the export gives.
         place: file and line or task in which it was found, for messages.
     """
@@ -32,17 +33,17 @@ class Labelled:
 
 
 def split_of(word: object) -> str:
-    """The split that an export's word names; train if there is none."""
+    """Split that an export's word names; train without one."""
     text = str(word or "").strip()
     return SPLIT_WORDS.get(text.lower(), text) or "train"
 
 
 class VideoFinder:
-    """Finds the videos that exports name among those that are there: by as much of the path as both have in common.
+    """Finder of the videos that exports name, by as much of the path as both have in common.
 
     Args:
-        root: the folder of the videos, or the one video that the labels are of.
-        paths: the videos in that folder, from there.
+        root: folder of the videos, or the one labelled video.
+        paths: videos in that folder, from there.
     """
 
     def __init__(self, root: Path, paths: Iterable[Path]) -> None:
@@ -53,7 +54,7 @@ class VideoFinder:
             self._by_name[path.stem].append(path)
 
     def find(self, labelled: Labelled) -> str:
-        """The path of the labelled video; empty if it is not there.
+        """Path of the labelled video; empty if it is not found.
 
         Raises:
             UserError: the export names no video, or several could be meant.
@@ -82,15 +83,13 @@ class VideoFinder:
 
 
 def _num_common(parts: tuple[str, ...], others: tuple[str, ...]) -> int:
-    """Folders that two paths have in common, from the videos upwards."""
-    number = 0
-    while number < min(len(parts), len(others)) and parts[-1 - number] == others[-1 - number]:
-        number += 1
-    return number
+    """Number of folders that two paths have in common, from the videos upwards."""
+    pairs = zip(reversed(parts), reversed(others), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def seconds_of(frames: tuple[int, int], fps: float) -> tuple[float, float]:
-    """The seconds from and up to which frames are shown that are numbered at a rate, half-way between frames: time
-    stamps that a file rounds do not move one of them across."""
+    """Seconds at which frames numbered at a rate start and end. They lie half-way between frames, so that time stamps
+    that a file rounds do not move a frame across."""
     start, end = frames
     return max(0.0, (start - 0.5) / fps), (end - 0.5) / fps

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-from mam2.config import UserError, did_you_mean
+from annotated_types import Ge, Le
+
+from mam2.config import UserError, check, did_you_mean
 from mam2.data.benchmarks import BENCHMARKS, Benchmark
 from mam2.data.catalog import VIDEO_SUFFIXES
-from mam2.data.prepare.find import Found, Wanted, find_labelled, find_listed, find_own
+from mam2.data.prepare.find import FoundVideos, Wanted, find_labelled, find_listed, find_own
 from mam2.data.prepare.inspect import VideoInfo, inspect_videos, printable, relative_to, writing
 from mam2.data.prepare.label_tools import TOOLS
 from mam2.data.prepare.labelled import seconds_of
@@ -25,7 +27,7 @@ from mam2.data.video.segment_path import segment_ending
 from mam2.files import write_text
 
 COLUMNS = ("path", "label", "frames", "fps", "width", "height", "split")
-"""The first line of a manifest. `read_catalog` reads it; a path that is not absolute starts from the manifest."""
+"""First line of a manifest. `read_catalog` reads it; a path that is not absolute starts from the manifest."""
 
 _CLIP_FRAMES = 16  # App. B
 _NUM_SHOWN = 5
@@ -34,7 +36,7 @@ _FAR_FROM_TABLE_6 = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Number of videos that have it, and the first of them in words."""
+    """Number of videos with a problem, and the first of them in words."""
 
     count: int
     first: tuple[str, ...]
@@ -42,7 +44,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCount:
-    """The counts of one split.
+    """Counts of one split.
 
     Attributes:
         split: "train", "val", or another word of the user's own CSV.
@@ -61,19 +63,19 @@ class SplitCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The findings of `prepare`.
+    """Findings of `prepare`. Missing, unreadable and extra videos are not in the manifest.
 
     Attributes:
-        manifest: the CSV that it wrote.
-        splits: each split in numbers, train first.
-        num_classes: classes that the lists have, or the labels found.
-        missing: listed, but not there; not in the manifest.
-        unreadable: there, but damaged; not in the manifest.
-        extra: there, but in none of the benchmark's lists; not in the manifest.
-        short: fewer than 16 frames; in the manifest, since the loader can handle them.
-        duplicates: the same content as another video of the manifest, those across two splits first; in the manifest.
+        manifest: the CSV.
+        splits: counts of each split, train first.
+        num_classes: classes of the lists, or labels found.
+        missing: listed, but not found.
+        unreadable: found, but damaged.
+        extra: found, but in none of the benchmark's lists.
+        short: fewer than 16 frames; the loader can handle them.
+        duplicates: the same content as another video of the manifest, those across two splits first.
         num_read: videos opened this time; the others were known from the journal.
-        notes: sentences on what is far from Table 6, and on several labels of a stretch.
+        notes: sentences on counts far from Table 6, and on stretches with several labels.
     """
 
     manifest: Path
@@ -95,10 +97,10 @@ class Prepare:
     Attributes:
         name: "k400", "ssv2", "ucf101", "hmdb51"; "folder" for one's own videos; "label_studio" or "cvat" for one's own
             with the labels of that tool.
-        root: folder of the videos. Those of a benchmark are found by their names, in class folders or not, with another
-            ending after re-encoding too. One's own can be a folder (with train and val folders or not, with a folder
-            for each class or not), or a .csv with the columns path and, optionally, label, split, start and end
-            (seconds). For a tool's labels: the folder in which the videos are found by their names, or the one video.
+        root: folder of the videos. Those of a benchmark are found by their names, in class folders or not, even with
+            another ending. One's own can be a folder (with train and val folders or not, with a folder for each class
+            or not), or a .csv with the columns path and, optionally, label, split, start and end (seconds). For a
+            tool's labels: the folder in which the videos are found by their names, or the one video.
         split: official split of UCF101 and HMDB51, 1 to 3.
         annotations: folder of the official lists; by default looked for in `root`. For a tool: its export (.json or
             .xml), or a folder of exports.
@@ -108,7 +110,7 @@ class Prepare:
             meaning when the folder is moved.
         num_workers: processes that open videos; 0 does it in this process.
         timeout_seconds: a video that keeps a process longer counts as unreadable, as one that ends it does.
-        max_missing_share: share of the listed videos that may be missing or unreadable, 0 to 1.
+        max_missing_share: share of the listed videos that may be missing or unreadable.
     """
 
     name: str
@@ -116,18 +118,18 @@ class Prepare:
     split: int = 1
     annotations: Path | None = None
     control: str = ""
-    label_fps: float = 0.0
+    label_fps: Annotated[float, Ge(0)] = 0.0
     out: Path | None = None
-    num_workers: int = 2
-    timeout_seconds: int = 120
-    max_missing_share: float = 0.05
+    num_workers: Annotated[int, Ge(0)] = 2
+    timeout_seconds: Annotated[int, Ge(1)] = 120
+    max_missing_share: Annotated[float, Ge(0), Le(1)] = 0.05
 
 
 def prepare(config: Prepare) -> Report:
     """Checks videos against a benchmark's official lists, opens each of them, and writes the manifest.
 
     Raises:
-        UserError: an argument outside its range, lists that are missing or wrong, no videos, too many of them missing,
+        UserError: a setting outside its range, lists that are missing or wrong, no videos, too many of them missing,
             or a manifest that can't be written. Results until then are kept.
     """
     _check_arguments(config)
@@ -163,6 +165,7 @@ def prepare(config: Prepare) -> Report:
 
 
 def _check_arguments(config: Prepare) -> None:
+    check(config, "")
     name = config.name
     root = Path(config.root)
     if name not in (*BENCHMARKS, *TOOLS, "folder"):
@@ -170,17 +173,8 @@ def _check_arguments(config: Prepare) -> None:
         raise UserError(f"{name!r} is no data set that prepare knows. {did_you_mean(name, known)}")
     if name not in BENCHMARKS and config.split != 1:
         raise UserError(f"The split is {config.split}; only UCF101 and HMDB51 have more than one. Leave it out.")
-    if config.num_workers < 0 or config.timeout_seconds < 1:
-        raise UserError(
-            f"num_workers is {config.num_workers} and timeout_seconds {config.timeout_seconds}; they must be at least "
-            "0 and 1."
-        )
-    if not 0 <= config.max_missing_share <= 1:
-        raise UserError(f"max_missing_share is {config.max_missing_share}; a share is 0 to 1.")
     if name not in TOOLS and (config.control or config.label_fps):
         raise UserError(f"A control and label_fps are of {' and '.join(TOOLS)}; {name} has none. Leave them out.")
-    if not 0 <= config.label_fps < math.inf:
-        raise UserError(f"label_fps is {config.label_fps}; accepted: frames per second, or 0 for each video's own.")
     files = {"folder": (".csv",), **dict.fromkeys(TOOLS, VIDEO_SUFFIXES)}.get(name, ())
     if not root.is_dir() and not (root.is_file() and root.suffix.lower() in files):
         accepted = "a folder of videos" + (", or a .csv with the column path" if name == "folder" else "")
@@ -193,18 +187,17 @@ def _manifest_path(config: Prepare) -> Path:
     root = Path(config.root)
     if config.out is not None:
         manifest = Path(config.out)
-    elif name == "folder":
-        manifest = root / "manifest.csv" if root.is_dir() else root.with_name(f"{root.stem}_manifest.csv")
-    elif name in TOOLS:
-        manifest = root / f"{name}.csv" if root.is_dir() else root.with_name(f"{root.stem}_{name}.csv")
+    elif name in BENCHMARKS and BENCHMARKS[name].num_splits > 1:
+        manifest = root / f"{name}_split{config.split}.csv"
     else:
-        manifest = root / (f"{name}_split{config.split}.csv" if BENCHMARKS[name].num_splits > 1 else f"{name}.csv")
+        ending = "manifest.csv" if name == "folder" else f"{name}.csv"
+        manifest = root / ending if root.is_dir() else root.with_name(f"{root.stem}_{ending}")
     if manifest.suffix.lower() != ".csv" or manifest.is_dir() or manifest.absolute() == root.absolute():
         raise UserError(f"The manifest can't be {manifest}. Give a new file whose name ends in .csv as `out`.")
     return manifest
 
 
-def _find(config: Prepare) -> Found:
+def _find(config: Prepare) -> FoundVideos:
     root = Path(config.root)
     if config.name == "folder":
         return find_own(root)
@@ -215,7 +208,7 @@ def _find(config: Prepare) -> Found:
 
 
 def _stretch(video: Wanted, info: VideoInfo | str, label_fps: float) -> tuple[Wanted, VideoInfo | str]:
-    """The stretch of a video that is labelled, as a video of its own, or why there is none; others as they are."""
+    """The labelled stretch of a video as a video of its own, or the reason why it has none; others as they are."""
     if video.frames is None or isinstance(info, str):
         return video, info
     if not info.fps:
@@ -224,20 +217,18 @@ def _stretch(video: Wanted, info: VideoInfo | str, label_fps: float) -> tuple[Wa
     first, last = (frame_at(seconds, fps=info.fps, num_frames=info.frames, path=video.path) for seconds in (start, end))
     if last <= first:
         return video, f"{video.path} has {info.frames} frames; frame {video.frames[0]} is labelled, counted from 0"
-    ending = segment_ending(start, end)
     stretch = replace(info, frames=last - first, digest=f"{info.digest} {first} {last}")
-    return replace(video, path=f"{video.path}{ending}"), stretch
+    return replace(video, path=video.path + segment_ending(start, end)), stretch
 
 
-def _check_share(found: Found, unreadable: Sequence[str], config: Prepare) -> None:
+def _check_share(found: FoundVideos, unreadable: Sequence[str], config: Prepare) -> None:
     num_listed = sum(found.listed.values())
     num_lost = len(found.missing) + len(unreadable)
     if num_lost == num_listed or num_lost > config.max_missing_share * num_listed:
-        first = _problem([*found.missing, *unreadable])
+        first = "; ".join(_problem([*found.missing, *unreadable]).first).rstrip(".")
         raise UserError(
             f"{len(found.missing)} of the {num_listed} listed videos are missing from {config.root}, and "
-            f"{len(unreadable)} can't be read ({num_lost / num_listed:.1%}); the first: "
-            f"{'; '.join(first.first).rstrip('.')}. At most "
+            f"{len(unreadable)} can't be read ({num_lost / num_listed:.1%}); the first: {first}. At most "
             f"{config.max_missing_share:.1%} may be. Fetch them, or allow more with max_missing_share."
         )
 
@@ -271,21 +262,17 @@ def _duplicates(readable: Sequence[tuple[Wanted, VideoInfo]]) -> list[str]:
 
 
 def _count(
-    found: Found, readable: Sequence[tuple[Wanted, VideoInfo]], benchmark: Benchmark | None
+    found: FoundVideos, readable: Sequence[tuple[Wanted, VideoInfo]], benchmark: Benchmark | None
 ) -> tuple[SplitCount, ...]:
     table6 = {"train": benchmark.num_train, "val": benchmark.num_val} if benchmark else {}
     counts = []
     for split in sorted(found.listed, key=lambda split: (split != "train", split)):
         infos = [info for video, info in readable if video.split == split]
         seconds = [info.frames / info.fps for info in infos if info.fps]
+        mean = sum(seconds) / max(1, len(seconds))
+        listed = found.listed[split]
         counts.append(
-            SplitCount(
-                split=split,
-                listed=found.listed[split],
-                written=len(infos),
-                table6=table6.get(split),
-                mean_seconds=sum(seconds) / len(seconds) if seconds else 0.0,
-            )
+            SplitCount(split=split, listed=listed, written=len(infos), table6=table6.get(split), mean_seconds=mean)
         )
     return tuple(counts)
 

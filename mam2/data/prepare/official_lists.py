@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ class Listed:
     """A video as an official list names it.
 
     Attributes:
-        stems: the names its file may have, without folder and ending, the most exact first.
-        label: the name of its class.
+        stems: names that its file may have, without folder and ending, the most exact first.
+        label: name of its class.
         split: "train", "val", or "" for a video of the benchmark that is in neither.
     """
 
@@ -36,7 +37,7 @@ class Listed:
 
 @dataclass(frozen=True, kw_only=True)
 class Lists:
-    """The contents of a benchmark's official lists: its classes, in their order, and its videos."""
+    """Contents of a benchmark's official lists: its classes, in their order, and its videos."""
 
     classes: tuple[str, ...]
     videos: tuple[Listed, ...]
@@ -47,7 +48,7 @@ def read_lists(name: str, folder: Path, *, split: int = 1) -> Lists:
 
     k400: the CSVs `label,youtube_id,time_start,time_end,split`; else lists of `path label`, with spaces or commas,
         whose names hold train, val or test. Numbers become names where a list of the classes is there.
-    ssv2: labels.json, train.json, validation.json and, to know which videos are no strangers, test.json.
+    ssv2: labels.json, train.json, validation.json and, so that its videos do not count as extra, test.json.
     ucf101: classInd.txt, trainlist0N.txt, testlist0N.txt.
     hmdb51: CLASS_test_splitN.txt with 1 for training, 2 for testing, 0 for neither.
 
@@ -77,7 +78,7 @@ def read_lists(name: str, folder: Path, *, split: int = 1) -> Lists:
 
 
 def same_name(text: str) -> str:
-    """A file's name as it is compared: telephones and some file systems write an é as two characters."""
+    """Normalises a file's name for comparisons: telephones and some file systems write an é as two characters."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -102,7 +103,7 @@ class _Folder:
         return next((file for file in self.files if re.fullmatch(pattern, file.name)), None)
 
     def need(self, pattern: str, name: str) -> Path:
-        """The same; an error where there is none."""
+        """The same; an error where no file matches."""
         file = self.find(pattern)
         if file is None:
             raise UserError(
@@ -124,7 +125,7 @@ def _text(file: Path) -> str:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """The place, for messages, and the text of each line that is not empty."""
+    """Place, for messages, and text of each line that is not empty."""
     for number, line in enumerate(_text(file).splitlines(), 1):
         if line.strip():
             yield f"{file}, line {number}", line.strip()
@@ -209,17 +210,16 @@ def _read_ssv2(folder: _Folder, split: int) -> _Read:
     classes = tuple(sorted(labels, key=lambda label: int(labels[label])))
     videos = []
     for word, use in (("train", "train"), ("validation", "val"), ("test", "")):
-        file_or_none = folder.find(rf"(.*[-_])?{word}\.json")
-        if file_or_none is None:
-            if use:
-                folder.need(rf"(.*[-_])?{word}\.json", f"{word}.json")
+        pattern = rf"(.*[-_])?{word}\.json"
+        if not use and folder.find(pattern) is None:
             continue
-        entries = _json(file_or_none)
+        file = folder.need(pattern, f"{word}.json")
+        entries = _json(file)
         keys = {"id", "template"} if use else {"id"}
         if not isinstance(entries, list):
-            raise UserError(f"{file_or_none} must be a list of videos; it is {_short(entries)}.")
+            raise UserError(f"{file} must be a list of videos; it is {_short(entries)}.")
         for number, entry in enumerate(entries, 1):
-            place = f"{file_or_none}, video {number}"
+            place = f"{file}, video {number}"
             if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str | int) for key in keys):
                 raise UserError(f"{place} must be an object with {' and '.join(sorted(keys))}; it is {_short(entry)}.")
             label = str(entry["template"]).replace("[", "").replace("]", "") if use else ""
@@ -245,30 +245,28 @@ def _read_k400(folder: _Folder, split: int) -> _Read:
     names = folder.find(_K400_CLASSES.pattern)
     classes = tuple(line.partition(",")[2] or line for _, line in _lines(names)) if names else ()
     classes = classes[1:] if classes[:1] == ("name",) else classes  # kinetics_400_labels.csv: id,name
-    official: list[tuple[Path, str]] = []
+    official: list[Path] = []
     plain: list[tuple[Path, str]] = []
     for file in folder.files:
         if file.suffix in (".csv", ".txt") and file != names:
             first = next(_lines(file), ("", ""))[1].replace(" ", "").split(",")
             words = [word for word in ("train", "val", "test") if word in file.name]
             if "youtube_id" in first:
-                official.append((file, ""))
+                official.append(file)
             elif words and "path" not in first:  # what `prepare` wrote is no official list
                 plain.append((file, words[0]))
     if not official and not plain:
         folder.need("a^", "CSV with the columns label,youtube_id,time_start,time_end,split")
-    read: Callable[[Path, str, tuple[str, ...]], Iterator[tuple[str, Listed]]]
-    read, files = (_k400_csv, official) if official else (_k400_plain, plain)
+    read = [_k400_csv(file) for file in official] or [_k400_plain(file, word, classes) for file, word in plain]
     videos = []
-    for file, word in files:
-        for place, video in read(file, word, classes):
-            if classes and video.split:
-                _check_label(video.label, classes, place)
-            videos.append(video)
+    for place, video in itertools.chain(*read):
+        if classes and video.split:
+            _check_label(video.label, classes, place)
+        videos.append(video)
     return classes or tuple(sorted({video.label for video in videos if video.split})), videos
 
 
-def _k400_csv(file: Path, word: str, classes: tuple[str, ...]) -> Iterator[tuple[str, Listed]]:
+def _k400_csv(file: Path) -> Iterator[tuple[str, Listed]]:
     reader = csv.DictReader(io.StringIO(_text(file), newline=""), skipinitialspace=True)
     reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
     for record in reader:

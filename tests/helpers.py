@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from mam2.objectives.mae import MAEConfig
 from mam2.targets.table import TargetsConfig
 from mam2.train.engine import Loop
 from mam2.train.pretrain import Pretrain
+from mam2.data.prepare.manifest import COLUMNS, Report
 
 TINY_ENCODER = [
     *("--encoder.width", "16", "--encoder.depth", "1", "--encoder.num-heads", "2"),
@@ -105,6 +107,14 @@ def write_video(
     if encoder == "libsvtav1":  # run as root it gives the thread that calls it real-time priority, and leaves it so
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
+
+
+def manifest_rows(report: Report) -> list[dict[str, str]]:
+    """The lines of a manifest, by column."""
+    with report.manifest.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        assert tuple(reader.fieldnames or ()) == COLUMNS
+        return list(reader)
 
 
 def _shifted(packets: list[av.Packet], shift: int) -> list[av.Packet]:

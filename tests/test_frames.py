@@ -38,6 +38,10 @@ def write_jpeg(path: Path, level: int, size: tuple[int, int] = (20, 30), **save:
     Image.fromarray(np.full((*size, 3), level, np.uint8)).save(path, "JPEG", **save)
 
 
+def bytes_on_disk(folder: Path) -> int:
+    return sum(-(-file.stat().st_size // 4096) * 4096 for file in folder.iterdir())
+
+
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
     path = tmp_path_factory.mktemp("frames") / "a[1] clip.mp4"
@@ -207,14 +211,14 @@ def test_a_place_under_a_file(video, tmp_path):
 @pytest.mark.parametrize("quality", [50, 90])
 def test_the_estimate_holds(video, tmp_path, quality):
     write_frames(video, tmp_path / "f", Extract(quality=quality))
-    blocks = sum(-(-file.stat().st_size // 4096) * 4096 for file in (tmp_path / "f").iterdir())
+    blocks = bytes_on_disk(tmp_path / "f")
     assert estimate_bytes(video, Extract(quality=quality)) == pytest.approx(blocks, rel=0.2)
 
 
 def test_the_estimate_of_real_videos(real_data, tmp_path):
     path = real_data / "clips" / "RATRACE_wave_f_nm_np1_fr_goo_37.avi"
     write_frames(path, tmp_path / "f", Extract(short_side=128))
-    blocks = sum(-(-file.stat().st_size // 4096) * 4096 for file in (tmp_path / "f").iterdir())
+    blocks = bytes_on_disk(tmp_path / "f")
     assert estimate_bytes(path, Extract(short_side=128)) == pytest.approx(blocks, rel=0.15)
     with PyAVVideo(path) as source, JpegFolder(tmp_path / "f") as frames:
         expected = functional.resize(source.frames(range(0, 72, 9)), [128, 299], antialias=True)

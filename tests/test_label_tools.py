@@ -1,6 +1,5 @@
 """Exports of Label Studio and CVAT, written by hand in the official formats, as manifests."""
 
-import csv
 import json
 import re
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers import mam2, write_video
+from helpers import mam2, manifest_rows, write_video
 
 from mam2.config import UserError
 from mam2.data.catalog import read_catalog
@@ -60,11 +59,6 @@ def export(tmp_path):
     return write
 
 
-def rows_of(report):
-    with report.manifest.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_label_studio(folder, export, tmp_path):
     box = {"type": "videorectangle", "value": {"labels": ["ball"], "sequence": []}}
     file = export(
@@ -79,7 +73,7 @@ def test_label_studio(folder, export, tmp_path):
     assert report.manifest == out
     assert report.missing.first == (f"bucket/gone.mp4 ({file}, task 3, annotation 41, result 1)",)
     assert (report.num_classes, report.num_read, report.splits[0].listed, report.splits[0].written) == (2, 2, 4, 3)
-    rows = rows_of(report)
+    rows = manifest_rows(report)
     assert [(row["label"], row["frames"], row["split"]) for row in rows] == [
         *(("jump", "10", "train"), ("fall", "25", "train"), ("jump", "1", "train"))
     ]
@@ -94,7 +88,7 @@ def test_choices_are_of_whole_videos_and_a_task_may_name_its_split(folder, expor
     first["data"]["split"] = "validation"
     file = export(first, task("https://host/x/day/match%20one.mp4?sig=1", choice("outdoors")))
     report = prepare(Prepare(name="label_studio", root=folder, annotations=file, out=tmp_path / "m.csv", num_workers=0))
-    assert [(row["path"], row["label"], row["split"], row["frames"]) for row in rows_of(report)] == [
+    assert [(row["path"], row["label"], row["split"], row["frames"]) for row in manifest_rows(report)] == [
         (str(folder / "ring.mp4"), "indoors", "val", "40"),
         (str(folder / "day/match one.mp4"), "outdoors", "train", "40"),
     ]
@@ -111,7 +105,7 @@ def test_several_labels_of_the_same_frames_are_one_line(folder, export, tmp_path
             num_workers=0,
         )
     )
-    assert [row["label"] for row in rows_of(report)] == ["jump;fall", "run;fall"]
+    assert [row["label"] for row in manifest_rows(report)] == ["jump;fall", "run;fall"]
     assert (report.num_classes, report.splits[0].listed) == (3, 2)
     assert report.notes == ("2 lines have several labels, such as 'jump;fall'.",)
     catalog = read_catalog(Listing(root=report.manifest), labelled=True, kind="auto")
@@ -248,7 +242,7 @@ def test_a_cvat_project_and_a_job(folder, xml, tmp_path):
     with pytest.raises(UserError, match=r"line 5: the export names no video, as those of a CVAT job do not"):
         prepare(Prepare(name="cvat", root=folder, annotations=job, out=out, num_workers=0))
     report = prepare(Prepare(name="cvat", root=folder / "ring.mp4", annotations=job, out=out, num_workers=0))
-    assert [row["path"] for row in rows_of(report)] == [f"{folder / 'ring.mp4'}#t=0.016667,0.283333"]
+    assert [row["path"] for row in manifest_rows(report)] == [f"{folder / 'ring.mp4'}#t=0.016667,0.283333"]
 
 
 @pytest.mark.parametrize(

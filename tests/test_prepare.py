@@ -1,6 +1,5 @@
 """Manifests of the official data sets, journals, and faulty videos."""
 
-import csv
 import dataclasses
 import errno
 import json
@@ -12,12 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from helpers import manifest_rows
 
 from mam2.config import UserError
 from mam2.data.benchmarks import BENCHMARKS
 from mam2.data.catalog import read_catalog
 from mam2.data.prepare import inspect as journals
-from mam2.data.prepare.manifest import COLUMNS, Prepare, Report, prepare
+from mam2.data.prepare.manifest import Prepare, Report, prepare
 from mam2.data.prepare.official_lists import read_lists
 from mam2.data.shape import Listing
 from mam2.data.synthetic import render, write_video
@@ -72,11 +72,7 @@ def opened(monkeypatch):
 
 
 def rows_of(report: Report) -> dict[str, dict[str, str]]:
-    with report.manifest.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = {row["path"]: row for row in reader}
-        assert tuple(reader.fieldnames or ()) == COLUMNS
-    return rows
+    return {row["path"]: row for row in manifest_rows(report)}
 
 
 def labels_and_splits(report: Report) -> dict[str, tuple[str, str]]:

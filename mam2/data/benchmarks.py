@@ -1,4 +1,4 @@
-"""The paper's four benchmarks in numbers (Table 6). It reads no files."""
+"""Numbers of the paper's four benchmarks (Table 6). It reads no files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A column of Table 6.
+    """A benchmark's column of Table 6.
 
     Attributes:
         title: name in print.

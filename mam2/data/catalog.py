@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mam2.config import UserError, did_you_mean, seed_of
 from mam2.data.csv_list import CsvRow, read_rows
-from mam2.data.labels import LabelKind, LabelSetting, are_numbers, classes_of, kind_of, numbers_of, several_of
+from mam2.data.labels import LabelKind, LabelSetting, are_numbers, classes_of, label_kind, numbers_of, several_of
 from mam2.data.shape import Listing
 from mam2.data.video.segment_path import segment_of
 
@@ -120,7 +120,7 @@ def read_catalog(
     all_rows = read_rows(root, needed=needed, listing=listing)
     rows = _of_split(all_rows, split, csv_path=root)
     if kind == "auto":
-        kind = kind_of(all_rows, csv_path=root) if labelled else "classes"
+        kind = label_kind(all_rows, csv_path=root) if labelled else "classes"
     _check_rows(rows, labelled=labelled, csv_path=root, can_be_empty=kind == "multilabel")
     if not labelled:
         return _catalog(rows)
@@ -169,11 +169,8 @@ def only_video(path: str) -> Catalog | None:
 
 
 def few_shot(catalog: Catalog, *, shots: int, seed: int) -> Catalog:
-    """Draws `shots` videos of each class by the seed; 0 keeps the whole catalog.
-
-    Raises:
-        UserError: a class with fewer videos.
-    """
+    """Draws `shots` videos of each class by the seed; 0 keeps the whole catalog. Raises UserError for a class with
+    fewer."""
     if not shots:
         return catalog
     if catalog.kind != "classes":
@@ -191,11 +188,8 @@ def few_shot(catalog: Catalog, *, shots: int, seed: int) -> Catalog:
 
 
 def video_paths(root: Path) -> list[Path]:
-    """Paths of the videos in a folder at any depth, from there, in the same order on every machine.
-
-    Raises:
-        UserError: no videos.
-    """
+    """Paths of the videos in a folder at any depth, from there, in the same order on every machine. Raises UserError if
+    it holds none."""
     paths = []
     followed = {os.path.realpath(root)}
     for folder, subfolders, files in os.walk(root, followlinks=True):  # data sets are often links to a larger disk

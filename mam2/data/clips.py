@@ -23,7 +23,7 @@ from mam2.data.video.source import Backend, VideoSource
 from mam2.data.video.still import read_image
 
 Sampling = Literal["dense", "spread", "uniform"]
-"""A window of frames `stride_frames` apart; such a window from its first frame to its last (SlowFast, VideoMAE's
+"""Window of frames `stride_frames` apart; such a window from its first frame to its last (SlowFast, VideoMAE's
 fine-tuning); or frames of the whole video (TSN; App. B, SSv2)."""
 
 
@@ -121,11 +121,8 @@ class TrainClips(NamedTuple):
 
 
 def train_clips(path: str, data: Data, shape: ClipShape, *, rng: random.Random) -> TrainClips:
-    """Clips of one video for training: one draw of frames, `data.repeats` augmentations of them.
-
-    Raises:
-        UserError: a video that can't be decoded, or is too short.
-    """
+    """Clips of one video for training: one draw of frames, `data.repeats` augmentations of them. Raises UserError for
+    one that can't be decoded or is too short."""
     is_shrunk = False
     with opened(path, data, size=shape.size) as video:
         if data.sampling == "uniform":
@@ -152,11 +149,7 @@ def train_clips(path: str, data: Data, shape: ClipShape, *, rng: random.Random) 
 
 
 def image_clips(path: str, data: Data, shape: ClipShape, *, rng: random.Random) -> TrainClips:
-    """Clips of a still image, as `train_clips`: it is repeated.
-
-    Raises:
-        UserError: an image that can't be read.
-    """
+    """Clips of a still image, as `train_clips`: it is repeated. Raises UserError if it can't be read."""
     frames_TCHW = read_image(path, short_side=_short_side(data, shape.size)).expand(shape.frames, -1, -1, -1)
     return TrainClips(_repeated(frames_TCHW, data, size=shape.size, rng=rng), False)
 
@@ -171,12 +164,12 @@ def augmented(clip_TCHW: torch.Tensor, data: Data, *, size: int, rng: random.Ran
     if data.rand_augment_ops:
         from mam2.data.rand_augment import rand_augment  # and torchvision, which takes seconds
 
-        magnitude, num_ops = data.rand_augment_magnitude, data.rand_augment_ops
-        clip_TCHW = rand_augment(clip_TCHW, rng=rng, magnitude=magnitude, num_ops=num_ops)
-    if data.augment == "multi_scale_crop":
-        clip_TCHW = transforms.multi_scale_crop(clip_TCHW, size=size, rng=rng)
-    else:
-        clip_TCHW = transforms.random_resized_crop(clip_TCHW, size=size, rng=rng)
+        clip_TCHW = rand_augment(
+            clip_TCHW, rng=rng, magnitude=data.rand_augment_magnitude, num_ops=data.rand_augment_ops
+        )
+    is_multi_scale = data.augment == "multi_scale_crop"
+    crop = transforms.multi_scale_crop if is_multi_scale else transforms.random_resized_crop
+    clip_TCHW = crop(clip_TCHW, size=size, rng=rng)
     if data.flip:
         clip_TCHW = transforms.flip(clip_TCHW, rng)
     return transforms.random_erasing(clip_TCHW, rng=rng, prob=data.erasing) if data.erasing else clip_TCHW
@@ -195,11 +188,8 @@ class VideoViews(NamedTuple):
 
 
 def views_of(path: str, data: Data, shape: ClipShape, *, clips: int, crops: int) -> VideoViews:
-    """Views of one video for testing: `clips` windows evenly spaced in time, `crops` squares of each.
-
-    Raises:
-        UserError: a video that can't be decoded.
-    """
+    """Views of one video for testing: `clips` windows evenly spaced in time, `crops` squares of each. Raises UserError
+    if it can't be decoded."""
     with opened(path, data, size=shape.size) as video:
         stride = stride_of(video.fps, data)
         windows = view_frames(video.num_frames, data, clip_frames=shape.frames, stride_frames=stride, clips=clips)

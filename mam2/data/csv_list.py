@@ -22,7 +22,7 @@ _OF_MANIFESTS = ("frames", "fps", "width", "height")  # `mam2 prepare` writes th
 
 @dataclass(frozen=True, kw_only=True)
 class CsvRow:
-    """A video as it was found, with its label still in words.
+    """Video as it was found, with its label still in words.
 
     Attributes:
         path: as found; in a CSV, from the CSV's folder. That of a segment ends with `#t=START,END`.

@@ -23,7 +23,7 @@ SEPARATORS = ";|"
 """Signs between the classes of a multilabel video."""
 
 
-def kind_of(rows: list[CsvRow], *, csv_path: Path) -> LabelKind:
+def label_kind(rows: list[CsvRow], *, csv_path: Path) -> LabelKind:
     """Kind of a list's labels by their looks; a line of the log says it if it is not one class each.
 
     "multilabel" if a label holds one of SEPARATORS; "regression" if all are numbers and one is not whole, as whole ones
@@ -134,11 +134,8 @@ def classes_of(rows: list[CsvRow], *, csv_path: Path) -> tuple[tuple[str, ...], 
 
 
 def are_numbers(rows: list[CsvRow], classes: tuple[str, ...], *, csv_path: Path) -> bool:
-    """True if the labels of a list are the numbers of a model's classes, False if they are names.
-
-    Raises:
-        UserError: both can be meant and differ, or the list mixes them.
-    """
+    """True if the labels of a list are the numbers of a model's classes, False if they are names. Raises UserError if
+    both can be meant and differ, or the list mixes them."""
     number_of = {name: number for number, name in enumerate(classes)}
     names = [row for row in rows if row.label in number_of]
     numbers = [row for row in rows if (found := _number(row.label)) is not None and found < len(classes)]

@@ -152,11 +152,8 @@ class TrainLoader:
         self._set = _TrainSet(items, num_videos, data, shape, batch_size, positions, seed, num_attempts)
 
     def count_bad(self) -> int:
-        """Number of unusable videos that all processes met so far; every process must call it.
-
-        Raises:
-            UserError: more than `data.max_bad_share` forgives.
-        """
+        """Number of unusable videos that all processes met so far; every process must call it. Raises UserError for
+        more than `data.max_bad_share` forgives."""
         return len(self.bad.of_all_processes())
 
     def __iter__(self) -> Iterator[Batch]:
@@ -243,12 +240,11 @@ class _TrainSet:
         return item, 0, [], False
 
     def _place(self, step: int, position: int, attempt: int = 0) -> int:
-        num_videos, seed = self.num_videos, self.seed
-        drawn = {"batch_size": self.batch_size, "attempt": attempt}
-        num_images = len(self.items) - num_videos
-        if num_images and random.Random(seed_of(seed, _IMAGE, step, position)).random() < self.data.image_share:
-            return num_videos + video_of(step, position, num_videos=num_images, seed=seed_of(seed, _IMAGE), **drawn)
-        return video_of(step, position, num_videos=num_videos, seed=seed, **drawn)
+        draw = functools.partial(video_of, step, position, batch_size=self.batch_size, attempt=attempt)
+        num_images = len(self.items) - self.num_videos
+        if num_images and random.Random(seed_of(self.seed, _IMAGE, step, position)).random() < self.data.image_share:
+            return self.num_videos + draw(num_videos=num_images, seed=seed_of(self.seed, _IMAGE))
+        return draw(num_videos=self.num_videos, seed=self.seed)
 
     def paths(self, step: int) -> list[str]:
         return [self.items[self._place(step, position)].path for position in self.positions]

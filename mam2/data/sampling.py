@@ -22,7 +22,7 @@ frames have no motion), or do without the video."""
 
 
 class ShortVideo(UserError):
-    """A video with too few frames for the clip that was asked of it."""
+    """Video with too few frames for the clip that was asked of it."""
 
 
 def dense(

@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class HasShape(Protocol):
-    """A configuration with frames and a size, such as an encoder's."""
+    """Configuration with frames and a size, such as an encoder's."""
 
     @property
     def frames(self) -> int: ...
@@ -19,7 +19,7 @@ class HasShape(Protocol):
 
 @dataclass(frozen=True)
 class ClipShape:
-    """The shape of a clip: `frames` × `size`².
+    """Shape of a clip: `frames` × `size`².
 
     Attributes:
         frames: frames per clip, T.
@@ -31,7 +31,7 @@ class ClipShape:
 
     @classmethod
     def of(cls, config: HasShape) -> ClipShape:
-        """The shape of the clips that a configuration's encoder takes."""
+        """Shape of the clips that a configuration's encoder takes."""
         return cls(config.frames, config.size)
 
     def __str__(self) -> str:

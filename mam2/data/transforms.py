@@ -91,7 +91,7 @@ def random_erasing(clip_TCHW: torch.Tensor, *, rng: random.Random, prob: float =
 
 
 def test_crops(clip_TCHW: torch.Tensor, *, size: int, crops: int) -> list[torch.Tensor]:
-    """The crops a clip is tested on: the short side is resized, the long side cut into squares.
+    """Test crops of a clip: the short side is resized, the long side cut into squares.
 
     Args:
         clip_TCHW: uint8 (T, 3, H, W).
@@ -146,7 +146,7 @@ def _resizes_bytes() -> bool:
 
 
 def erased_box(height: int, width: int, rng: random.Random) -> tuple[int, int, int, int] | None:
-    """(top, left, height, width) of a box to erase; None where ten draws did not fit."""
+    """Box to erase (top, left, height, width); None where ten draws did not fit."""
     for _ in range(10):
         area = rng.uniform(0.02, 1 / 3) * height * width
         aspect = math.exp(rng.uniform(math.log(0.3), -math.log(0.3)))

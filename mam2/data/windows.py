@@ -30,7 +30,7 @@ LEAST_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Length:
-    """A length of time in a video, in frames or seconds, written `64 frames`, `2.5 s`."""
+    """Length of time in a video, in frames or seconds, written `64 frames`, `2.5 s`."""
 
     value: float
     unit: Literal["frames", "s"]
@@ -59,7 +59,7 @@ class Length:
 
 
 class Window(NamedTuple):
-    """A stretch of a video.
+    """Stretch of a video.
 
     Attributes:
         first, last: its frames, from `first` up to, not including, `last`.
@@ -74,7 +74,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A video and its windows.
+    """Video and its windows.
 
     Attributes:
         path: file, or a segment of it.
@@ -177,11 +177,8 @@ def frames_of(first: int, last: int, *, num_frames: int, data: Data) -> list[int
 
 
 def clips_of(video: VideoSource, spans: Sequence[tuple[int, int]], data: Data, shape: ClipShape) -> torch.Tensor:
-    """Decodes the clips of windows (first, last) in one pass: uint8 (B, T, 3, size, size), the centre square.
-
-    Raises:
-        VideoError: a frame does not decode.
-    """
+    """Decodes the clips of windows (first, last) in one pass: uint8 (B, T, 3, size, size), the centre square. Raises
+    VideoError if a frame does not decode."""
     indices = [index for first, last in spans for index in frames_of(first, last, num_frames=shape.frames, data=data)]
     [crop_TCHW] = test_crops(video.frames(indices), size=shape.size, crops=1)
     return crop_TCHW.unflatten(0, (len(spans), shape.frames)).contiguous()
@@ -215,7 +212,7 @@ def clip_between(path: str, data: Data, shape: ClipShape, *, start: float, end: 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowBatch:
-    """Clips of some windows.
+    """Clips of some of a loader's windows.
 
     Attributes:
         clip_BTCHW: uint8 (B, T, 3, size, size).
@@ -297,12 +294,12 @@ class _WindowSet:
             return clips_of(video, spans, self.data, self.shape)
 
     def _parts(self, index: int) -> dict[str, list[int]]:
-        """The places of a batch's windows, by the part of a video that they are in."""
+        """Places of a batch's windows, by the part of a video that they are in."""
         first = index * self.batch_size
         places = range(first, min(first + self.batch_size, len(self.windows)))
         parts = dict[str, list[int]]()
-        for path, of_path in itertools.groupby(places, key=lambda place: self.windows[place][0]):
-            part = list(of_path)
+        for path, neighbours in itertools.groupby(places, key=lambda place: self.windows[place][0]):
+            part = list(neighbours)
             start, end = self.windows[part[0]][1].start, self.windows[part[-1]][1].end
             parts[f"{path}, {start:.3f} to {end:.3f} seconds,"] = part
         return parts

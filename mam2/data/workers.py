@@ -28,7 +28,7 @@ _LOOK_SECONDS = 1  # between two looks whether the processes are alive
 
 
 class VideoSet(Protocol):
-    """A data set whose items are made of videos."""
+    """Data set whose items are made of videos."""
 
     @property
     def quarantined(self) -> dict[str, str]:
@@ -64,7 +64,8 @@ def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_sec
                 if isinstance(result, _NoRoom):
                     raise UserError(result.message())
                 yield result
-                done, failures = done + 1, 0
+                done += 1
+                failures = 0
         except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while it handed over an item
             if not _process_failed(error):
                 raise
@@ -88,7 +89,7 @@ def parallel(dataset: VideoSet, indices: range, *, num_workers: int, timeout_sec
 
 
 class QuarantinedError(UserError):
-    """A video that ends or stalls the process that decodes it."""
+    """Video that ends or stalls the process that decodes it."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def parallel_map(
 
 
 class _Crew:
-    """The processes that make a data set's items."""
+    """Processes that make a data set's items."""
 
     def __init__(self, dataset: VideoSet, indices: range, num_workers: int) -> None:
         with warnings.catch_warnings():
@@ -193,7 +194,7 @@ class _NoRoom:
 
 @dataclass(frozen=True)
 class _Shared:
-    """A data set whose items are put into shared memory; where that is full, an item says so and none is lost."""
+    """Data set whose items are put into shared memory; where that is full, an item says so and none is lost."""
 
     dataset: VideoSet
 
@@ -208,7 +209,7 @@ class _Shared:
 
 
 def _tensors_in(result: Any) -> Iterator[torch.Tensor]:
-    """The tensors in a result of tuples and dataclasses."""
+    """Tensors in a result of tuples and dataclasses."""
     if isinstance(result, torch.Tensor):
         yield result
     elif isinstance(result, tuple):

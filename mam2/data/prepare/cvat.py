@@ -48,11 +48,8 @@ def read_cvat(file: Path) -> list[Labelled]:
 
 
 def _elements(file: Path) -> Iterator[tuple[int, Element]]:
-    """Reads the elements of <annotations> one at a time, each with the line on which it begins.
-
-    Raises:
-        UserError: no XML, no export of CVAT, or a document type, whose entities may grow without end.
-    """
+    """Reads the elements of <annotations> one at a time, each with the line on which it begins. Raises UserError for
+    other files, and for a document type, whose entities may grow without end."""
     parser: XMLPullParser[Element] = XMLPullParser(("start", "end"))
     around = list[Element]()
     begun = 0

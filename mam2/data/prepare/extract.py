@@ -109,11 +109,8 @@ def write_frames(video_path: str | Path, folder: str | Path, config: Extract = _
 
 
 def estimate_bytes(video_path: str | Path, config: Extract = _USUAL) -> int:
-    """Estimates from a few frames the bytes that `write_frames` will take of the disk.
-
-    Raises:
-        VideoError: the video, or one of those frames, does not decode.
-    """
+    """Estimates from a few frames the bytes that `write_frames` will take of the disk. Raises VideoError if the video,
+    or one of those frames, does not decode."""
     with open_video(video_path) as video:
         num_samples = min(_NUM_SAMPLES, video.num_frames)
         indices = [(2 * i + 1) * video.num_frames // (2 * num_samples) for i in range(num_samples)]

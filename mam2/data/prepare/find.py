@@ -12,7 +12,7 @@ from mam2.data.catalog import SPLIT_WORDS, split_folders, video_paths
 from mam2.data.csv_list import read_rows
 from mam2.data.labels import SEPARATORS
 from mam2.data.prepare.label_tools import TOOLS, read_exports
-from mam2.data.prepare.labelled import VideoFinder
+from mam2.data.prepare.labelled import VideoFinder, split_of
 from mam2.data.prepare.official_lists import Lists, same_name
 from mam2.data.video.segment_path import segment_of
 
@@ -94,8 +94,7 @@ def find_own(root: Path) -> FoundVideos:
         ]
     else:
         rows = read_rows(root, needed=("path",))
-        splits = [SPLIT_WORDS.get(row.split.lower(), row.split) or "train" for row in rows]
-        videos = [Wanted(path=r.path, label=r.label, split=s) for r, s in zip(rows, splits, strict=True)]
+        videos = [Wanted(path=row.path, label=row.label, split=split_of(row.split)) for row in rows]
     there = [video for video in videos if os.path.exists(segment_of(video.path)[0])]
     return FoundVideos(
         videos=there,

@@ -15,7 +15,7 @@ from mam2.data.catalog import SPLIT_WORDS
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A video, or a stretch of its frames, with a label.
+    """Video, or a stretch of its frames, with a label.
 
     Attributes:
         video: name in the export, perhaps a path of another machine.
@@ -54,11 +54,8 @@ class VideoFinder:
             self._by_name[path.stem].append(path)
 
     def find(self, labelled: Labelled) -> str:
-        """Path of the labelled video; empty if it is not found.
-
-        Raises:
-            UserError: the export names no video, or several could be meant.
-        """
+        """Path of the labelled video; empty if it is not found. Raises UserError if the export names no video, or
+        several could be meant."""
         if self._root.is_file():
             return str(self._root)
         if not labelled.video:

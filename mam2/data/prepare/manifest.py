@@ -208,7 +208,7 @@ def _find(config: Prepare) -> FoundVideos:
 
 
 def _stretch(video: Wanted, info: VideoInfo | str, label_fps: float) -> tuple[Wanted, VideoInfo | str]:
-    """The labelled stretch of a video as a video of its own, or the reason why it has none; others as they are."""
+    """Labelled stretch of a video as a video of its own, or the reason why it has none; others as they are."""
     if video.frames is None or isinstance(info, str):
         return video, info
     if not info.fps:

@@ -22,7 +22,7 @@ from mam2.files import parse_json
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """A video as an official list names it.
+    """Video as an official list names it.
 
     Attributes:
         stems: names that its file may have, without folder and ending, the most exact first.
@@ -88,10 +88,11 @@ _K400_CLASSES = re.compile(r"(k|kinetics)_?400(_labels|_classes|_label_map)?\.(t
 
 
 class _Folder:
-    """The text files in a folder, those near the top first."""
+    """Text files in a folder, those near the top first."""
 
     def __init__(self, folder: Path, title: str) -> None:
-        self.place, self.title = folder, title
+        self.place = folder
+        self.title = title
         if not folder.exists():
             raise UserError(f"{folder} does not exist. Give the folder with the official lists of {title}.")
         found = [folder] if folder.is_file() else [Path(top) / f for top, _, fs in os.walk(folder) for f in fs]
@@ -99,11 +100,11 @@ class _Folder:
         self.files = sorted(found, key=lambda file: (len(file.parts), file))
 
     def find(self, pattern: str) -> Path | None:
-        """The first file whose whole name matches."""
+        """First file whose whole name matches."""
         return next((file for file in self.files if re.fullmatch(pattern, file.name)), None)
 
     def need(self, pattern: str, name: str) -> Path:
-        """The same; an error where no file matches."""
+        """First file whose whole name matches; an error without one."""
         file = self.find(pattern)
         if file is None:
             raise UserError(
@@ -141,7 +142,7 @@ def _check_label(label: str, classes: Collection[str], place: str) -> None:
 
 
 def _each_once(videos: list[Listed], folder: Path) -> tuple[Listed, ...]:
-    """A video in one split only; one that another list sets aside counts where it is used."""
+    """Keeps each video once; one that another list sets aside counts where it is used."""
     seen: dict[str, Listed] = {}
     for video in videos:
         before = seen.setdefault(video.stems[0], video)

@@ -26,12 +26,12 @@ _SKIPPING_CODECS = ("h264", "hevc", "mpeg4", "mpeg2video")  # those tested to gi
 
 
 class VideoError(UserError):
-    """A file that can't be opened as a video, or whose frames can't be decoded."""
+    """File that can't be opened as a video, or whose frames can't be decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """The frames of a file. Height and width are those of a coded frame with its pixels made square, before turning."""
+    """Frames of a file. Height and width are those of a coded frame with its pixels made square, before turning."""
 
     num_frames: int
     num_missing: int
@@ -50,7 +50,7 @@ class Index:
 
 
 def scaled_down(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """The size of a frame whose short side is at most `short_side` pixels; 0 leaves it as it is."""
+    """Size of a frame whose short side is at most `short_side` pixels; 0 leaves it as it is."""
     scale = short_side / min(height, width)
     if not 0 < scale < 1:
         return height, width
@@ -74,12 +74,8 @@ def time_of(index: int, *, fps: float | None, path: str) -> float:
 
 
 def check_indices(video: VideoSource, wanted: Sequence[int]) -> None:
-    """Refuses sorted indices if one is not in the video.
-
-    Raises:
-        IndexError: an index outside 0 .. num_frames - 1, or none.
-        VideoError: a frame that the file has lost.
-    """
+    """Checks sorted indices. Raises IndexError for none, or one outside the video, VideoError for a frame that the file
+    has lost."""
     if not wanted or wanted[0] < 0 or wanted[-1] >= video.num_frames:
         asked = f"{wanted[0]} to {wanted[-1]}" if wanted else "none"
         raise IndexError(f"{video.path} has frames 0 to {video.num_frames - 1}; asked for {asked}.")
@@ -148,7 +144,7 @@ def read_index(path: str, size_bytes: int, mtime_ns: int) -> Index:
 
 
 def _shown_before(path: str, key_pts: int) -> set[int]:
-    """The times of the frames that decode before a first key frame: a recording may begin between two of them."""
+    """Times of the frames that decode before a first key frame: a recording may begin between two of them."""
     shown = set()
     with open_container(path) as container:
         for frame in decoded(container.demux(stream_of(container))):
@@ -181,7 +177,7 @@ def average_fps(stream: Any, all_pts: list[int]) -> float | None:
 
 
 def _square(path: str, width: int, pixel_aspect: Any) -> int:
-    """The width at which pixels are as wide as high; `pixel_aspect` is None or 0 where the file says nothing."""
+    """Width at which pixels are as wide as high; `pixel_aspect` is None or 0 where the file says nothing."""
     aspect = float(pixel_aspect or 1)
     if not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
         raise VideoError(message(path, f"its pixels are said to be {aspect:g} times as wide as high"))
@@ -198,11 +194,8 @@ def _compact(values: list[int]) -> Sequence[int]:
 
 
 def open_container(path: str) -> Any:
-    """Opens a file with at least one stream of video.
-
-    Raises:
-        VideoError: there is no video stream. What PyAV raises is left to `video_errors`.
-    """
+    """Opens a file with at least one stream of video. Raises VideoError without one; PyAV's errors are left to
+    `video_errors`."""
     # "file:" since a name such as "12:30.mp4" would be an address. Metadata may be in any encoding, and one clip of
     # HMDB51 is not UTF-8.
     container = av.open(f"file:{path}", metadata_errors="ignore")
@@ -223,12 +216,12 @@ def open_container(path: str) -> Any:
 
 
 def stream_of(container: Any) -> Any:
-    """The video stream that is decoded: the first that is no cover picture; None if there is none."""
+    """Video stream that is decoded: the first that is no cover picture; None without one."""
     return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
 
 
 def decoded(packets: Any, wanted_pts: Collection[int] | None = None) -> Iterator[Any]:
-    """The frames in the order shown; those at other times than `wanted_pts` are left out where no frame needs them."""
+    """Decodes frames in the order shown; those at other times than `wanted_pts` are left out if no frame needs them."""
     for packet in packets:
         # An empty packet with a time is a frame the camera dropped; without one it ends the stream.
         if packet.is_corrupt or (packet.size == 0 and packet.pts is not None):
@@ -240,7 +233,7 @@ def decoded(packets: Any, wanted_pts: Collection[int] | None = None) -> Iterator
 
 
 def message(path: str, reason: str) -> str:
-    """The message of a VideoError."""
+    """Message of a VideoError."""
     return f"{path} can't be decoded: {reason}; it may be damaged or no video. Re-encode or remove it."
 
 

@@ -15,11 +15,8 @@ from mam2.data.video.source import VideoSource
 
 
 class IndexedVideo(VideoSource):
-    """A `VideoSource` of a video file; a subclass defines `decode` and `each`.
-
-    Raises:
-        VideoError: the file is absent, no video, or damaged from the start.
-    """
+    """A `VideoSource` of a video file; a subclass defines `decode` and `each`. Raises VideoError if the file is absent,
+    no video, or damaged from the start."""
 
     def __init__(self, path: str | Path, *, short_side: int = 0) -> None:
         self.path = str(path)

@@ -26,7 +26,7 @@ META = "meta.json"
 
 
 class JpegFolder(EvenFrames):
-    """A folder of JPEG frames; a `VideoSource`.
+    """Folder of JPEG frames; a `VideoSource`.
 
     The frames are sorted by the last number in their names: 1.jpg, img_00002.jpeg, clip7_3.jpg. Gaps in the numbers are
     accepted, as some tools keep one frame in five, unless meta.json states another `count`. `fps` is that of meta.json.
@@ -98,11 +98,7 @@ def _sorted_names(folder: str) -> list[str]:
 
 
 def read_meta(folder: str) -> dict[str, Any]:
-    """Contents of a folder's meta.json; empty without one.
-
-    Raises:
-        VideoError: it is damaged, or of another kind.
-    """
+    """Contents of a folder's meta.json; empty without one. Raises VideoError if it is damaged, or of another kind."""
     try:
         meta = parse_json(Path(folder, META).read_text("utf-8"))
     except FileNotFoundError:

@@ -28,7 +28,7 @@ _SEEK_GAP_FRAMES = 8  # fewer frames than this are decoded and dropped sooner th
 
 
 class PyAVVideo(IndexedVideo):
-    """A video file, open for reading; a `VideoSource`.
+    """Video file, open for reading; a `VideoSource`.
 
     Frames are counted by reading the file's packets once, as the counts in headers are often wrong. They are turned and
     mirrored as the file asks (telephones); pixels that are not square are made so by changing the width. An MP4 cut off
@@ -67,7 +67,7 @@ class PyAVVideo(IndexedVideo):
             yield self._index.orientation.upright(torch.from_numpy(rgb_HWC).permute(2, 0, 1))
 
     def _each(self, wanted: Sequence[int]) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-        """The frames at sorted indices, one by one, not yet turned upright: RGB, uint8 (height, width, 3)."""
+        """Frames at sorted indices, one by one, not yet turned upright: RGB, uint8 (height, width, 3)."""
         height, width = self._size
         with video_errors(self.path):
             for run in self._runs(wanted):
@@ -94,7 +94,7 @@ class PyAVVideo(IndexedVideo):
         return 0 if key < 0 else bisect_left(pts, self._index.keys[key])
 
     def _decode_run(self, run: list[int]) -> Iterator[Any]:
-        """The frames of a run, in one pass of the decoder; in a second from the start if the seek failed."""
+        """Frames of a run, in one pass of the decoder; in a second from the start if the seek failed."""
         for attempt in ("seek", "from the start"):
             is_damaged = False
             for found, frame in self._decode(run, seek=attempt == "seek"):

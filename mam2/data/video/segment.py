@@ -1,4 +1,4 @@
-"""A segment of a long video as a video of its own, `long.mp4#t=12.5,20`: from 12.5 seconds up to 20."""
+"""Segment of a long video as a video of its own, `long.mp4#t=12.5,20`: from 12.5 seconds up to 20."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ _AT_ONCE = 16  # frames, in one pass over all of them
 
 
 class Segment(VideoSource):
-    """Frames of a source that are shown from `start` up to, not including, `end`, seconds from its first frame.
-
-    Raises:
-        VideoError: no frame is shown then.
-    """
+    """Frames of a source that are shown from `start` up to, not including, `end`, seconds from its first frame. Raises
+    VideoError if no frame is shown then."""
 
     def __init__(self, source: VideoSource, *, start: float, end: float, path: str) -> None:
         self._source = source

@@ -12,7 +12,7 @@ Backend = Literal["pyav", "torchcodec"]
 
 
 class VideoSource(Protocol):
-    """An open video; a context manager that closes it.
+    """Open video; a context manager that closes it.
 
     Attributes:
         path: file or folder.
@@ -49,25 +49,16 @@ class VideoSource(Protocol):
         raise NotImplementedError
 
     def frame_at(self, seconds: float) -> int:
-        """Number of the first frame shown at this time, counted from the first frame, or later.
-
-        Raises:
-            VideoError: the times of frames are not known.
-        """
+        """Number of the first frame shown at this time, counted from the first frame, or later. Raises VideoError if
+        the times of frames are not known."""
         raise NotImplementedError
 
     def time_of(self, index: int) -> float:
-        """Seconds from the first frame until a frame is shown; for `num_frames`, until the end of the last.
-
-        Raises:
-            VideoError: the times of frames are not known.
-        """
+        """Seconds from the first frame until a frame is shown; for `num_frames`, until the end of the last. Raises
+        VideoError if the times of frames are not known."""
         raise NotImplementedError
 
     def each(self) -> Iterator[Tensor]:
-        """All frames in one pass, with the memory of one: RGB, uint8 (3, height, width).
-
-        Raises:
-            VideoError: a frame does not decode.
-        """
+        """All frames in one pass, with the memory of one: RGB, uint8 (3, height, width). Raises VideoError if a frame
+        does not decode."""
         raise NotImplementedError

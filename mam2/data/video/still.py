@@ -1,4 +1,4 @@
-"""A still image as a video of one frame, for training on images and videos (OmniMAE)."""
+"""Still image as a video of one frame, for training on images and videos (OmniMAE)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,8 @@ def image_paths(root: str) -> list[str]:
 
 
 def read_image(path: str, *, short_side: int) -> torch.Tensor:
-    """Reads an image, upright: RGB, uint8 (3, H, W), scaled down to a short side; 0 leaves it as it is.
-
-    Raises:
-        VideoError: no image, or a damaged or enormous one.
-    """
+    """Reads an image, upright: RGB, uint8 (3, H, W), scaled down to a short side; 0 leaves it as it is. Raises
+    VideoError for other files, and damaged or enormous images."""
     try:
         with Image.open(path) as image:
             if math.prod(image.size) > MAX_PIXELS:

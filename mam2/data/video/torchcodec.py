@@ -18,7 +18,7 @@ _AT_ONCE = 4  # frames in memory as large as they are stored
 
 
 class TorchcodecVideo(IndexedVideo):
-    """A video file, open for reading; a `VideoSource`.
+    """Video file, open for reading; a `VideoSource`.
 
     Frames are those of PyAV up to rounding in colours; files whose times or counts torchcodec reads otherwise are
     refused.

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from mam2.config import UserError
+from mam2.config import UserError, printable
 from mam2.data.video.jpeg_folder import read_meta
 from mam2.data.video.open import open_video
 from mam2.data.video.segment_path import segment_of
@@ -61,7 +61,7 @@ def inspect_videos(
             opened[path] = f"{printable(path)} can't be read: {error.strerror}. Fix or remove it."
             continue
         info = known.get(name)
-        if name != name.strip() or printable(name) != name:
+        if name != name.strip() or name != name.encode("utf-8", "replace").decode():
             reason = "its name begins or ends with a blank, or is not UTF-8"
             opened[path] = f"{printable(path)} can't be listed: {reason}. Rename it."
         elif info and (info.size_bytes, info.mtime_ns) == (status.st_size, status.st_mtime_ns):
@@ -144,8 +144,3 @@ def writing(target: Path, journal: Path) -> Iterator[None]:
 def relative_to(path: str, folder: Path) -> str:
     """Path as the manifest and the journal have it: from their folder if it lies in there, else absolute."""
     return os.path.abspath(path).removeprefix(os.path.join(os.path.abspath(folder), ""))
-
-
-def printable(text: str) -> str:
-    """Text that every terminal and file accepts."""
-    return text.encode("utf-8", "backslashreplace").decode()

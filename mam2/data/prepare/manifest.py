@@ -14,11 +14,11 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from mam2.config import UserError, check, did_you_mean
+from mam2.config import UserError, check, did_you_mean, printable
 from mam2.data.benchmarks import BENCHMARKS, Benchmark
 from mam2.data.catalog import VIDEO_SUFFIXES
 from mam2.data.prepare.find import FoundVideos, Wanted, find_labelled, find_listed, find_own
-from mam2.data.prepare.inspect import VideoInfo, inspect_videos, printable, relative_to, writing
+from mam2.data.prepare.inspect import VideoInfo, inspect_videos, relative_to, writing
 from mam2.data.prepare.label_tools import TOOLS
 from mam2.data.prepare.labelled import seconds_of
 from mam2.data.prepare.official_lists import read_lists

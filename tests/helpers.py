@@ -20,12 +20,12 @@ import pytest
 
 from mam2.config import Steps
 from mam2.data.clips import Data
+from mam2.data.prepare.manifest import COLUMNS, Report
 from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mae import MAEConfig
 from mam2.targets.table import TargetsConfig
 from mam2.train.engine import Loop
 from mam2.train.pretrain import Pretrain
-from mam2.data.prepare.manifest import COLUMNS, Report
 
 TINY_ENCODER = [
     *("--encoder.width", "16", "--encoder.depth", "1", "--encoder.num-heads", "2"),

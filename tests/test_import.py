@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from mam2.config import UserError
 from mam2.masks import MaskConfig
-from mam2.model.classifier import Classifier, layer_id
+from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
 from mam2.model.importers import import_encoder
-from mam2.model.importers.facts import Inflation
+from mam2.model.importers.inflate import Inflation
 from mam2.model.importers.names import renamed
 from mam2.model.load import load_encoder, read_encoder_config
 from mam2.model.weights import copy_encoder, load_classifier, read_origin, save_classifier, save_encoder
@@ -29,7 +29,7 @@ from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
 from mam2.recipes import get_recipe
 from mam2.recipes.scales import scaled
 from mam2.targets.maker import TargetMaker
-from mam2.train.optim import Optim, make_optimizer
+from mam2.train.optim import Optim, layer_id, make_optimizer
 from mam2.train.pretrain import Pretrain
 from mam2.train.pretrain import build as pretrain_build
 
@@ -759,7 +759,7 @@ def test_layer_decay_knows_every_part(kind: str) -> None:
             assert layer == 3
         else:
             assert layer == 0, name
-    optimizer = make_optimizer(classifier, Optim(layer_decay=0.5, weight_decay=0.1), depth=2, layer_id=layer_id)
+    optimizer = make_optimizer(classifier, Optim(layer_decay=0.5, weight_decay=0.1), depth=2, by_layer=True)
     group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in classifier.named_parameters():
         if any(part in name for part in ("prefix", "positions")):

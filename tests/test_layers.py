@@ -44,9 +44,10 @@ ROOMS = {
     ),
     "model": (
         "attention positions weight_file importers/names",
-        "blocks",
+        "blocks importers/inflate",
         "encoder regressor",
         "classifier decoders pooling importers/facts",
+        "clip_order",
         "weights importers/recognise importers/tensors",
         "importers/build importers/own",
         "importers/__init__",

@@ -23,13 +23,15 @@ from mam2.model.attention import (
     attend,
 )
 from mam2.model.blocks import BlockOptions, CrossBlock, JointBlock, Residual, SpaceTimeBlock, init_weights
-from mam2.model.classifier import Classifier, layer_id
-from mam2.model.decoders import AppearanceHead, Decoder, MotionHead, OrderDecoder
+from mam2.model.classifier import Classifier
+from mam2.model.clip_order import OrderDecoder
+from mam2.model.decoders import AppearanceHead, Decoder, MotionHead
 from mam2.model.encoder import EncoderConfig, VideoEncoder, vit_b, vit_l
 from mam2.model.positions import Positions, local_sine_cosine, sine_cosine
 from mam2.model.regressor import Context, Latent, Regressor
 from mam2.model.weights import copy_encoder
 from mam2.patches import DIFFERENCE_STD
+from mam2.train.optim import layer_id
 
 WIDTH, HEADS = 24, 3
 TINY = EncoderConfig(width=WIDTH, depth=2, num_heads=HEADS, frames=4, size=32, patch_size=8)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mam2.config import Epochs, Steps, UserError
-from mam2.model.classifier import Classifier, layer_id
+from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.objectives.mam2 import MAM2, MAM2Config
 from mam2.targets.table import TargetSizes
@@ -47,7 +47,7 @@ def test_every_trainable_parameter_is_optimised_once() -> None:
 
 def test_frozen_parameters_are_left_out() -> None:
     classifier = Classifier(VideoEncoder(ENCODER), 4)
-    optimizer = make_optimizer(classifier, Optim(layer_decay=0.5), depth=3, layer_id=layer_id)
+    optimizer = make_optimizer(classifier, Optim(layer_decay=0.5), depth=3, by_layer=True)
     trained = {name for name, parameter in classifier.named_parameters() if parameter.requires_grad}
     assert settings(classifier, optimizer).keys() == trained
     assert "encoder.norm.weight" not in trained
@@ -76,7 +76,7 @@ def test_without_layers_all_learn_alike() -> None:
 
 def test_each_block_learns_slower_than_the_one_above() -> None:
     classifier = Classifier(VideoEncoder(ENCODER), 4)
-    optimizer = make_optimizer(classifier, Optim(layer_decay=0.5), depth=3, layer_id=layer_id)
+    optimizer = make_optimizer(classifier, Optim(layer_decay=0.5), depth=3, by_layer=True)
     scales = {name: scale for name, (_, scale) in settings(classifier, optimizer).items()}
     assert scales["head.weight"] == scales["head.bias"] == scales["norm.weight"] == 1.0
     assert scales["encoder.blocks.2.mlp.0.weight"] == scales["encoder.blocks.2.norm_mlp.bias"] == 0.5
@@ -167,10 +167,10 @@ def test_the_encoder_waits_while_new_parts_learn() -> None:
     """Its weights stay as they are at first, then move by their layer's share; the parts around it move at once."""
     model = pretraining_model()
     optim = Optim(layer_decay=0.5, freeze_encoder_for=Steps(1))
-    optimizer = make_optimizer(model, optim, depth=3, layer_id=layer_id)
+    optimizer = make_optimizer(model, optim, depth=3, by_layer=True)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for waits in (True, False):
-        set_learning_rate(optimizer, 0.1, freeze_encoder_for=waits)
+        set_learning_rate(optimizer, 0.1, encoder_frozen=waits)
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()

@@ -61,17 +61,3 @@ def scores_of(logits_BK: Tensor, kind: OutputKind) -> Tensor:
     if kind == "regression":
         return logits_BK
     return logits_BK.softmax(dim=1) if kind == "classes" else logits_BK.sigmoid()
-
-
-def layer_id(name: str, depth: int) -> int:
-    """The depth of a Classifier's parameter for layer-wise learning rate decay, from 0 to depth + 1.
-
-    Patch embedding, all positions and prefix tokens are 0, block i is i + 1, everything above the blocks is depth + 1.
-    (Code that matches positions by another name trains separable positions many times too fast.)
-    """
-    parts = name.removeprefix("encoder.").split(".")
-    if name.startswith("encoder.") and parts[0] in ("patch_embed", "positions", "prefix", "pre_norm"):
-        return 0
-    if name.startswith("encoder.blocks."):
-        return int(parts[1]) + 1
-    return depth + 1

@@ -17,7 +17,8 @@ from mam2.config import Duration, Steps, UserError, check
 from mam2.losses import BASELINE, Losses, Reduction, Standardisation, alignment_loss, average, zero_motion_loss
 from mam2.masks import Mask, MaskConfig
 from mam2.model.blocks import Start, init_weights, layer_norm
-from mam2.model.decoders import AppearanceHead, Decoder, MotionHead, OrderDecoder, TargetHead
+from mam2.model.clip_order import OrderDecoder
+from mam2.model.decoders import AppearanceHead, Decoder, MotionHead, TargetHead
 from mam2.model.encoder import EncoderConfig, Tokens, VideoEncoder, own_positions
 from mam2.model.regressor import Context, Latent, make_regressor
 from mam2.model.weights import copy_encoder

@@ -245,8 +245,8 @@ def set_rates(training: Training[BatchT], step: int) -> float:
         warmup_steps=optim.warmup.steps(loader.steps_per_epoch),
         num_steps=loader.num_steps,
     )
-    waits = step < optim.freeze_encoder_for.steps(loader.steps_per_epoch)
-    set_learning_rate(training.optimizer, rate, freeze_encoder_for=waits)
+    frozen = step < optim.freeze_encoder_for.steps(loader.steps_per_epoch)
+    set_learning_rate(training.optimizer, rate, encoder_frozen=frozen)
     set_weight_decay(training.optimizer, weight_decay(optim, step, num_steps=loader.num_steps))
     return rate
 

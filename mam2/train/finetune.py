@@ -25,7 +25,7 @@ from mam2.data.loader import Batch
 from mam2.data.mixing import mix
 from mam2.device import local_device
 from mam2.losses import Losses
-from mam2.model.classifier import Classifier, Pooling, layer_id
+from mam2.model.classifier import Classifier, Pooling
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.load import load_encoder, read_encoder_config
 from mam2.model.weights import copy_encoder, read_origin, save_classifier
@@ -124,7 +124,7 @@ def open_finetuning(
     task = task_of(config, catalog)
     config_now = config if starts else replace(config, init="scratch")
     classifier = build_classifier(config_now, num_classes=len(catalog.classes), kind=catalog.kind).to(device)
-    optimizer = make_optimizer(classifier, config.optim, depth=config.encoder.depth, layer_id=layer_id)
+    optimizer = make_optimizer(classifier, config.optim, depth=config.encoder.depth, by_layer=True)
     file = folder / "classifier.safetensors"
     with only_writer(folder):
         if distributed.rank() == 0:

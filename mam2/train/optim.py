@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -65,22 +64,20 @@ def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_optimizer(
-    model: nn.Module, optim: Optim, *, depth: int = 0, layer_id: Callable[[str, int], int] | None = None
-) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, optim: Optim, *, depth: int = 0, by_layer: bool = False) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; each group has the `lr_scale` of its layer.
 
     Args:
         model: the model to train.
         optim: settings.
         depth: number of the encoder's blocks.
-        layer_id: (name, depth) to a number from 0 (patch embedding) to depth + 1 (head); None: no layer-wise decay.
+        by_layer: group parameters by `layer_id`, for layer-wise decay of the learning rate.
     """
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = layer_id(name, depth) if layer_id else depth + 1
+        layer = layer_id(name, depth) if by_layer else depth + 1
         decays = parameter.ndim > 1 and not {"positions", "prefix"} & set(name.split("."))
         group = groups.setdefault(
             (layer, decays),
@@ -96,10 +93,24 @@ def make_optimizer(
     return torch.optim.AdamW(list(groups.values()), lr=optim.base_lr, betas=optim.betas, eps=1e-8, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, *, freeze_encoder_for: bool = False) -> None:
-    """Sets the learning rate of each group to its share of the rate; 0 for the encoder's groups while it waits."""
+def layer_id(name: str, depth: int) -> int:
+    """The depth of a Classifier's parameter for layer-wise learning rate decay, from 0 to depth + 1.
+
+    Patch embedding, all positions and prefix tokens are 0, block i is i + 1, everything above the blocks is depth + 1.
+    (Code that matches positions by another name trains separable positions many times too fast.)
+    """
+    parts = name.removeprefix("encoder.").split(".")
+    if name.startswith("encoder.") and parts[0] in ("patch_embed", "positions", "prefix", "pre_norm"):
+        return 0
+    if name.startswith("encoder.blocks."):
+        return int(parts[1]) + 1
+    return depth + 1
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, *, encoder_frozen: bool = False) -> None:
+    """Sets the learning rate of each group to its share of the rate; 0 for the encoder's groups while it is frozen."""
     for group in optimizer.param_groups:
-        waits = freeze_encoder_for and group.get("is_encoder", False)  # checkpoints of version 0.1 don't say
+        waits = encoder_frozen and group.get("is_encoder", False)  # checkpoints of version 0.1 don't say
         group["lr"] = 0.0 if waits else rate * group["lr_scale"]
 
 

@@ -22,7 +22,6 @@ from mam2.device import local_device
 from mam2.files import digest
 from mam2.losses import Losses
 from mam2.masks import MaskConfig
-from mam2.model.classifier import layer_id
 from mam2.model.encoder import EncoderConfig
 from mam2.model.load import load_encoder, read_encoder_config
 from mam2.model.weights import read_origin, save_encoder
@@ -159,9 +158,7 @@ def open_pretraining(
         model = build(config, targets.sizes, steps_per_epoch=per_epoch).to(device)
         module = cast(nn.Module, model)
         by_layer = config.optim.layer_decay < 1 or config.optim.freeze_encoder_for.value > 0
-        optimizer = make_optimizer(
-            module, config.optim, depth=config.encoder.depth, layer_id=layer_id if by_layer else None
-        )
+        optimizer = make_optimizer(module, config.optim, depth=config.encoder.depth, by_layer=by_layer)
         # Begin: at the newest checkpoint, or with the weights of init.
         training = begin(config, catalog, module, optimizer, folder=folder, title="pre-training")
         start = training.start_step

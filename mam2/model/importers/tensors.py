@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mam2.config import UserError
 from mam2.model.encoder import EncoderConfig
-from mam2.model.importers.facts import Facts, Inflation
+from mam2.model.importers.facts import Facts
 from mam2.model.importers.names import KNOWN, listed
 from mam2.model.positions import SPACE_BASE
 from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
@@ -62,18 +62,6 @@ class Tensors:
                 f"{self.source} holds {listed(self.left)}, which no known encoder has: without them it would be "
                 f"another. Known are {KNOWN}."
             )
-
-
-def inflated(kernel: Tensor, inflation: Inflation) -> Tensor:
-    """The patch kernel over the frames of a tubelet, as channels of a picture: (D, T·3, P, P)."""
-    if kernel.ndim == 5:
-        return kernel.transpose(1, 2).flatten(1, 2)
-    tubelet = inflation.tubelet
-    shares = torch.full((tubelet,), 1 / tubelet)
-    if inflation.kernel == "center":
-        shares = torch.zeros(tubelet)
-        shares[tubelet // 2] = 1.0
-    return torch.cat([share * kernel for share in shares], dim=1)
 
 
 def folded(kernel: Tensor, bias: Tensor, facts: Facts, *, tubelet: int) -> tuple[Tensor, Tensor]:

@@ -19,34 +19,25 @@ from mam2.data.transforms import MEAN_C11
 
 GREY_C11 = MEAN_C11.round()
 MAGNITUDE_STD = 0.5  # "mstd0.5"
-PROBABILITY = 0.5  # that an operation is applied
+PROBABILITY = 0.5  # probability that an operation is applied
 
 
 def rand_augment(
-    clip_TCHW: torch.Tensor,
-    *,
-    rng: random.Random,
-    magnitude: float = 9.0,
-    num_ops: int = 2,
+    clip_TCHW: torch.Tensor, *, rng: random.Random, magnitude: float = 9.0, num_ops: int = 2
 ) -> torch.Tensor:
     """RandAugment of Table 8, "(9, 0.5)": timm's rand-m9-mstd0.5-inc1, one draw for all frames.
 
-    `num_ops` times one of 15 operations is drawn (the same may come twice) and applied with probability `prob`, at a
-    magnitude of its own that is drawn around `magnitude` and clipped to 0 .. 10; how strong 10 is stands in
-    `RAND_AUGMENT`. Contrast and equalisation measure each frame by itself. VideoMAE's rand-m7-n4-mstd0.5-inc1 is
-    `magnitude=7, num_ops=4`.
-
-    Args:
-        clip_TCHW: uint8 (T, 3, H, W); its time grows with H · W, so a large video is best made smaller first.
-        rng: draws the operations, their magnitudes and directions.
-        magnitude: the mean magnitude, 0 .. 10.
-        num_ops: how many operations are drawn.
+    `num_ops` times one of 15 operations is drawn (the same may come twice) and applied with probability 0.5, at a
+    magnitude of its own that is drawn around `magnitude` and clipped to 0 .. 10; `RAND_AUGMENT` says how strong 10 is.
+    Contrast and equalisation measure each frame by itself. VideoMAE's rand-m7-n4-mstd0.5-inc1 is `magnitude=7,
+    num_ops=4`. The time grows with H · W.
 
     Returns:
         uint8 (T, 3, H, W), channels last in memory, which the crop that follows reads fastest; the clip itself where
         nothing is applied.
     """
-    ops, augmented_TCHW = list(RAND_AUGMENT.values()), clip_TCHW
+    ops = list(RAND_AUGMENT.values())
+    augmented_TCHW = clip_TCHW
     for _ in range(num_ops):
         op = rng.choice(ops)
         if rng.random() < PROBABILITY:

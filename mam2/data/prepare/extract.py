@@ -47,7 +47,8 @@ class Extract:
     """Frames to extract from videos.
 
     Attributes:
-        frames: folder to extract all frames of a manifest to, one folder per video, with a manifest of their own.
+        frames: folder to extract all frames of a manifest to, one folder per video, with a manifest of their own; by
+            default none are extracted.
         short_side: pixels to which the shorter side is reduced, 256 or 320 as a rule; smaller videos keep their size.
         quality: quality of the JPEG files, 1 to 100.
 

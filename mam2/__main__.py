@@ -84,7 +84,8 @@ def can_print() -> bool:
 
 def fail(message: str, *, status: int = 2) -> None:
     """Ends the program with a message on stderr."""
-    print(wrapped(f"mam2: {printable(message)}", width_of(sys.stderr)), file=sys.stderr)
+    width = width_of(sys.stderr) if sys.stderr.isatty() else 0  # whoever reads a log looks for whole lines
+    print(wrapped(f"mam2: {printable(message)}", width), file=sys.stderr)
     sys.exit(status)
 
 

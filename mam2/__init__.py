@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mam2.model.encoder import vit_b as vit_b
     from mam2.model.encoder import vit_l as vit_l
     from mam2.model.importers import import_encoder as import_encoder
-    from mam2.model.importers.inflate import Inflation as Inflation
+    from mam2.model.importers.facts import Inflation as Inflation
     from mam2.model.load import load_encoder as load_encoder
     from mam2.model.weights import load_classifier as load_classifier
     from mam2.objectives.mam2 import MAM2 as MAM2
@@ -66,7 +66,7 @@ MODULE_OF = {
     "Classifier": "model.classifier",
     **dict.fromkeys(("EncoderConfig", "VideoEncoder", "vit_b", "vit_l"), "model.encoder"),
     "import_encoder": "model.importers",
-    "Inflation": "model.importers.inflate",
+    "Inflation": "model.importers.facts",
     "load_encoder": "model.load",
     "load_classifier": "model.weights",
     **dict.fromkeys(("MAM2", "MAM2Config"), "objectives.mam2"),

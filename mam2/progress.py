@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from mam2 import distributed
 
 ItemT = TypeVar("ItemT")
 REDRAWN_SECONDS = 0.2
@@ -40,7 +39,8 @@ def progress(
         size: number that an item counts for.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=stderr_console(), auto_refresh=False, disable=hidden or distributed.rank() != 0)
+    is_first = os.environ.get("RANK", "0") == "0"  # torchrun numbers the processes
+    bar = Progress(*columns, console=stderr_console(), auto_refresh=False, disable=hidden or not is_first)
     with bar:
         task = bar.add_task(title, total=total)
         drawn = 0.0

@@ -21,7 +21,7 @@ from mam2.masks import MaskConfig
 from mam2.model.classifier import Classifier
 from mam2.model.encoder import EncoderConfig, Origin, VideoEncoder
 from mam2.model.importers import import_encoder
-from mam2.model.importers.inflate import Inflation
+from mam2.model.importers.facts import Inflation
 from mam2.model.importers.names import renamed
 from mam2.model.load import load_encoder, read_encoder_config
 from mam2.model.weights import copy_encoder, load_classifier, read_origin, save_classifier, save_encoder

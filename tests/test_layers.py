@@ -26,9 +26,8 @@ FLOORS = (
 # The files of each room, in the order of their imports: a file imports from the lines above its own.
 ROOMS = {
     "ground": (
-        "config cross_entropy device ridge verbs version",
+        "config cross_entropy device progress ridge verbs version",
         "distributed files inert losses masks patches terminal",
-        "progress",
     ),
     "data": (
         "bad_videos benchmarks mixing sampling shape synthetic transforms workers",
@@ -44,12 +43,13 @@ ROOMS = {
     ),
     "model": (
         "attention positions weight_file importers/names",
-        "blocks importers/inflate",
+        "blocks",
         "encoder regressor",
         "classifier decoders pooling importers/facts",
         "clip_order",
         "weights importers/recognise importers/tensors",
-        "importers/build importers/own",
+        "importers/inflate importers/own",
+        "importers/build",
         "importers/__init__",
         "load",
     ),

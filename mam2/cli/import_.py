@@ -10,8 +10,7 @@ from tyro.conf import Positional
 
 from mam2.cli.parse import Flat, parse
 from mam2.model.importers import import_as
-from mam2.model.importers.facts import Stated
-from mam2.model.importers.inflate import Inflation
+from mam2.model.importers.facts import Inflation, Stated
 from mam2.model.weights import save_encoder
 from mam2.terminal import say
 

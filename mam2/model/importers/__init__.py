@@ -8,8 +8,7 @@ from types import FunctionType
 from mam2.config import is_plug_in, load_plug_in
 from mam2.model.encoder import Origin
 from mam2.model.importers.build import Imported, build_encoder, resized
-from mam2.model.importers.facts import Stated, Triple
-from mam2.model.importers.inflate import Inflation
+from mam2.model.importers.facts import Inflation, Stated, Triple
 from mam2.model.importers.own import as_timm, is_of_images
 from mam2.model.importers.recognise import find_published
 from mam2.model.weights import PUBLIC, load_own_encoder, own_file

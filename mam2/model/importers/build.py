@@ -10,10 +10,10 @@ from torch import Tensor
 from mam2.config import UserError
 from mam2.files import check_finite, check_tensors, shapes_of
 from mam2.model.encoder import EncoderConfig, VideoEncoder
-from mam2.model.importers.facts import Facts, config_of_tensors
-from mam2.model.importers.inflate import Inflation, inflated
+from mam2.model.importers.facts import Facts, Inflation, config_of_tensors
+from mam2.model.importers.inflate import inflated, place_block, place_positions
 from mam2.model.importers.names import listed, named, refuse_gated
-from mam2.model.importers.tensors import Tensors, folded, place_block, place_positions
+from mam2.model.importers.tensors import Tensors, folded
 from mam2.model.weights import copy_encoder, is_resampled
 from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
 

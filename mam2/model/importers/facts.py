@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 from torch import Tensor
 
-from mam2.config import UserError
+from mam2.config import UserError, check
+from mam2.model.attention import AttentionKind
 from mam2.model.blocks import Activation
 from mam2.model.encoder import EncoderConfig, Origin
-from mam2.model.importers.inflate import Inflation
 from mam2.model.positions import PositionKind
 from mam2.patches import IMAGENET_MEAN, IMAGENET_STD
 
@@ -49,6 +49,28 @@ class Facts:
     positions: PositionKind = "sequence"
     origin: Origin
     assumed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inflation:
+    """Inflation of an encoder of images to one of video; for one of video, the new sizes of its clips.
+
+    Attributes:
+        frames: frames per clip; 0 is 16 for an encoder of images, its own for one of video. Positions are interpolated.
+        size: height and width of a clip, pixels; 0 is the encoder's own.
+        tubelet: frames that a patch spans, for an encoder of images.
+        kernel: patch kernel of a tubelet: the "mean" over its frames, or its "center" frame alone.
+        attention: "factorised", which begins as the image encoder frame by frame; or "joint".
+    """
+
+    frames: Annotated[int, Ge(0)] = 0
+    size: Annotated[int, Ge(0)] = 0
+    tubelet: Annotated[int, Ge(1)] = 1
+    kernel: Literal["mean", "center"] = "mean"
+    attention: AttentionKind = "factorised"
+
+    def __post_init__(self) -> None:
+        check(self, "")
 
 
 @dataclass(frozen=True, kw_only=True)

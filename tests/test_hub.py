@@ -1,5 +1,6 @@
 """Models shared on the hub: folders, model cards, uploads, and what loads them; nothing here needs a network."""
 
+import importlib
 import json
 import os
 import re
@@ -398,3 +399,9 @@ def test_the_encoder_for_mteb(runs, videos, monkeypatch):
         encoder.encode(DataLoader([{"audio": 0}], batch_size=1))
     with pytest.raises(UserError, match=r"windows is 0"):
         MtebEncoder(str(runs / "mine"), windows=0)
+
+
+def test_the_names_of_version_0_1_lead_to_the_files_of_today() -> None:
+    old, new = (importlib.import_module(f"mam2.{room}.transformers_model") for room in ("use", "share"))
+    assert old.__file__ == new.__file__
+    assert old.Mam2Model.__name__ == "Mam2Model"

@@ -75,7 +75,7 @@ ROOMS = {
     "recipes": ("pretrain tables", "ablations finetune rivals", "__init__", "scales"),
     "share": ("auto_model export mteb_encoder", "hub transformers_model"),
     "use": (
-        "evaluate_run features_file hidden_patches transformers_model",
+        "__init__ evaluate_run features_file hidden_patches",
         "embedder lance predictions_file run_page show",
         "sliding_windows",
         "embed predict search",

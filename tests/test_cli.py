@@ -270,6 +270,30 @@ def test_tubelets_of_another_size_are_refused(run, videos, tubelet_run, tmp_path
     refused(too_short, "at least 2 tubelets")
 
 
+def test_options_of_version_0_1_still_work(run, videos, tmp_path, caplog) -> None:
+    data = ("--data.root", videos)
+    table = tmp_path / "list.csv"
+    rows = [f"{video},{number % 2}.5" for number, video in enumerate(sorted(videos.rglob("*.mp4")))]
+    table.write_text("\n".join(["path,label", *rows]))
+    waits = ("--optim.encoder-waits", "2 epochs")
+    assert run(*PRETRAIN, *data, *waits, *waits, "--out", tmp_path / "two")[0] == 0
+    said = [message for message in caplog.messages if "encoder-waits" in message]
+    assert said == ["--optim.encoder-waits is called --optim.freeze-encoder-for now."]
+    assert run(*PRETRAIN, *data, "--optim.encoder_waits=1 steps", "--out", tmp_path / "one")[0] == 0
+    for name, duration in (("two", "2 epochs"), ("one", "1 steps")):
+        config = json.loads((tmp_path / name / "run.json").read_text())["config"]
+        assert config["optim"]["freeze_encoder_for"] == duration
+    tune = (*FINETUNE, "--init", "scratch", "--data.root", table, "--mixup", 0, "--cutmix", 0)
+    for name, labels, today in (
+        ("a", ("--labels", "several"), "multilabel"),
+        ("b", ("--labels", "numbers"), "regression"),
+        ("c", ("--labels=numbers",), "regression"),
+    ):
+        assert run(*tune, *labels, "--out", tmp_path / name)[0] == 0
+        assert json.loads((tmp_path / name / "run.json").read_text())["config"]["labels"] == today
+        assert f"--labels {labels[-1].removeprefix('--labels=')} is called --labels {today} now." in caplog.messages
+
+
 SHORT = ("--loop.duration", "1 steps", "--loop.batch-size", 4, "--data.num-workers", 0, "--optim.warmup", "0 steps")
 
 
@@ -319,18 +343,8 @@ def test_a_pretraining_can_start_from_another_and_be_lengthened(run, videos, pre
 
 
 def test_table_8_trains_resumes_and_is_shown(run, videos, tmp_path) -> None:
-    table_8 = (
-        "--mixup",
-        0.8,
-        "--cutmix",
-        1.0,
-        "--data.repeats",
-        2,
-        "--data.rand-augment-ops",
-        2,
-        "--data.erasing",
-        0.25,
-    )
+    augmented = ("--data.repeats", 2, "--data.rand-augment-ops", 2, "--data.erasing", 0.25)
+    table_8 = ("--mixup", 0.8, "--cutmix", 1.0, *augmented)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     command = (*FINETUNE, *table_8, "--init", "scratch", "--data.root", videos, "--loop.save-every", "1 steps", "--out")
     assert run(*command, whole)[0] == 0
@@ -389,14 +403,8 @@ VARIANTS = {
     "teacher": ("--objective.teacher-momentum", 0.9),
     "concat": ("--objective.context", "concat", "--objective.alignment-target", "layer_norm"),
     "sum": (
-        "--objective.motion-reduction",
-        "sum",
-        "--objective.alignment-reduction",
-        "sum",
-        "--encoder.layer-scale",
-        0.1,
-        "--encoder.drop-path",
-        0.1,
+        *("--objective.motion-reduction", "sum", "--objective.alignment-reduction", "sum"),
+        *("--encoder.layer-scale", 0.1, "--encoder.drop-path", 0.1),
     ),
     "clip order": ("--targets.motion", "clip_order"),
     "pixels": ("--targets.appearance", "pixels", "--targets.motion-scale", "patch"),
@@ -692,18 +700,8 @@ def test_a_public_encoder_from_its_folder_to_predictions(run, videos, tmp_path, 
     assert f"Wrote {file}: 4 frames of 16², factorised attention. Licence: apache-2.0." in out
     data = ("--data.root", videos, "--data.stride-frames", 1, "--data.num-workers", 0)
     short = ("--loop.batch-size", 4, "--loop.duration", "2 steps", "--optim.warmup", "1 steps")
-    adapt = (
-        "pretrain",
-        "mam2_adapt_b",
-        *data,
-        *short,
-        "--encoder.frames",
-        4,
-        "--init",
-        source,
-        "--out",
-        tmp_path / "a",
-    )
+    start = ("--encoder.frames", 4, "--init", source)
+    adapt = ("pretrain", "mam2_adapt_b", *data, *short, *start, "--out", tmp_path / "a")
     assert run(*adapt)[0] == 0
     origin = read_origin(tmp_path / "a" / "encoder.safetensors")
     assert origin == Origin(source=str(tmp_path / "vit"), licence="apache-2.0")

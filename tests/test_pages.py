@@ -12,8 +12,8 @@ from helpers import TINY, TINY_ENCODER, opened
 from mam2.__main__ import main
 from mam2.studies.builtin import STUDIES
 from mam2.studies.conduct import machine
-from mam2.studies.quickstart import KINDS, Quickstart, pretraining_folders, write_page
-from mam2.studies.study import Settings, jobs_of
+from mam2.studies.quickstart import RESULTS, Quickstart, pretraining_folders, write_quickstart_page
+from mam2.studies.study import StudySettings, jobs_of
 from mam2.studies.study_page import write_study_report
 from mam2.studies.summary import summarised
 from mam2.trained import open_model
@@ -78,12 +78,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
     for folder in pretraining_folders(quick, sizes.settings(quick / "videos")).values():
         shutil.copytree(mine, folder)
     sheets = [("left/0.mp4, a held-out video: left", predict_middle(open_model(mine, whole=True), query, seed=0))]
-    scores = {kind: [0.25, 0.5, 0.375] for kind in KINDS}
+    scores = {kind: [0.25, 0.5, 0.375] for kind in RESULTS}
     report = {"jobs": [{"finetune_epochs": 15.0}], "machine": machine()}
-    write_page(quick, sizes, report, scores, sheets, {"rendering": 2.0})
+    write_quickstart_page(quick, sizes, report, scores, sheets, {"rendering": 2.0})
 
     (place / "study").mkdir()
-    study, settings = STUDIES["fig2"], Settings(unlabelled="u", train="l", test="t")
+    study, settings = STUDIES["fig2"], StudySettings(unlabelled="u", train="l", test="t")
     cost = {"steps": 9, "epochs": 3.0, "tflop": 900.0, "seconds": 600.0}
     none = dict.fromkeys(cost, 0)
     jobs = [

@@ -17,7 +17,7 @@ from mam2.cli.help import in_short, options_of
 from mam2.cli.pretrain import by_default as pretrain_by_default
 from mam2.cli.probe import ProbeCommand
 from mam2.cli.search import SearchCommand
-from mam2.cli.tables import show
+from mam2.cli.tables import print_table
 from mam2.recipes import RECIPES
 from mam2.terminal import wrapped, wrapped_command
 from mam2.verbs import VERBS, module_of, usage
@@ -189,7 +189,7 @@ def test_no_cell_of_a_table_is_cut(monkeypatch, capsys) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     table = Table("name", "words")
     table.add_row("a_name_of_thirty_characters_ok", "words that take more than one line of so few columns")
-    show(table, names=1)
+    print_table(table, names=1)
     out = capsys.readouterr().out
     assert "a_name_of_thirty_characters_ok" in out
     assert "…" not in out

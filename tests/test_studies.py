@@ -29,7 +29,7 @@ from mam2.studies.conduct import dealt, run_study
 from mam2.studies.frames import shared_frames
 from mam2.studies.jobs import steps_of
 from mam2.studies.protocol import Protocol, Videos, pretraining_of
-from mam2.studies.study import Cell, Job, Settings, Study, jobs_of
+from mam2.studies.study import Cell, Job, Study, StudySettings, jobs_of
 from mam2.studies.study_page import write_study_report
 from mam2.studies.summary import as_csv, as_markdown, interval, not_fitted, summarised, table_of
 from mam2.train.finetune import Finetune
@@ -70,13 +70,13 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def settings_for(videos: Path, tmp_path: Path, **fields: object) -> Settings:
+def settings_for(videos: Path, tmp_path: Path, **fields: object) -> StudySettings:
     """The fixture's videos for training, and others of the same classes for testing."""
     test = tmp_path / "test"
     for motion in (MOTIONS[0], MOTIONS[6]):
         (test / motion).mkdir(parents=True, exist_ok=True)
         write_video(test / motion / "9.mp4", render(motion, seed=9, num_frames=10, size=24))
-    base = Settings(
+    base = StudySettings(
         unlabelled=str(videos), train=str(videos), test=str(test), seeds=(0,), tests=("finetune",), budget="4 steps"
     )
     return replace(base, **fields)
@@ -222,7 +222,7 @@ def test_longer_fine_tuning_keeps_the_encoders(small: None, videos: Path, tmp_pa
 
 
 def test_fine_tuning_that_fits_too_little_is_named() -> None:
-    settings = Settings(seeds=(0, 1), tests=("finetune",))
+    settings = StudySettings(seeds=(0, 1), tests=("finetune",))
     job = {"share": 1.0, "steps": 10, "epochs": 1.0, "tflop": 2000.0, "seconds": 60.0, "finetune": 0.5}
     found = {"MAM²": (0.75, 0.95), "VideoMAE": (0.0, 0.0), "scratch": (None, None)}
     jobs = [
@@ -344,7 +344,7 @@ def test_pre_trained_and_random_encoders_are_probed_at_the_same_stride(
 
 
 def test_a_summary_pairs_seeds_and_states_intervals() -> None:
-    settings = Settings(seeds=(0, 1, 2), tests=("finetune",))
+    settings = StudySettings(seeds=(0, 1, 2), tests=("finetune",))
     study = replace(SMALL, cells=SMALL.cells[:2], shares=(1.0,))
     values = {"MAM²": (0.5, 0.6, 0.7), "VideoMAE": (0.4, 0.55, 0.55)}
     jobs = [
@@ -477,7 +477,7 @@ def test_a_run_of_another_duration_keeps_what_depends_on_it_in_proportion() -> N
 
 def test_built_in_studies_name_recipes_that_are_there() -> None:
     for name, study in STUDIES.items():
-        settings = Settings(seeds=(0,))
+        settings = StudySettings(seeds=(0,))
         for job in jobs_of(study, settings):
             assert isinstance(get_recipe(job.cell.recipe), Pretrain), name
         folders = [job.folder for job in jobs_of(study, settings)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,10 +28,9 @@ class CompareCommand:
 
 def main(verb: str, arguments: list[str]) -> None:
     """Compares runs."""
-    start = time.monotonic()
     command = parse(CompareCommand, verb, arguments)
     lines = compared(command.runs)
     tables.print_lines(lines, f"{len(command.runs)} runs")
     if command.out:
         write_comparison(command.out, lines, command.runs, typed=typed())
-        finished(str(command.out), start)
+        finished(str(command.out))

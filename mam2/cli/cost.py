@@ -9,18 +9,17 @@ from annotated_types import Ge, Gt, Le
 from tyro.conf import arg
 
 from mam2.cli import tables
-from mam2.cli.parse import Flat, first_word, parse
-from mam2.cli.recipe_options import NAMES, Scale, scale_of, start_page_of
+from mam2.cli.parse import Flat
+from mam2.cli.recipe_options import FIRST_RECIPES, ScaleOption, parse_with_recipe, scale_of
 from mam2.config import check
 from mam2.recipes import RECIPES, get_recipe
 from mam2.recipes.scales import scaled
 from mam2.recipes.tables import NUM_TRAINING_VIDEOS
 from mam2.train.pretrain import Pretrain
 
-OWN_VIDEOS = ("mam2_tiny", "mam2_lite_b_k400", "mam2_b_k400_rp")
-Machine = Annotated[Literal["h100", "a100", "cpu"], arg(help="machine to plan for, of which one is used")]
-Share = Annotated[float, Gt(0), Le(1), arg(help="share of the peak that is reached")]
-Videos = Annotated[int, Ge(0), arg(help="number of training videos, for hours of a run in epochs; 0 prints none")]
+MachineOption = Annotated[Literal["h100", "a100", "cpu"], arg(help="machine to plan for, one of them")]
+ShareOption = Annotated[float, Gt(0), Le(1), arg(help="share of the peak that is reached")]
+VideosOption = Annotated[int, Ge(0), arg(help="number of training videos, for hours of a run in epochs; 0 prints none")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +27,10 @@ class CostCommand:
     """Estimate what pre-training takes, before anyone starts it."""
 
     config: Annotated[Pretrain, Flat]
-    device: Machine = "h100"
-    utilisation: Share = 0.4
-    videos: Videos = 0
-    scale: Scale = "base"
+    device: MachineOption = "h100"
+    utilisation: ShareOption = 0.4
+    videos: VideosOption = 0
+    scale: ScaleOption = "base"
 
     def __post_init__(self) -> None:
         check(self, "")
@@ -39,20 +38,10 @@ class CostCommand:
 
 def main(verb: str, arguments: list[str]) -> None:
     """Prints the cost of a recipe."""
-    recipe, rest = first_word(verb, arguments, names=NAMES, page=first_page)
-    command = parse(CostCommand, verb, rest, first=recipe, default=by_default(recipe, rest))
+    recipe, command = parse_with_recipe(CostCommand, verb, arguments, first=FIRST_RECIPES, by_default=by_default)
     tables.print_cost(
-        recipe,
-        command.config,
-        device=command.device,
-        utilisation=command.utilisation,
-        num_videos=command.videos,
+        recipe, command.config, device=command.device, utilisation=command.utilisation, num_videos=command.videos
     )
-
-
-def first_page() -> str:
-    """The help page without a recipe."""
-    return start_page_of("cost", OWN_VIDEOS, by_default(OWN_VIDEOS[0], []))
 
 
 def by_default(recipe: str, arguments: list[str]) -> CostCommand:

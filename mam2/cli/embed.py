@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -32,9 +31,8 @@ class EmbedCommand:
 
 def main(verb: str, arguments: list[str]) -> None:
     """Embeds videos."""
-    start = time.monotonic()
     command = parse(EmbedCommand, verb, arguments)
     done = embed_file(command.source, command.videos, command.out, config=command.config)
     counts = f"{done.num_windows} windows ({done.num_new} new; {done.num_videos} videos{left_out(done.bad)})"
     what = f"{command.out}, {counts}"
-    finished(what, start, f"mam2 search {command.out} VIDEO", f"mam2 search {command.out} --near-duplicates")
+    finished(what, f"mam2 search {command.out} VIDEO", f"mam2 search {command.out} --near-duplicates")

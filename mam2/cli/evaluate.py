@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -31,10 +30,9 @@ class EvaluateCommand:
 
 def main(verb: str, arguments: list[str]) -> None:
     """Tests a run."""
-    start = time.monotonic()
     command = parse(EvaluateCommand, verb, arguments)
     out = command.out or command.run
     done = evaluate_files(command.run, out, config=command.config, picture=True)
     if distributed.rank() == 0:
         tables.print_evaluation(done.result, done.report)
-    finished(f"{out}/{', '.join(done.files)}", start)
+    finished(f"{out}/{', '.join(done.files)}")

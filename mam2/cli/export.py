@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -30,11 +29,10 @@ class ExportCommand:
 
 def main(verb: str, arguments: list[str]) -> None:
     """Exports a model."""
-    start = time.monotonic()
     command = parse(ExportCommand, verb, arguments)
     done = export_file(command.source, command.out, config=command.config)
     say(f"Input  {done.takes}.")
     say(f"Output {done.gives}.")
     numbers = f"{done.difference:.2g}, of numbers up to {done.largest:.3g}"
     say(f"Largest difference from the model: {numbers}, on {done.clip}.")
-    finished(str(done.file), start)
+    finished(str(done.file))

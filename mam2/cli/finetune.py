@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
 
 import tyro
 
-from mam2.cli.parse import Flat, finished, first_word, parse
-from mam2.cli.recipe_options import NAMES, Out, Resume, Scale, initial, scale_of, start_page_of
+from mam2.cli.parse import Flat, finished
+from mam2.cli.recipe_options import Out, Resume, ScaleOption, initial, parse_with_recipe, scale_of
 from mam2.recipes import get_recipe
 from mam2.recipes.scales import scaled_finetune
 from mam2.train.finetune import Finetune, as_pretrained, finetune
@@ -22,24 +21,17 @@ class FinetuneCommand:
 
     config: Annotated[Finetune, Flat]
     out: Out
-    scale: Scale = "base"
+    scale: ScaleOption = "base"
     resume: Resume = True
 
 
 def main(verb: str, arguments: list[str]) -> None:
     """Fine-tunes by a recipe."""
-    start = time.monotonic()
-    recipe, rest = first_word(verb, arguments, names=NAMES, page=first_page)
-    command = parse(FinetuneCommand, verb, rest, first=recipe, default=by_default(recipe, rest))
+    _, command = parse_with_recipe(FinetuneCommand, verb, arguments, first=("finetune_tiny",), by_default=by_default)
     run = command.out
     if finetune(command.config, run, resume=command.resume):
         files = f"{run}/classifier.safetensors, log.jsonl, checkpoints/"
-        finished(files, start, f"mam2 evaluate {run} --data.root TEST")
-
-
-def first_page() -> str:
-    """The help page without a recipe."""
-    return start_page_of("finetune", ("finetune_tiny",), by_default("finetune_tiny", []))
+        finished(files, f"mam2 evaluate {run} --data.root TEST")
 
 
 def by_default(recipe: str, arguments: list[str]) -> FinetuneCommand:

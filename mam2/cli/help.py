@@ -40,8 +40,8 @@ class Option:
         name: dotted name of the field.
         words: the option as it is typed.
         description: meaning of its values, of 0 and of none.
-        bounds: smallest and largest values accepted; empty if there are none.
-        default: default value in brackets; empty if there is none.
+        bounds: smallest and largest values accepted; may be empty.
+        default: default value in brackets; may be empty.
         is_argument: given by its place.
     """
 
@@ -59,18 +59,12 @@ class Option:
 
 
 def help_page(verb: str, words: str, options: Iterable[Option]) -> str:
-    """All options of a command.
-
-    Args:
-        verb: the command.
-        words: what was typed before the options: the command, and a recipe or the like.
-        options: see `options_of`.
-    """
+    """All options of a command; `words` are those before the options: the command, and a recipe or the like."""
     options = sorted(options, key=lambda option: (not option.is_argument, option.default != REQUIRED))
     if len(options) <= MANY:
         return "\n".join([*opening(verb, words), *option_lines(options, whole=True)])
     options.sort(key=lambda option: option.section != "")
-    first = [option for name in NEEDED_BY_ALL for option in options if option.name == name]
+    first = needed_by_all(options)
     lines = [*opening(verb, words), *option_lines(first)]
     for section in dict.fromkeys(option.section for option in options):
         others = [option for option in options if option.section == section and option not in first]
@@ -80,13 +74,13 @@ def help_page(verb: str, words: str, options: Iterable[Option]) -> str:
 
 
 def start_page(verb: str, heading: str, starts: Mapping[str, str], options: Iterable[Option]) -> str:
-    """The page of a command that begins with a name: what the name may be, and the options that everyone needs.
+    """The page of a command that begins with a name.
 
     Args:
         verb: the command.
         heading: words above the names.
         starts: names to start with, and a line about each.
-        options: those of the first name.
+        options: options of the first name; those that everyone needs are listed.
     """
     width = width_of(sys.stdout) or 100
     lines = [*opening(verb, verb), *wrapped(heading, width).splitlines()]
@@ -96,11 +90,12 @@ def start_page(verb: str, heading: str, starts: Mapping[str, str], options: Iter
         lines += [f"{'  ' + name:<{left}}{first}", *(" " * left + other for other in others)]
     if starts:
         lines += ["", f"mam2 {verb} {next(iter(starts))} --help lists all options. The first:"]
-    needed = sorted(
-        (option for option in options if option.name in NEEDED_BY_ALL),
-        key=lambda option: NEEDED_BY_ALL.index(option.name),
-    )
-    return "\n".join([*lines, *option_lines(needed)])
+    return "\n".join([*lines, *option_lines(needed_by_all(list(options)))])
+
+
+def needed_by_all(options: list[Option]) -> list[Option]:
+    """The options that everyone needs, in their order."""
+    return [option for name in NEEDED_BY_ALL for option in options if option.name == name]
 
 
 def opening(verb: str, words: str) -> list[str]:
@@ -120,8 +115,8 @@ def options_of(command: type, given: Any = None, prefix: str = "") -> Iterator[O
 
     Args:
         command: the dataclass.
-        given: one of its instances, whose values are the defaults; None takes those of the fields.
-        prefix: what stands before the names.
+        given: an instance that holds the default values; None takes those of the fields.
+        prefix: words before the names.
     """
     texts = texts_of(command)
     hints = typing.get_type_hints(command, include_extras=True)
@@ -137,7 +132,7 @@ def options_of(command: type, given: Any = None, prefix: str = "") -> Iterator[O
         name = f"{prefix}{field.name}"
         text = next((note.help for note in notes if getattr(note, "help", None)), texts.get(field.name, ""))
         flag = f"--{name}".replace("_", "-")
-        words = flag if isinstance(value, bool) else f"{flag} {kind_of(plain)}"
+        words = flag if isinstance(value, bool) else f"{flag} {type_in_words(plain)}"
         if value is True:
             words = f"--{prefix}no-{field.name}".replace("_", "-")
             text = f"turn off: {text}" if field.name in texts else text
@@ -148,7 +143,7 @@ def options_of(command: type, given: Any = None, prefix: str = "") -> Iterator[O
             words=words,
             description=" ".join(text.split()),
             bounds=bounds_of(plain, notes),
-            default=shown(value),
+            default=default_in_words(value),
             is_argument=is_argument,
         )
 
@@ -168,22 +163,22 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 
 def without_notes(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A type without what `Annotated` adds to it, and that."""
+    """A type, and the notes that `Annotated` adds to it."""
     if typing.get_origin(hint) is Annotated:
         return typing.get_args(hint)[0], hint.__metadata__
     return hint, ()
 
 
-def kind_of(hint: Any) -> str:
-    """A type as a help page shows it: its choices, or what it is."""
+def type_in_words(hint: Any) -> str:
+    """A type as a help page shows it: its choices, or a word such as PATH."""
     hint, _ = without_notes(hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return "|".join(str(choice) for choice in args if choice != "")
     if origin in (typing.Union, types.UnionType):
-        return "PATH" if Path in args else "|".join(kind_of(part) for part in args if part is not type(None))
+        return "PATH" if Path in args else "|".join(type_in_words(part) for part in args if part is not type(None))
     if origin is tuple:
-        kinds = [kind_of(part) for part in args if part is not Ellipsis]
+        kinds = [type_in_words(part) for part in args if part is not Ellipsis]
         return " ".join(kinds) + " (several)" * (Ellipsis in args)
     return {int: "N", float: "X", str: "TEXT", Path: "PATH", Duration: "DURATION"}.get(hint, "VALUE")
 
@@ -196,7 +191,7 @@ def bounds_of(hint: Any, notes: Iterable[Any]) -> str:
     return ", ".join(words for words in said if float(words.split()[-1]) <= READABLE)
 
 
-def shown(value: Any) -> str:
+def default_in_words(value: Any) -> str:
     """A default in brackets; empty where a flag, or nothing, is the default."""
     if value is tyro.MISSING:
         return REQUIRED
@@ -207,12 +202,7 @@ def shown(value: Any) -> str:
 
 
 def option_lines(options: Iterable[Option], *, whole: bool = False) -> list[str]:
-    """Each option: how it is typed, what it is, its default; wrapped at the terminal's width.
-
-    Args:
-        options: the options.
-        whole: with the whole description of each, not in short.
-    """
+    """Lines on each option, at the terminal's width: words to type, description (in short unless `whole`), default."""
     width = width_of(sys.stdout) or 100
     lines = []
     for option in options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 import time
@@ -13,16 +14,18 @@ from tyro.conf import arg
 
 from mam2 import distributed
 from mam2.cli.help import help_page, options_of
-from mam2.config import Duration, UserError
+from mam2.config import RENAMED, RENAMED_WORDS, Duration, UserError
 from mam2.terminal import say
 from mam2.verbs import VERBS
 
+log = logging.getLogger("mam2")
+STARTED = time.monotonic()  # a command imports this file first
 CommandT = TypeVar("CommandT")
 Flat = arg(name="")  # --data.root rather than --config.data.root
 
 
 def asks_for_help(arguments: list[str]) -> bool:
-    """Whether the help page is asked for."""
+    """True if an argument asks for the help page."""
     return bool({"-h", "--help"} & set(arguments))
 
 
@@ -32,11 +35,11 @@ def parse(
     """The command that the arguments describe; prints the help page and exits if they ask for it.
 
     Args:
-        command: a dataclass.
-        verb: the command's name.
-        arguments: what stands after the name, and after `first`.
+        command: its dataclass.
+        verb: its name.
+        arguments: words after the name, and after `first`.
         first: the recipe or the like that the command begins with.
-        default: the values of options that are not given.
+        default: values of the options that are not given.
     """
     words = f"{verb} {first}".rstrip()
     if asks_for_help(arguments):
@@ -45,9 +48,33 @@ def parse(
     # A recipe says which objective it is; messages name an argument as the help page does.
     settings = (tyro.conf.AvoidSubcommands, tyro.conf.PositionalMetavarFromFieldName)
     parsed: Any = tyro.cli(
-        command, args=arguments, prog=f"mam2 {words}", default=default, config=settings, registry=with_durations()
+        command,
+        args=in_words_of_today(arguments),
+        prog=f"mam2 {words}",
+        default=default,
+        config=settings,
+        registry=with_durations(),
     )
     return cast(CommandT, parsed)
+
+
+def in_words_of_today(arguments: list[str]) -> list[str]:
+    """The arguments with options and labels of version 0.1 by their names of today, which a message says once."""
+    found: list[str] = []
+    renamed: dict[str, str] = {}
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = word.partition("=")
+        section, _, field = option.rpartition(".")
+        if section.startswith("--") and (name := RENAMED.get(field.replace("-", "_"))):
+            renamed[option] = f"{section}.{name}".replace("_", "-")
+            word = f"{renamed[option]}{equals}{value}"
+        elif (label := word.removeprefix("--labels=")) in RENAMED_WORDS and "--labels" in (option, before):
+            renamed[f"--labels {label}"] = f"--labels {RENAMED_WORDS[label]}"
+            word = word.replace(label, RENAMED_WORDS[label])
+        found.append(word)
+    for before, today in renamed.items():
+        log.warning(f"{before} is called {today} now.")
+    return found
 
 
 def first_word(verb: str, arguments: list[str], *, names: str, page: Callable[[], str]) -> tuple[str, list[str]]:
@@ -55,9 +82,9 @@ def first_word(verb: str, arguments: list[str], *, names: str, page: Callable[[]
 
     Args:
         verb: the command's name.
-        arguments: what stands after it.
-        names: what the first word names.
-        page: makes the help page that is printed where no name stands before `--help`.
+        arguments: words after it.
+        names: words for what the first one names.
+        page: makes the help page, where no name stands before `--help`.
 
     Raises:
         UserError: nothing is named.
@@ -96,15 +123,11 @@ def typed() -> str:
     return shlex.join(["mam2", *sys.argv[1:]])
 
 
-def finished(what: str, start: float, *next_commands: str, file: TextIO | None = None) -> None:
-    """Prints what a command wrote, how long it took since `start` (of time.monotonic), and what to type next.
-
-    Args:
-        file: where to print; by default stdout.
-    """
+def finished(what: str, *next_commands: str, file: TextIO | None = None) -> None:
+    """Says what a command wrote, how long it took, and what to type next, on stdout or in `file`."""
     if distributed.rank() > 0:
         return
-    seconds = time.monotonic() - start
+    seconds = time.monotonic() - STARTED
     took = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
     say(f"Wrote {what} in {took}.", file=file)
     for number, command in enumerate(next_commands):
@@ -112,5 +135,5 @@ def finished(what: str, start: float, *next_commands: str, file: TextIO | None =
 
 
 def left_out(bad: Mapping[str, str]) -> str:
-    """Words on videos of which something was left out; empty if there are none."""
+    """Words about damaged videos; empty without any."""
     return f"; of {len(bad)} something was left out, see above" if bad else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -33,10 +32,9 @@ class PredictCommand:
 
 def main(verb: str, arguments: list[str]) -> None:
     """Writes labels, and a picture of them."""
-    start = time.monotonic()
     command = parse(PredictCommand, verb, arguments)
     done = predict_file(command.run, command.videos, command.out, config=command.config, timeline=command.timeline)
     files = ", ".join(str(path) for path in (command.out, command.timeline) if path)
     windows = f"{done.num_windows} windows of " if command.config.window else ""
     videos = f"{done.num_videos} video{'' if done.num_videos == 1 else 's'}"
-    finished(f"{files}, {windows}{videos}{left_out(done.bad)}", start)
+    finished(f"{files}, {windows}{videos}{left_out(done.bad)}")

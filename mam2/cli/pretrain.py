@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, cast
 
 import tyro
 
-from mam2.cli.parse import Flat, finished, first_word, parse
-from mam2.cli.recipe_options import NAMES, Out, Resume, Scale, initial, scale_of, start_page_of
+from mam2.cli.parse import Flat, finished
+from mam2.cli.recipe_options import FIRST_RECIPES, Out, Resume, ScaleOption, initial, parse_with_recipe, scale_of
 from mam2.model.load import read_encoder_config
 from mam2.recipes import RECIPES, get_recipe
 from mam2.recipes.scales import scaled
 from mam2.train.pretrain import Pretrain, pretrain
-
-OWN_VIDEOS = ("mam2_tiny", "mam2_lite_b_k400", "mam2_b_k400_rp")
-"""Recipes that need no download."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,25 +22,18 @@ class PretrainCommand:
 
     config: Annotated[Pretrain, Flat]
     out: Out
-    scale: Scale = "base"
+    scale: ScaleOption = "base"
     resume: Resume = True
 
 
 def main(verb: str, arguments: list[str]) -> None:
     """Pre-trains by a recipe."""
-    start = time.monotonic()
-    recipe, rest = first_word(verb, arguments, names=NAMES, page=first_page)
-    command = parse(PretrainCommand, verb, rest, first=recipe, default=by_default(recipe, rest))
+    recipe, command = parse_with_recipe(PretrainCommand, verb, arguments, first=FIRST_RECIPES, by_default=by_default)
     run = command.out
     if pretrain(command.config, run, resume=command.resume):
         same = "" if command.scale == "base" else f" --scale {command.scale}"
         tune = f"mam2 finetune {finetune_recipe(recipe)}{same} --init {run} --data.root LABELLED --out {run}_tuned"
-        finished(f"{run}/encoder.safetensors, log.jsonl, checkpoints/", start, tune, f"mam2 show {run} VIDEO")
-
-
-def first_page() -> str:
-    """The help page without a recipe."""
-    return start_page_of("pretrain", OWN_VIDEOS, by_default(OWN_VIDEOS[0], []))
+        finished(f"{run}/encoder.safetensors, log.jsonl, checkpoints/", tune, f"mam2 show {run} VIDEO")
 
 
 def by_default(recipe: str, arguments: list[str]) -> PretrainCommand:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -28,8 +27,7 @@ class PushCommand:
 
 def main(verb: str, arguments: list[str]) -> None:
     """Shares a model."""
-    start = time.monotonic()
     command = parse(PushCommand, verb, arguments)
     place = share(command.source, command.name, config=command.config)
     load = place if command.config.folder else f"hf://{command.name}"
-    finished(place, start, f'python -c "import mam2; mam2.load_encoder({load!r})"')
+    finished(place, f'python -c "import mam2; mam2.load_encoder({load!r})"')

@@ -5,14 +5,13 @@ from __future__ import annotations
 import signal
 import statistics
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from mam2.cli.parse import finished, parse
-from mam2.studies.quickstart import KINDS, quickstart
+from mam2.studies.quickstart import RESULTS, Quickstart, quickstart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +27,11 @@ class QuickstartCommand:
 
 def main(verb: str, arguments: list[str]) -> None:
     """Runs the quickstart."""
-    start = time.monotonic()
     command = parse(QuickstartCommand, verb, arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # between runs, which have their own way to stop
-    result = quickstart(command.out)
+    result = quickstart(command.out, Quickstart())
     if result is None:
         return
-    means = ", ".join(f"{name} {statistics.mean(result[kind]):.3f}" for kind, (name, _) in KINDS.items())
+    means = ", ".join(f"{name} {statistics.mean(result[kind]):.3f}" for kind, (name, _) in RESULTS.items())
     Console().print(f"top-1: {means} (chance {result['chance']:.3f}; {len(result['mam2'])} seeds).")
-    finished(f"{command.out}/report.html", start, "mam2 pretrain mam2_tiny --data.root VIDEOS --out runs/mine")
+    finished(f"{command.out}/report.html", "mam2 pretrain mam2_tiny --data.root VIDEOS --out runs/mine")

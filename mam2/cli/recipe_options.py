@@ -1,30 +1,56 @@
-"""Parts that the commands with a recipe share: common options, and what they read before the recipe is known."""
+"""Parts that the commands with a recipe share: common options, and those that are read before the recipe is known."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
 from tyro.conf import arg
 
 from mam2.cli.help import first_sentence, options_of, start_page
+from mam2.cli.parse import CommandT, first_word, parse
 from mam2.config import UserError
 from mam2.model.weights import PUBLIC
 from mam2.recipes import RECIPES
 from mam2.recipes.scales import ScaleName
 
 Out = Annotated[Path, arg(help="a new folder, or that of the same run, which resumes")]
-Scale = Annotated[ScaleName, arg(help="other sizes and lengths: nano or tiny for a laptop, small for a GPU")]
+ScaleOption = Annotated[ScaleName, arg(help="other sizes and lengths: nano or tiny for a laptop, small for a GPU")]
 Resume = Annotated[bool, arg(help="refuse a run that is there already, instead of resuming it")]
-NAMES = "a recipe (`mam2 recipes` lists them)"
+FIRST_RECIPES = ("mam2_tiny", "mam2_lite_b_k400", "mam2_b_k400_rp")
+"""Pre-trainings that need no download."""
 
 
-def start_page_of(verb: str, recipes: tuple[str, ...], command: object) -> str:
-    """The page of a command without a recipe: those for one's own videos, and the options that everyone needs."""
-    starts = {name: first_sentence(RECIPES[name].make.__doc__ or "") for name in recipes}
-    heading = "Recipes for your own videos; `mam2 recipes` lists all:"
-    return start_page(verb, heading, starts, options_of(type(command), command))
+def parse_with_recipe(
+    command: type[CommandT],
+    verb: str,
+    arguments: list[str],
+    *,
+    first: tuple[str, ...],
+    by_default: Callable[[str, list[str]], CommandT],
+) -> tuple[str, CommandT]:
+    """The recipe that the arguments begin with, and the command that they describe.
+
+    Args:
+        command: its dataclass.
+        verb: its name.
+        arguments: words after the name.
+        first: recipes for one's own videos, which the help page without a recipe lists.
+        by_default: makes the command from a recipe and the arguments after it.
+
+    Raises:
+        UserError: no recipe, or an unknown one.
+    """
+
+    def page() -> str:
+        starts = {name: first_sentence(RECIPES[name].make.__doc__ or "") for name in first}
+        heading = "Recipes for your own videos; `mam2 recipes` lists all:"
+        return start_page(verb, heading, starts, options_of(command, by_default(first[0], [])))
+
+    recipe, rest = first_word(verb, arguments, names="a recipe (`mam2 recipes` lists them)", page=page)
+    return recipe, parse(command, verb, rest, first=recipe, default=by_default(recipe, rest))
 
 
 def scale_of(recipe: str, arguments: list[str]) -> ScaleName:
@@ -42,8 +68,7 @@ def scale_of(recipe: str, arguments: list[str]) -> ScaleName:
 
 
 def initial(arguments: list[str]) -> str:
-    """The encoder that --init names, or that of the run in --out if it resumes without it; empty if neither is
-    there."""
+    """The encoder that --init names; where it is gone, that of the run in --out; else empty."""
     init, out = option("--init", arguments), option("--out", arguments)
     weights = [place for place in (init, out) if Path(place).is_file() or any(Path(place or "-").glob("*.safetensors"))]
     if init.startswith(PUBLIC):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +50,6 @@ class SearchCommand:
 
 def main(verb: str, arguments: list[str]) -> None:
     """Searches, prints a table and writes what is asked for."""
-    start = time.monotonic()
     command = parse(SearchCommand, verb, arguments)
     if bool(command.query) == command.near_duplicates:
         raise UserError("Give a query video or --near-duplicates, one of them: mam2 search FEATURES.parquet VIDEO.")
@@ -68,4 +66,4 @@ def main(verb: str, arguments: list[str]) -> None:
         tables.print_hits(hits)
         write_hits(hits, command.out, command.html, query=command.query, features=command.features, typed=typed())
     if written := [str(path) for path in (command.out, command.html) if path]:
-        finished(", ".join(written), start)
+        finished(", ".join(written))

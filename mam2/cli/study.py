@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
-import tyro
 from annotated_types import Ge
 from tyro.conf import arg
 
@@ -18,9 +16,9 @@ from mam2.cli.help import options_of, start_page
 from mam2.cli.parse import Flat, finished, first_word, parse
 from mam2.config import UserError, check
 from mam2.files import write_text
-from mam2.studies.builtin import STUDIES
+from mam2.studies.builtin import STUDIES, get_study
 from mam2.studies.conduct import run_study
-from mam2.studies.study import Settings, get_study
+from mam2.studies.study import StudySettings
 from mam2.studies.study_page import write_study_report
 from mam2.studies.summary import as_markdown, not_fitted, table_of
 
@@ -32,7 +30,7 @@ Shard = Annotated[str, arg(help="i/n: only every n-th run, from number i, counte
 class StudyCommand:
     """Run a comparison: pre-train every cell, fine-tune and probe it, test it; or resume it."""
 
-    config: Annotated[Settings, Flat]
+    config: Annotated[StudySettings, Flat] = field(default_factory=StudySettings)
     out: Annotated[Path, arg(help="folder of the study; an interrupted study resumes there")]
     jobs: Jobs = 1
     shard: Shard = "0/1"
@@ -41,11 +39,7 @@ class StudyCommand:
         check(self, "")
 
     def part(self) -> tuple[int, int]:
-        """The numbers i and n of the shard.
-
-        Raises:
-            UserError: another form, or numbers outside their range.
-        """
+        """The numbers i and n of the shard; UserError for another form, or numbers outside their range."""
         i, _, n = self.shard.partition("/")
         if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
             raise UserError(f"--shard is {self.shard!r}; accepted: i/n with i from 0 to n - 1, such as 0/4.")
@@ -54,10 +48,9 @@ class StudyCommand:
 
 def main(verb: str, arguments: list[str]) -> None:
     """Runs a study."""
-    start = time.monotonic()
     name, rest = first_word(verb, arguments, names=f"a study ({', '.join(STUDIES)})", page=first_page)
-    study = get_study(name, STUDIES)
-    command = parse(StudyCommand, verb, rest, first=name, default=by_default())
+    study = get_study(name)
+    command = parse(StudyCommand, verb, rest, first=name)
     shard = command.part()
     report = run_study(name, study, command.config, command.out, jobs=command.jobs, shard=shard)
     if report is None:
@@ -68,15 +61,10 @@ def main(verb: str, arguments: list[str]) -> None:
         logging.getLogger("mam2").warning(warning)
     write_text(command.out / "table.md", as_markdown(lines))
     page = write_study_report(report, command.out, chance=1 / report["num_classes"])
-    finished(f"{command.out}/study.json, table.md, {page.name}", start)
-
-
-def by_default() -> StudyCommand:
-    """The command without options."""
-    return StudyCommand(config=Settings(), out=cast(Path, tyro.MISSING))
+    finished(f"{command.out}/study.json, table.md, {page.name}")
 
 
 def first_page() -> str:
     """The help page without a study."""
     starts = {name: study.title for name, study in STUDIES.items()}
-    return start_page("study", "Studies:", starts, options_of(StudyCommand, by_default()))
+    return start_page("study", "Studies:", starts, options_of(StudyCommand))

@@ -24,13 +24,11 @@ if TYPE_CHECKING:  # no command needs all of them
 UNLIMITED = 10_000  # columns, where nobody reads along
 
 
-def show(table: Table, *notes: str, names: int = 0) -> None:
-    """Prints a table and lines below it. No cell is cut: what does not fit is continued on the next line.
+def print_table(table: Table, *notes: str, names: int = 0) -> None:
+    """Prints a table, of escaped cells, and notes below it. No cell is cut: its end continues on the next line.
 
     Args:
-        table: the table; its cells are escaped.
-        notes: sentences, or commands.
-        names: number of columns, from the left, that hold names to be typed again, which stay whole if they can.
+        names: number of columns, from the left, whose names will be typed again: these stay on a line if they can.
     """
     width = width_of(sys.stdout)
     for number, column in enumerate(table.columns):
@@ -46,7 +44,7 @@ def print_lines(lines: Sequence[Sequence[str]], title: str) -> None:
     table = Table(*lines[0], title=title)
     for line in lines[1:]:
         table.add_row(*(printable(escape(cell)) for cell in line))
-    show(table, names=1)
+    print_table(table, names=1)
 
 
 def print_evaluation(result: Evaluation, report: dict[str, Any]) -> None:
@@ -57,13 +55,13 @@ def print_evaluation(result: Evaluation, report: dict[str, Any]) -> None:
         table = Table("views", *found, title=f"{report['num_videos']} videos")
         views = f"{report['clips']} × {report['crops']}"
         table.add_row(views, *("-" if value is None else f"{value:.4f}" for value in found.values()))
-        show(table)
+        print_table(table)
         return
     table = Table("views", "top-1", "top-5", title=f"{len(result.label_B)} videos")
     if result.single_view:
         table.add_row("1, on average", *(f"{share:.4f}" for share in result.single_view))
     table.add_row(f"{report['clips']} × {report['crops']}", f"{result.top(1):.4f}", f"{result.top(5):.4f}")
-    show(table)
+    print_table(table)
 
 
 def print_probe(kind: str, report: dict[str, Any]) -> None:
@@ -72,7 +70,7 @@ def print_probe(kind: str, report: dict[str, Any]) -> None:
     for name, found in (("pre-trained", report), ("untrained", report["baseline"])):
         if found:
             table.add_row(name, f"{found['top1']:.4f}", f"{found['top5']:.4f}")
-    show(table)
+    print_table(table)
 
 
 def print_hits(hits: list[Hit]) -> None:
@@ -81,7 +79,7 @@ def print_hits(hits: list[Hit]) -> None:
     for hit in hits:
         at = f"{hit.query.start:.2f} to {hit.query.end:.2f}"
         table.add_row(f"{hit.score:.4f}", *_cells(hit.found), printable(escape(hit.found.label or "-")), at)
-    show(table)
+    print_table(table)
 
 
 def print_pairs(pairs: list[Pair], *, shown: int, threshold: float) -> None:
@@ -90,7 +88,7 @@ def print_pairs(pairs: list[Pair], *, shown: int, threshold: float) -> None:
     for pair in pairs[:shown]:
         table.add_row(f"{pair.score:.4f}", *_cells(pair.one), *_cells(pair.other))
     more = [f"{len(pairs) - shown} more; --out hits.json writes all."] if len(pairs) > shown else []
-    show(table, *(more if pairs else [f"No two windows reach {threshold:g}; see --threshold."]))
+    print_table(table, *(more if pairs else [f"No two windows reach {threshold:g}; see --threshold."]))
 
 
 def _cells(place: Place) -> tuple[str, str]:
@@ -101,17 +99,16 @@ def print_prepared(report: Report) -> None:
     """Counts of a data set's videos, and their problems."""
     columns = ("split", "listed", "in the manifest", "Table 6", "seconds per video")
     table = Table(*columns, title=printable(escape(str(report.manifest))))
-    for of in report.splits:
-        seconds = f"{of.mean_seconds:.1f}" if of.mean_seconds else "-"
-        table.add_row(
-            printable(of.split), f"{of.listed:,}", f"{of.written:,}", f"{of.table6:,}" if of.table6 else "-", seconds
-        )
+    for split in report.splits:
+        table6 = f"{split.table6:,}" if split.table6 else "-"
+        seconds = f"{split.mean_seconds:.1f}" if split.mean_seconds else "-"
+        table.add_row(printable(split.split), f"{split.listed:,}", f"{split.written:,}", table6, seconds)
     problems = [
         f"{kind}: {problem.count:,}, such as {', '.join(problem.first)}"
         for kind in ("missing", "unreadable", "short", "extra", "duplicates")
         if (problem := getattr(report, kind)).count
     ]
-    show(table, f"{report.num_classes} classes.", *problems, *report.notes)
+    print_table(table, f"{report.num_classes} classes.", *problems, *report.notes)
 
 
 def print_recipes() -> None:
@@ -124,11 +121,11 @@ def print_recipes() -> None:
         length = str(recipe.make().loop.duration)
         table.add_row(name, ", ".join(tables_of(name)) or "-", recipe.data, recipe.model, length)
     note = "`mam2 recipes NAME` prints a recipe; `mam2 recipes --table 1d` a table of the paper, with costs."
-    show(table, note, names=1)
+    print_table(table, note, names=1)
 
 
 def print_paper_table(number: str, tflops: float, scale: ScaleName) -> None:
-    """The rows of one of the paper's tables with the paper's numbers, estimated costs and commands."""
+    """The rows of a table of the paper with its numbers, estimated costs and commands."""
     from mam2 import cost
     from mam2.recipes import RECIPES
     from mam2.recipes.scales import scaled
@@ -161,10 +158,10 @@ def print_paper_table(number: str, tflops: float, scale: ScaleName) -> None:
         else:
             commands.append(f"mam2 finetune {row.recipe}{at} --data.root DIR --out RUN --init PRETRAINED")
         table.add_row(row.name, row.recipe, row.paper or "-", *[row.top5 or "-"] * top5, *estimates)
-    show(
+    print_table(
         table,
         "Accuracy after fine-tuning as the paper has it; none has been rerun here. Estimates for pre-training: TFLOP "
-        "with the targets; GiB kept for the backward pass in bf16, beside the weights; hours of one GPU at "
+        "with the targets; GiB kept for the backward pass in bf16, without the weights; hours of one GPU at "
         f"{tflops:g} TFLOP/s.",
         *dict.fromkeys(commands),
         names=2,
@@ -179,12 +176,12 @@ def print_targets() -> None:
     for name, row in APPEARANCES.items():
         codes = str(row.num_outputs or ("-" if row.load is None else "yours"))
         table.add_row(name, row.title, f"{row.size}²", row.range, codes, f"{row.gflop:,}", row.weights)
-    show(table, "For a clip of 16 frames of 224².", names=1)
+    print_table(table, "For a clip of 16 frames of 224².", names=1)
     table = Table("--targets.motion", "what", "units", "numbers per patch of 16²", "GFLOP/clip")
     for name, motion in MOTIONS.items():
         numbers = str(motion.channels * 256) if motion.load else "2 per tube"
         table.add_row(name, motion.title, motion.units, numbers, f"{motion.gflop:,}")
-    show(table, names=1)
+    print_table(table, names=1)
 
 
 def print_cost(recipe: str, config: Pretrain, *, device: str, utilisation: float, num_videos: int) -> None:
@@ -213,7 +210,7 @@ def print_cost(recipe: str, config: Pretrain, *, device: str, utilisation: float
     if config.targets.cache and num_videos:
         disk += f", {cost.cache_gib(config, num_videos):.2f} GiB for the token cache"
     fits = max(0, int((0.9 * on.memory_gib - estimate.state_gib) / estimate.clip_gib))
-    show(
+    print_table(
         table,
         run,
         f"Memory: {estimate.state_gib:.2f} GiB for weights, gradients and AdamW, {estimate.clip_gib:.3g} GiB per clip, "

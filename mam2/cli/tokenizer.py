@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +71,6 @@ def main(verb: str, arguments: list[str]) -> None:
 
 def train(command: TrainTokenizerCommand) -> None:
     """Trains a tokenizer and draws what it keeps."""
-    start = time.monotonic()
     catalog = read_catalog(Listing(root=command.root, split=command.split), labelled=False)
     report = train_tokenizer(
         catalog,
@@ -88,4 +86,4 @@ def train(command: TrainTokenizerCommand) -> None:
     print(json.dumps(report | {"picture": str(picture)}, indent=2))
     use = f"--targets.appearance vq --targets.file {command.out}"
     pretrain = f"mam2 pretrain RECIPE --data.root {command.root} {use} --out RUN"
-    finished(f"{command.out}, {picture}", start, pretrain, file=sys.stderr)  # stdout is JSON
+    finished(f"{command.out}, {picture}", pretrain, file=sys.stderr)  # stdout is JSON

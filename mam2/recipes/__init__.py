@@ -9,20 +9,14 @@ from types import FunctionType
 from mam2.config import UserError, did_you_mean, is_plug_in, load_plug_in
 from mam2.model.encoder import vit_b, vit_l
 from mam2.recipes import ablations, finetune, pretrain, rivals
+from mam2.recipes.tables import DATA_SETS
 from mam2.train.finetune import Finetune
 from mam2.train.pretrain import Pretrain
-
-DATA_SETS = {"k400": "Kinetics-400", "ssv2": "SSv2", "ucf101": "UCF101", "hmdb51": "HMDB51", "ablation": "UCF101"}
-"""Data sets by the word for them in a recipe's name; other recipes are for any videos."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named run.
-
-    Attributes:
-        make: function that returns the configuration; its name is the recipe's.
-    """
+    """A named run; `make` returns its configuration, and has its name."""
 
     make: Callable[[], Pretrain | Finetune]
 

@@ -23,19 +23,18 @@ def ablation() -> Pretrain:
     return replace(base, optim=replace(base.optim, warmup=Epochs(20)), loop=replace(base.loop, duration=Epochs(800)))
 
 
-def _depth(appearance: int, motion: int) -> Pretrain:
-    base = ablation()
-    return replace(base, objective=MAM2Config(appearance_depth=appearance, motion_depth=motion))
+def _objective(config: MAM2Config) -> Pretrain:
+    return replace(ablation(), objective=config)
 
 
 def ablation_depth_2_2() -> Pretrain:
     """Table 1a: appearance and motion decoders of 2 and 2 blocks."""
-    return _depth(2, 2)
+    return _objective(MAM2Config(appearance_depth=2, motion_depth=2))
 
 
 def ablation_depth_4_4() -> Pretrain:
     """Table 1a: appearance and motion decoders of 4 and 4 blocks."""
-    return _depth(4, 4)
+    return _objective(MAM2Config(appearance_depth=4, motion_depth=4))
 
 
 def _stride(frames: int) -> Pretrain:
@@ -53,19 +52,14 @@ def ablation_stride_8() -> Pretrain:
     return _stride(8)
 
 
-def _width(width: int) -> Pretrain:
-    base = ablation()
-    return replace(base, objective=MAM2Config(width=width, num_heads=width // 64))
-
-
 def ablation_width_384() -> Pretrain:
     """Table 1c: regressor and decoders of width 384, behind a projection."""
-    return _width(384)
+    return _objective(MAM2Config(width=384, num_heads=6))
 
 
 def ablation_width_512() -> Pretrain:
     """Table 1c: regressor and decoders of width 512, behind a projection."""
-    return _width(512)
+    return _objective(MAM2Config(width=512, num_heads=8))
 
 
 def _mask(kind: str, ratio: float) -> Pretrain:
@@ -122,29 +116,24 @@ def ablation_coupled() -> Pretrain:
 
     Paper: its depth not given; here: the appearance decoder's 4 blocks.
     """
-    base = ablation()
-    return replace(base, objective=MAM2Config(decoders="coupled"))
+    return _objective(MAM2Config(decoders="coupled"))
 
 
 def ablation_no_appearance() -> Pretrain:
     """Table 2, w/o appearance: the motion decoder alone. Needs no tokenizer."""
-    base = ablation()
-    return replace(base, objective=MAM2Config(decoders="motion"))
+    return _objective(MAM2Config(decoders="motion"))
 
 
 def ablation_no_motion() -> Pretrain:
     """Table 2, w/o motion: the appearance decoder alone."""
-    base = ablation()
-    return replace(base, objective=MAM2Config(decoders="appearance"))
+    return _objective(MAM2Config(decoders="appearance"))
 
 
 def ablation_no_regressor() -> Pretrain:
     """Table 2, w/o regressor: decoders see visible features and mask queries."""
-    base = ablation()
-    return replace(base, objective=MAM2Config(regressor_depth=0))
+    return _objective(MAM2Config(regressor_depth=0))
 
 
 def ablation_no_alignment() -> Pretrain:
     """Table 2, w/o alignment: α = 0."""
-    base = ablation()
-    return replace(base, objective=MAM2Config(alignment_weight=0.0))
+    return _objective(MAM2Config(alignment_weight=0.0))

@@ -10,7 +10,6 @@ from mam2.model.encoder import vit_l
 from mam2.recipes.pretrain import mam2_tiny
 from mam2.train.engine import Loop
 from mam2.train.finetune import Finetune
-from mam2.train.optim import Optim
 
 
 def finetune_b_k400() -> Finetune:
@@ -75,14 +74,7 @@ def finetune_tiny() -> Finetune:
     return Finetune(
         data=Data(stride_frames=4, augment="multi_scale_crop"),
         encoder=mam2_tiny().encoder,
-        optim=Optim(
-            base_lr=1.6e-2,
-            min_lr=1e-5,
-            betas=(0.9, 0.999),
-            warmup=Epochs(5),
-            layer_decay=0.9,
-            max_grad_norm=3.0,
-        ),
+        optim=replace(Finetune().optim, base_lr=1.6e-2, min_lr=1e-5, layer_decay=0.9, max_grad_norm=3.0),
         loop=Loop(batch_size=16, duration=Epochs(40), save_every=Epochs(10)),
         mixup=0.0,
         cutmix=0.0,

@@ -87,9 +87,8 @@ def mam2_flash_b_k400() -> Pretrain:
     """Not the paper's: motion first, for 7 % of `mam2_b_k400`'s operations, 1.4 times VideoMAE's. Needs no download.
 
     Patches come with their difference to the next frame, attention starts local, and Eq. 3 is summed, so that motion is
-    learned and outweighs appearance, which is pixels. Nine tenths of the tubes are masked. One decoder of one block,
-    half as wide as the encoder, predicts both; there is no regressor, and nothing is aligned. Results at a small size:
-    docs/results.md.
+    learned and outweighs appearance, which is pixels. Nine tenths of the tubes are masked. One decoder of one block
+    predicts both, without regressor and alignment. Results at a small size: docs/results.md.
     """
     return _flash(mam2_b_k400())
 
@@ -124,7 +123,7 @@ def mam2_adapt_b() -> Pretrain:
     """Not the paper's: an image ViT adapted to one's own videos by MAM², in 40 epochs.
 
     Give --init ENCODER, such as timm:vit_base_patch16_siglip_224.webli, or the same with --targets.file to hold on to
-    what it knows. Copied blocks learn at lower rates the deeper they lie; what is new warms up first.
+    what it knows. Copied blocks learn at lower rates the deeper they lie; new parts warm up first.
     """
     return replace(
         mam2_b_k400_rp(),
@@ -146,9 +145,8 @@ def mam2_adapt_video_b() -> Pretrain:
 def mam2_tiny() -> Pretrain:
     """Not the paper's: for a laptop and any folder of videos; needs no download.
 
-    1.1 M parameters in the encoder, 8 frames of 48², some ten minutes on two cores. The tokenizer is a small VQ model
-    trained on the videos first. Many small steps and a ramped-up alignment: at this size large batches sit on a plateau
-    for as many steps, and a constant α can collapse the features (docs/log/learning.md).
+    1.1 M parameters in the encoder, 8 frames of 48², some ten minutes on two cores. A small VQ tokenizer is trained on
+    the videos first. Steps are many and small, and the alignment ramps up, for reasons in docs/log/learning.md.
     """
     return Pretrain(
         data=Data(stride_frames=4),

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mam2.config import Duration, Steps
-from mam2.data.clips import Data
 from mam2.model.encoder import EncoderConfig, vit_b
 from mam2.objectives.contract import Proportion
 from mam2.recipes.finetune import finetune_tiny
@@ -74,8 +73,7 @@ def _small() -> Scale:
 
 
 def _tokens(num_codes: int) -> dict[str, tuple[str, int]]:
-    """A VQ model of one's own videos for either VQGAN, the smaller with half the codes; a random projection for
-    DALL-E."""
+    """For either VQGAN a VQ model of one's own videos, the smaller with half the codes."""
     return {
         "vqgan_16384": ("vq", num_codes),
         "vqgan_8192": ("vq", num_codes // 2),
@@ -88,7 +86,7 @@ SCALES = {"nano": _nano, "tiny": _tiny, "small": _small}
 
 
 def scaled(config: Pretrain, scale: ScaleName) -> Pretrain:
-    """A pre-training recipe, one of those for ViT-B or ViT-L, at a scale."""
+    """A pre-training recipe for ViT-B or ViT-L at a scale."""
     if scale == "base":
         return config
     to = SCALES[scale]()
@@ -104,7 +102,7 @@ def scaled(config: Pretrain, scale: ScaleName) -> Pretrain:
     )
     return replace(
         config,
-        data=_data(config.data),
+        data=replace(config.data, repeats=1),
         encoder=scaled_encoder(config.encoder, to),
         objective=config.objective.scaled(to.proportion, loop.duration),
         targets=_targets(config.targets, to),
@@ -114,13 +112,13 @@ def scaled(config: Pretrain, scale: ScaleName) -> Pretrain:
 
 
 def scaled_finetune(config: Finetune, scale: ScaleName) -> Finetune:
-    """A fine-tuning recipe, likewise: flip, sampling and what follows from the data set stay."""
+    """A fine-tuning recipe at a scale; flip and sampling of the data set stay."""
     if scale == "base":
         return config
     to = SCALES[scale]()
-    data = replace(to.finetune.data, flip=config.data.flip, sampling=config.data.sampling, short=config.data.short)
+    kept = {name: getattr(config.data, name) for name in ("root", "flip", "sampling", "short")}
     encoder = replace(scaled_encoder(config.encoder, to), drop_path=to.finetune.encoder.drop_path)
-    return replace(to.finetune, data=replace(data, root=config.data.root), encoder=encoder, init=config.init)
+    return replace(to.finetune, data=replace(to.finetune.data, **kept), encoder=encoder, init=config.init)
 
 
 def scaled_encoder(encoder: EncoderConfig, to: Scale) -> EncoderConfig:
@@ -144,10 +142,6 @@ def with_duration(config: Pretrain, duration: Duration) -> Pretrain:
     if duration.unit == before.unit:
         objective = objective.stretched(duration.value / before.value)
     return replace(config, objective=objective, loop=replace(config.loop, duration=duration))
-
-
-def _data(data: Data) -> Data:
-    return replace(data, repeats=1)
 
 
 def _targets(targets: TargetsConfig, to: Scale) -> TargetsConfig:

@@ -16,7 +16,7 @@ Unit = Literal["epochs", "steps", "TFLOP", "minutes"]
 
 @dataclass(frozen=True)
 class Budget:
-    """Written `20 epochs`, `300 steps`, `50 TFLOP` or `10 minutes`."""
+    """Length of a pre-training, written `20 epochs`, `300 steps`, `50 TFLOP` or `10 minutes`."""
 
     value: float
     unit: Unit
@@ -29,11 +29,7 @@ class Budget:
         return Budget(self.value * share, self.unit)
 
     def steps(self, *, steps_per_epoch: int, tflop_per_step: float, seconds_per_step: float) -> int:
-        """Number of steps that it pays for.
-
-        Raises:
-            UserError: not even one.
-        """
+        """Number of steps that it pays for; UserError for less than one."""
         per_step = {
             "steps": 1.0,
             "epochs": 1 / steps_per_epoch,
@@ -47,20 +43,12 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """Reads `20 epochs`, `300 steps`, `50 TFLOP`, `10 minutes`.
-
-    Raises:
-        UserError: anything else.
-    """
-    found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([A-Za-z]+)\s*", text)
+    """Reads `20 epochs`, `300 steps`, `50 TFLOP`, `10 minutes`; UserError for anything else."""
+    found = re.fullmatch(r"\s*((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)\s*([A-Za-z]+)\s*", text)
     units = {name.lower(): name for name in get_args(Unit)}
-    if found and (unit := units.get(found[2].lower()) or units.get(f"{found[2].lower()}s")):
-        try:
-            value = float(found[1])
-        except ValueError:
-            value = 0.0
-        if value > 0:
-            return Budget(value, cast(Unit, unit))
+    unit = found and (units.get(found[2].lower()) or units.get(f"{found[2].lower()}s"))
+    if found and unit and float(found[1]) > 0:
+        return Budget(float(found[1]), cast(Unit, unit))
     raise UserError(
         f"{text!r} is no budget. Accepted: a number above 0 and a unit, such as '20 epochs', '300 steps', "
         "'50 TFLOP' or '10 minutes'."

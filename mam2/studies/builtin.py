@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mam2.config import Epochs, Steps
+from mam2.config import Epochs, Steps, UserError, did_you_mean
 from mam2.recipes.tables import TABLES
 from mam2.studies.study import Cell, Study
 
@@ -43,11 +43,7 @@ _FLASH_ENCODER = (
     ("encoder.differences", True),
     ("targets.appearance", "pixels"),
 )
-_RIVAL_ENCODER = (
-    ("encoder.differences", False),
-    ("encoder.attention", "joint"),
-    ("encoder.tubelet", 2),
-)
+_RIVAL_ENCODER = (("encoder.differences", False), ("encoder.attention", "joint"), ("encoder.tubelet", 2))
 _AS_ST_MAE = (*_RIVAL_ENCODER, ("mask.kind", "random"))
 _AS_VIDEOMAE = (
     *_RIVAL_ENCODER,
@@ -202,3 +198,10 @@ STUDIES: dict[str, Study] = {
         pretrain_once=True,
     ),
 }
+
+
+def get_study(name: str) -> Study:
+    """A built-in study; UserError for another name."""
+    if name not in STUDIES:
+        raise UserError(f"There is no study {name!r}. {did_you_mean(name, STUDIES)}")
+    return STUDIES[name]

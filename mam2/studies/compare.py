@@ -12,17 +12,17 @@ from mam2.files import write_text
 from mam2.pictures.score_page import write_report
 from mam2.studies.results import Result, read_results
 from mam2.studies.study_page import html_table
-from mam2.studies.summary import as_text, interval, percent
+from mam2.studies.summary import interval, percent, table_text
 
 NUMBERS = ("R²", "mean error")
-"""Figures that are no shares of something, and so not in per cent."""
+"""Figures that are not in per cent."""
 
 
 def compared(runs: Sequence[Path]) -> list[list[str]]:
     """The lines of the table as text, the first with the names of the columns.
 
-    Of the first figure there are the standard deviation over seeds, and the difference from the first line: the mean
-    over pairs of runs of the same seed with its 95 % interval; without one where the seeds do not pair.
+    The first figure has its standard deviation over seeds, and its difference from the first line: the mean over pairs
+    of runs of the same seed with its 95 % interval; without one where the seeds do not pair.
 
     Raises:
         UserError: no run, one that is not finished, or runs of several kinds.
@@ -42,7 +42,7 @@ def compared(runs: Sequence[Path]) -> list[list[str]]:
     for name, line in zip(names_of([line[0].run for line in lines]), lines, strict=True):
         cells = [name, line[0].start, ", ".join(map(str, seeds_of(line)))]
         for figure in figures:
-            values = values_of(line, figure)
+            values = figure_by_run(line, figure)
             cells.append(text_of(figure, statistics.fmean(values)) if values else "-")
             if figure == figures[0]:
                 cells.append(text_of(figure, statistics.stdev(values)) if len(values) > 1 else "-")
@@ -82,7 +82,7 @@ def seeds_of(line: Sequence[Result]) -> list[int]:
     return starts if len(set(own)) < len(own) == len(starts) else own
 
 
-def values_of(line: Sequence[Result], figure: str) -> list[float]:
+def figure_by_run(line: Sequence[Result], figure: str) -> list[float]:
     """A figure of each run of a line; none if one of them lacks it."""
     values = [result.figures[figure] for result in line if figure in result.figures]
     return values if len(values) == len(line) else []
@@ -90,8 +90,8 @@ def values_of(line: Sequence[Result], figure: str) -> list[float]:
 
 def difference(figure: str, line: Sequence[Result], first: Sequence[Result]) -> str:
     """Difference of a line's figure from the first line's, paired by seed if each of its seeds is there once."""
-    values = values_of(line, figure)
-    reference = values_of(first, figure)
+    values = figure_by_run(line, figure)
+    reference = figure_by_run(first, figure)
     if line is first or not values or not reference:
         return "-"
     seeds = seeds_of(line)
@@ -103,7 +103,7 @@ def difference(figure: str, line: Sequence[Result], first: Sequence[Result]) -> 
 
 
 def text_of(figure: str, value: float, half: float | None = None, *, signed: bool = False) -> str:
-    """A figure, and half its interval: shares in per cent, others as they are."""
+    """A figure ± half its interval: shares in per cent, others as they are."""
     if figure not in NUMBERS:
         return percent(value, half, signed=signed)
     text = number(value, sign="+" if signed else "")
@@ -116,17 +116,10 @@ def number(value: float, *, sign: str = "") -> str:
 
 
 def write_comparison(file: Path, lines: list[list[str]], runs: Sequence[Path], *, typed: str) -> None:
-    """Writes the table of runs: .md, .csv, or .html, a page.
-
-    Args:
-        file: to write.
-        lines: the table, its first line the head.
-        runs: the places that were compared.
-        typed: the command as it was typed.
-    """
+    """Writes the table of runs, as `compared` returns it, and the command that was typed: .md, .csv or .html."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix != ".html":
-        write_text(file, as_text(lines, file.suffix))
+        write_text(file, table_text(lines, file.suffix))
         return
     words = "Means over seeds; shares in per cent. The difference is from the first line."
     write_report(

@@ -11,20 +11,19 @@ import logging
 import multiprocessing
 import os
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mam2.config import UserError
+from mam2.config import UserError, to_json
 from mam2.device import cpu_name
 from mam2.distributed import end_with_parent
 from mam2.files import parse_json, write_text
 from mam2.recipes.scales import LAPTOP
 from mam2.studies.jobs import Step, result_of, run_step, steps_of
-from mam2.studies.protocol import Protocol, Stopped, check_cells, prepare, pretraining_of
-from mam2.studies.study import Job, Settings, Study, jobs_of
+from mam2.studies.protocol import Protocol, Stopped, check_cells, prepare_protocol, pretraining_of
+from mam2.studies.study import Job, Study, StudySettings, jobs_of
 from mam2.studies.summary import summarised
 
 log = logging.getLogger("mam2")
@@ -34,7 +33,7 @@ LEFT_BEFORE = {"frames", "speed", "videos"}
 
 
 def run_study(
-    name: str, study: Study, settings: Settings, out: str | Path, *, jobs: int = 1, shard: tuple[int, int] = (0, 1)
+    name: str, study: Study, settings: StudySettings, out: str | Path, *, jobs: int = 1, shard: tuple[int, int] = (0, 1)
 ) -> dict[str, Any] | None:
     """Runs a study, or the rest of one, and writes study.json.
 
@@ -43,9 +42,8 @@ def run_study(
         study: the cells.
         settings: data, scale, budget, seeds.
         out: a new folder, or that of the same study.
-        jobs: processes that work side by side.
-        shard: (i, n) runs every n-th job, from number i; jobs that share a pre-training count as one. The last shard to
-            end writes the whole study.json.
+        jobs: number of processes.
+        shard: part of the jobs, see `dealt`. The last shard to end writes the whole study.json.
 
     Returns:
         The contents of study.json; None if SIGTERM ended it early, and the same call resumes it.
@@ -55,8 +53,8 @@ def run_study(
     """
     out = Path(out)
     check_cells(study, settings)
-    check_folder(name, settings, out)
-    protocol = prepare(study, settings, out)
+    check_study_folder(name, settings, out)
+    protocol = prepare_protocol(study, settings, out)
     todo = dealt(jobs_of(study, settings), shard)
     try:
         for job in todo:
@@ -77,7 +75,7 @@ def run_study(
 
 
 def dealt(jobs: list[Job], shard: tuple[int, int]) -> list[Job]:
-    """Every n-th job, from number i, of shard (i, n); jobs that share a pre-training count as one."""
+    """Every n-th job from number i, for shard (i, n); jobs that share a pre-training count as one."""
     groups = list(dict.fromkeys(job.encoder_folder for job in jobs))
     mine = set(groups[shard[0] :: shard[1]])
     return [job for job in jobs if job.encoder_folder in mine]
@@ -131,24 +129,18 @@ def _begin(threads: int) -> None:
     logging.getLogger("mam2").setLevel(logging.ERROR)
 
 
-def _identity(name: str, settings: Settings) -> dict[str, Any]:
-    """The study's name and settings, as in settings.json."""
-    return {"study": name, **_plain(settings)}
+def _identity(name: str, settings: StudySettings) -> dict[str, Any]:
+    """The contents of settings.json."""
+    return {"study": name, **to_json(settings)}
 
 
-def _plain(settings: Settings) -> dict[str, Any]:
-    """The settings as a JSON file has them."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    return plain
-
-
-def check_folder(name: str, settings: Settings, out: Path) -> None:
+def check_study_folder(name: str, settings: StudySettings, out: Path) -> None:
     """Raises UserError unless a folder is new, or this study's: more seeds and other finetune_epochs may follow."""
     file = out / SETTINGS
     wanted = _identity(name, settings)
     if file.exists():
         # A setting newer than the folder has its default, but pooling: heads averaged over all before it was one.
-        found = _plain(Settings()) | {"pooling": "all"} | parse_json(file.read_text())
+        found = to_json(StudySettings()) | {"pooling": "all"} | parse_json(file.read_text())
         different = [key for key in wanted if found.get(key) != wanted[key]]
         seeds = found.get("seeds", [])
         grown = wanted["seeds"][: len(seeds)] == seeds
@@ -160,13 +152,13 @@ def check_folder(name: str, settings: Settings, out: Path) -> None:
 
 
 def collect(name: str, protocol: Protocol) -> dict[str, Any]:
-    """The results so far, as in study.json: all jobs, and for each cell and share their summary."""
+    """The contents of study.json so far: all jobs, and a summary of each cell and share."""
     study, settings = protocol.study, protocol.settings
     found = [result for job in jobs_of(study, settings) if (result := result_of(job, protocol))]
     return {
         "study": name,
         "title": study.title,
-        "settings": asdict(settings),
+        "settings": to_json(settings),
         "machine": machine(),
         "num_classes": protocol.videos.num_classes,
         "jobs": found,

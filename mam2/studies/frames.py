@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 import shutil
 from pathlib import Path
@@ -17,6 +15,7 @@ from mam2.data.video.frame_file import SUFFIX, write_frame_file
 from mam2.data.video.open import open_video
 from mam2.files import write_text
 from mam2.progress import progress
+from mam2.studies.summary import as_csv
 
 log = logging.getLogger("mam2")
 MARGIN = 256 / 224
@@ -30,7 +29,7 @@ def shared_frames(catalog: Catalog, folder: Path, *, size: int, name: str) -> Pa
 
     Args:
         catalog: the videos.
-        folder: folder for frames and lists; several catalogs may share it.
+        folder: place of frames and lists; several catalogs may share it.
         size: size of clips, in pixels.
         name: name of the list.
 
@@ -65,13 +64,11 @@ def shared_frames(catalog: Catalog, folder: Path, *, size: int, name: str) -> Pa
             log.warning(f"Frames of {name} would take {needed / 2**30:.0f} GiB: each run decodes the videos itself.")
             files = {other.path: Path(other.path).absolute() for other in catalog.items}
             break
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["path", *["label"] * bool(catalog.classes)])
+    lines = [["path", *["label"] * bool(catalog.classes)]]
     for item in catalog.items:
         if item.path in files:
             label = [catalog.classes[item.class_number]] if catalog.classes else []
-            lines.writerow([files[item.path].absolute(), *label])
+            lines.append([str(files[item.path].absolute()), *label])
     path = folder / f"{name}.csv"
-    write_text(path, text.getvalue())
+    write_text(path, as_csv(lines))
     return path

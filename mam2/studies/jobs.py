@@ -9,10 +9,9 @@ import contextlib
 import json
 import logging
 import statistics
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mam2 import cost
 from mam2.config import UserError, from_json
@@ -22,7 +21,7 @@ from mam2.model.weights import save_encoder
 from mam2.probe.probe import Probe, probe_encoder
 from mam2.studies.budget import seconds_per_step
 from mam2.studies.protocol import Protocol, Stopped, data_of, finish, pretraining_of, recipe_of, tuning_of
-from mam2.studies.study import PROBES, Job, ProbeKind
+from mam2.studies.study import Job, ProbeKind
 from mam2.train.finetune import finetune
 from mam2.train.pretrain import build, pretrain
 from mam2.train.run import InUse, locked, read_log
@@ -33,14 +32,7 @@ log = logging.getLogger("mam2")
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """Cost of a pre-training; zero where nothing is pre-trained.
-
-    Attributes:
-        steps: number of steps.
-        epochs: passes over the unlabelled videos.
-        tflop: operations of all steps.
-        seconds: time of all steps at the median speed.
-    """
+    """Cost of all steps of a pre-training, in seconds at the median speed; zero where nothing is pre-trained."""
 
     steps: int = 0
     epochs: float = 0.0
@@ -79,7 +71,8 @@ def run_step(step: Step, protocol: Protocol) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"cell": job.cell.name, "share": job.share, "seed": job.seed}
     try:
-        with locked(folder), _own_output(folder / "output.txt"):
+        # Progress bars go to a file.
+        with locked(folder), (folder / "output.txt").open("a") as output, contextlib.redirect_stderr(output):
             try:
                 result |= asdict(_pretrained(job, protocol)) if step.pretrains_only else _measured(job, protocol)
             except Stopped:
@@ -103,13 +96,6 @@ def result_of(job: Job, protocol: Protocol) -> dict[str, Any] | None:
     return found if "error" in found or found.get("finetune_epochs") == wanted else None
 
 
-@contextlib.contextmanager
-def _own_output(file: Path) -> Iterator[None]:
-    """Progress bars go to a file."""
-    with file.open("a") as output, contextlib.redirect_stderr(output):
-        yield
-
-
 def _measured(job: Job, protocol: Protocol) -> dict[str, Any]:
     """A job's cost, and top-1 in each test."""
     init = "scratch"
@@ -122,7 +108,7 @@ def _measured(job: Job, protocol: Protocol) -> dict[str, Any]:
     result: dict[str, Any] = asdict(spent)
     if "finetune" in protocol.settings.tests:
         result |= _tuned(job, protocol, init)
-    kinds = [kind for kind in PROBES if kind in protocol.settings.tests]
+    kinds = [kind for kind in get_args(ProbeKind) if kind in protocol.settings.tests]
     return result | (_probed(job, protocol, init, kinds) if kinds else {})
 
 

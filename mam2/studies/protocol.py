@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from mam2 import cost
 from mam2.config import Duration, UserError
-from mam2.data.catalog import Catalog, read_catalog
+from mam2.data.catalog import read_catalog
 from mam2.data.clips import Data
 from mam2.data.loader import steps_per_epoch
+from mam2.data.shape import Listing
 from mam2.model.load import read_encoder_config
 from mam2.recipes import get_recipe
 from mam2.recipes.scales import LAPTOP, scaled_finetune, with_duration
 from mam2.studies.budget import Budget, parse_budget, seconds_per_step
 from mam2.studies.frames import shared_frames
-from mam2.studies.study import Cell, Job, Settings, Study, changed
+from mam2.studies.study import Cell, Job, Study, StudySettings, changed
 from mam2.train.finetune import Finetune, as_pretrained
 from mam2.train.pretrain import Pretrain, pretrain
 
@@ -34,17 +36,10 @@ class Videos:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """A study that is ready to run.
-
-    Attributes:
-        study: the cells.
-        settings: the user's choices.
-        videos: the data sets.
-        out: folder of the study.
-    """
+    """A study that is ready to run in the folder `out`."""
 
     study: Study
-    settings: Settings
+    settings: StudySettings
     videos: Videos
     out: Path
 
@@ -66,12 +61,12 @@ class Stopped(Exception):
 
 
 def finish(is_done: bool) -> None:
-    """Raises Stopped after a training that SIGTERM ended early."""
+    """Raises Stopped unless a training is done."""
     if not is_done:
         raise Stopped
 
 
-def check_cells(study: Study, settings: Settings) -> None:
+def check_cells(study: Study, settings: StudySettings) -> None:
     """Raises UserError for settings that the study can't use."""
     if not settings.seeds:
         raise UserError("A study needs a seed: --seeds 0 1 2.")
@@ -89,15 +84,15 @@ def check_cells(study: Study, settings: Settings) -> None:
         parse_budget(settings.budget)
 
 
-def prepare(study: Study, settings: Settings, out: Path) -> Protocol:
-    """Reads the three data sets, checks that they can be compared on, and shares their decoded frames.
+def prepare_protocol(study: Study, settings: StudySettings, out: Path) -> Protocol:
+    """Reads, checks and decodes the three data sets.
 
     Raises:
         UserError: fewer than two classes, other classes in the test set, videos or groups in both.
     """
-    unlabelled = _catalog(settings.unlabelled, settings.unlabelled_split, labelled=False)
-    train = _catalog(settings.train, settings.train_split, labelled=True)
-    test = _catalog(settings.test, settings.test_split, labelled=True)
+    unlabelled = read_catalog(Listing(root=settings.unlabelled, split=settings.unlabelled_split), labelled=False)
+    train = read_catalog(Listing(root=settings.train, split=settings.train_split), labelled=True)
+    test = read_catalog(Listing(root=settings.test, split=settings.test_split), labelled=True)
     if len(train.classes) < 2:
         raise UserError(f"{settings.train} has one class, {train.classes[0]}; a study needs two at least.")
     if missing := sorted(set(train.classes) ^ set(test.classes)):
@@ -115,10 +110,6 @@ def prepare(study: Study, settings: Settings, out: Path) -> Protocol:
     return Protocol(study=study, settings=settings, videos=videos, out=out)
 
 
-def _catalog(root: str, split: str, *, labelled: bool) -> Catalog:
-    return read_catalog(Data(root=root, split=split).listing, labelled=labelled)
-
-
 def _keep_apart(kind: str, train: set[str], test: set[str]) -> None:
     if both := train & test:
         raise UserError(
@@ -127,29 +118,24 @@ def _keep_apart(kind: str, train: set[str], test: set[str]) -> None:
         )
 
 
-def recipe_of(cell: Cell, settings: Settings) -> Pretrain:
-    """The cell's pre-training at the study's scale; with the sizes of the encoder that the study is given, if any."""
+def recipe_of(cell: Cell, settings: StudySettings) -> Pretrain:
+    """The cell's pre-training at the study's scale, with the sizes of the encoder that the study is given."""
     config = cell.config(settings.scale)
     return replace(config, encoder=read_encoder_config(settings.init)) if settings.init else config
 
 
-def data_of(data: Data, settings: Settings) -> Data:
+def data_of(data: Data, settings: StudySettings) -> Data:
     """The recipe's data settings for a study's videos."""
     stride = data.stride_frames
     if settings.stride_frames:
         stride = max(1, round(stride * settings.stride_frames / Data().stride_frames))
     flip = data.flip if settings.flip == "recipe" else settings.flip == "on"
-    return replace(
-        data, stride_frames=stride, flip=flip, num_workers=0 if settings.scale in LAPTOP else data.num_workers
-    )
+    num_workers = 0 if settings.scale in LAPTOP else data.num_workers
+    return replace(data, stride_frames=stride, flip=flip, num_workers=num_workers)
 
 
 def pretraining_of(job: Job, protocol: Protocol) -> Pretrain:
-    """The pre-training of a job.
-
-    Raises:
-        UserError: a budget too small for one step.
-    """
+    """The pre-training of a job; UserError for a budget too small for one step."""
     settings, videos = protocol.settings, protocol.videos
     config = recipe_of(job.cell, settings)
     data = replace(data_of(config.data, settings), root=videos.unlabelled)
@@ -181,8 +167,7 @@ def _measured_speed(config: Pretrain, job: Job, out: Path) -> float:
 
 def tuning_recipe(protocol: Protocol) -> Finetune:
     """The study's fine-tuning at its scale."""
-    recipe = get_recipe(protocol.study.finetune, Finetune)
-    assert isinstance(recipe, Finetune)
+    recipe = cast(Finetune, get_recipe(protocol.study.finetune, Finetune))
     return changed(scaled_finetune(recipe, protocol.settings.scale), protocol.study.finetune_changes)
 
 

@@ -22,8 +22,8 @@ from mam2.pictures.page import command_line, video_title
 from mam2.pictures.prediction import Prediction
 from mam2.pictures.score_page import ScoreRow, write_report
 from mam2.studies.builtin import STUDIES
-from mam2.studies.conduct import check_folder, run_study
-from mam2.studies.study import Settings, jobs_of
+from mam2.studies.conduct import check_study_folder, run_study
+from mam2.studies.study import StudySettings, jobs_of
 from mam2.train.run import read_log
 from mam2.trained import open_model
 from mam2.use.hidden_patches import predict_middle
@@ -31,7 +31,7 @@ from mam2.use.hidden_patches import predict_middle
 log = logging.getLogger("mam2")
 STUDY = STUDIES["quickstart"]
 VIDEO_FRAMES, VIDEO_SIZE = 20, 28
-KINDS = {
+RESULTS = {
     "scratch": ("from scratch", "random weights, same fine-tuning"),
     "mam2": ("MAM²", "pre-trained, same fine-tuning"),
     "videomae": ("VideoMAE", "pre-trained for as many steps, same sizes and fine-tuning"),
@@ -59,9 +59,9 @@ class Quickstart:
     finetune_epochs: float = 0.0
     seeds: tuple[int, ...] = (0, 1, 2)
 
-    def settings(self, videos: Path) -> Settings:
+    def settings(self, videos: Path) -> StudySettings:
         """The study's settings. Mirroring would turn left into right, so there is no flip."""
-        return Settings(
+        return StudySettings(
             unlabelled=str(videos / "unlabelled"),
             train=str(videos / "train"),
             test=str(videos / "test"),
@@ -75,27 +75,25 @@ class Quickstart:
         )
 
 
-def quickstart(out: Path, sizes: Quickstart | None = None) -> dict[str, Any] | None:
+def quickstart(out: Path, sizes: Quickstart) -> dict[str, Any] | None:
     """Runs the whole comparison: renders, pre-trains, fine-tunes, tests, draws and reports.
 
     Args:
         out: a new folder, or that of an interrupted quickstart.
-        sizes: the sizes; the defaults if None.
+        sizes: numbers of videos, lengths and seeds.
 
     Returns:
-        The contents of quickstart.json; None if SIGTERM ended it early, and the same command resumes:
-        {"scratch": [top-1 per seed], "mam2": [...], "videomae": [...], "chance": x, "seconds": s}.
+        The contents of quickstart.json, {"scratch": [top-1 per seed], "mam2": [...], "videomae": [...], "chance": x,
+        "seconds": s}; None if SIGTERM ended it early, and the same command resumes.
 
     Raises:
         UserError: `out` holds other files, or a run failed.
     """
-    sizes = sizes or Quickstart()
-    out = Path(out)
     videos = out / "videos"
     settings = sizes.settings(videos)
-    check_folder("quickstart", settings, out)
+    check_study_folder("quickstart", settings, out)
     started = time.perf_counter()
-    render(videos, sizes)
+    render_videos(videos, sizes)
     rendered = time.perf_counter()
     log.info("Pre-training MAM² and VideoMAE, which is most of the work; then fine-tuning, and from random weights.")
     # Two small runs side by side use two cores better than one run with two threads.
@@ -106,26 +104,22 @@ def quickstart(out: Path, sizes: Quickstart | None = None) -> dict[str, Any] | N
     if errors := [f"{job['cell']}: {job['error']}" for job in report["jobs"] if "error" in job]:
         raise UserError(f"{len(errors)} of the runs failed; the same command tries them again. {errors[0]}")
     values = {line["cell"]: list(line["finetune"]["values"].values()) for line in report["cells"]}
-    scores = {kind: values[cell] for kind, (cell, _) in KINDS.items()}
-    write_page(out, sizes, report, scores, pictures(out, settings), seconds)
+    scores = {kind: values[cell] for kind, (cell, _) in RESULTS.items()}
+    write_quickstart_page(out, sizes, report, scores, pictures(out, settings), seconds)
     result = {**scores, "chance": 1 / len(MOTIONS), "seconds": time.perf_counter() - started}
     write_text(out / "quickstart.json", json.dumps(result, indent=2))
     return result
 
 
-def render(videos: Path, sizes: Quickstart) -> None:
+def render_videos(videos: Path, sizes: Quickstart) -> None:
     """Renders the three sets of videos, those that are not there yet."""
     log.info(f"Rendering videos of {len(MOTIONS)} motions into {videos}.")
-    counts = {
-        "unlabelled": sizes.unlabelled_per_class,
-        "train": sizes.labelled_per_class,
-        "test": sizes.test_per_class,
-    }
-    for seed, (name, count) in enumerate(counts.items()):
+    counts = (sizes.unlabelled_per_class, sizes.labelled_per_class, sizes.test_per_class)
+    for seed, (name, count) in enumerate(zip(("unlabelled", "train", "test"), counts, strict=True)):
         write_dataset(videos / name, videos_per_class=count, seed=seed, num_frames=VIDEO_FRAMES, size=VIDEO_SIZE)
 
 
-def pretraining_folders(out: Path, settings: Settings) -> dict[str, Path]:
+def pretraining_folders(out: Path, settings: StudySettings) -> dict[str, Path]:
     """Folders of the pre-trainings by the names of their cells."""
     return {
         job.cell.name: out / "runs" / job.encoder_folder / "pretrain"
@@ -134,18 +128,17 @@ def pretraining_folders(out: Path, settings: Settings) -> dict[str, Path]:
     }
 
 
-def pictures(out: Path, settings: Settings) -> list[tuple[str, Prediction]]:
+def pictures(out: Path, settings: StudySettings) -> list[tuple[str, Prediction]]:
     """MAM²'s predictions for the hidden patches of three held-out videos, with titles."""
     model = open_model(pretraining_folders(out, settings)["MAM²"], whole=True)
-    found = []
-    for motion in MOTIONS[0], MOTIONS[4], MOTIONS[6]:
-        video = out / "videos" / "test" / motion / "00000.mp4"
-        title = f"{video_title(video)}, a held-out video: {motion.replace('_', ' ')}"
-        found.append((title, predict_middle(model, video, seed=0)))
-    return found
+    videos = {motion: out / "videos" / "test" / motion / "00000.mp4" for motion in (MOTIONS[0], MOTIONS[4], MOTIONS[6])}
+    return [
+        (f"{video_title(video)}, a held-out video: {motion.replace('_', ' ')}", predict_middle(model, video, seed=0))
+        for motion, video in videos.items()
+    ]
 
 
-def write_page(
+def write_quickstart_page(
     out: Path,
     sizes: Quickstart,
     report: dict[str, Any],
@@ -153,16 +146,7 @@ def write_page(
     sheets: list[tuple[str, Prediction]],
     seconds: dict[str, float],
 ) -> None:
-    """Writes report.html.
-
-    Args:
-        out: folder of the quickstart.
-        sizes: its sizes.
-        report: contents of study.json.
-        scores: top-1 in [0, 1] for each seed, by the names of KINDS.
-        sheets: predictions with titles.
-        seconds: time of its parts.
-    """
+    """Writes report.html, from study.json, top-1 in [0, 1] by seed, pictures, and the time of each part."""
     gain, gain_of_videomae = (
         100 * (statistics.mean(scores[kind]) - statistics.mean(scores["scratch"])) for kind in ("mam2", "videomae")
     )
@@ -191,7 +175,7 @@ def write_page(
         out / "report.html",
         title="MAM² quickstart",
         summary_html=summary,
-        scores=[ScoreRow(name=name, values=tuple(scores[kind]), note=note) for kind, (name, note) in KINDS.items()],
+        scores=[ScoreRow(name=name, values=tuple(scores[kind]), note=note) for kind, (name, note) in RESULTS.items()],
         charts=[
             (f"Pre-training: {name}", SMOOTHED, curves_of(read_log(folder / "log.jsonl")))
             for name, folder in pretraining_folders(out, settings).items()

@@ -33,13 +33,13 @@ class Result:
     Attributes:
         run: its folder; for a probe, its file.
         kind: kind of the run, in words.
-        judged: test set of its figures, in words; empty if it has none.
+        judged: test set of its figures, in words; empty without figures.
         start: start of its encoder; for a probe, the encoder.
-        settings: equal for runs that differ in their seeds only, in that of the pre-training they start from too.
-        seed: its own.
-        start_seed: seed of that pre-training; None without one.
-        figures: measured figures by column; those that the run lacks are left out.
-        cost: cost by column, likewise.
+        settings: words that are equal for runs that differ in seeds only, also in that of their pre-training.
+        seed: its own seed.
+        start_seed: seed of its pre-training; None without one.
+        figures: measured figures by column.
+        cost: cost by column.
     """
 
     run: Path
@@ -54,10 +54,7 @@ class Result:
 
 
 def read_results(run: Path) -> list[Result]:
-    """The result of a run; of a folder that several probes left, one for each.
-
-    Args:
-        run: the folder of a fine-tuning, a pre-training or probes, or the file of one probe.
+    """The results of a folder of a fine-tuning, a pre-training or probes, or of the file of one probe.
 
     Raises:
         UserError: something else, or a run that is not finished or not tested.
@@ -80,10 +77,10 @@ def _of_finetuning(run: Path, record: dict[str, Any]) -> Result:
         raise UserError(f"{run} is not tested. Run `mam2 evaluate {run} --data.root TEST` first.")
     report = read_object(file, {"num_videos": int, "bad_videos": dict})
     config = from_json(Finetune, record["config"])
-    labels = report.get("labels", "classes")
-    labels = RENAMED_WORDS.get(labels, labels)
+    kind = report.get("labels", "classes")
+    labels = RENAMED_WORDS.get(kind, kind)
     figures = {column: report[name] for column, name in TESTED[labels].items() if report[name] is not None}
-    # Unusable videos differ from run to run; the set that they are of does not.
+    # Unusable videos differ from run to run; the whole test set does not.
     judged = f"tested on {report['num_videos'] + len(report['bad_videos'])} videos"
     if "per_class" in report:
         judged += f" of {len(report['per_class'])} classes"
@@ -169,17 +166,16 @@ def _minutes(run: Path, config: Finetune | Pretrain, rows: list[dict[str, Any]])
 
 
 def _name_of(source: str) -> str:
-    """An encoder's source for the table."""
     return "scratch" if source in ("", "scratch") else Path(source).name
 
 
 def _without_seeds(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a training but for its seed and that of the pre-training that it starts from."""
+    """The configuration of a training without its seed, and without that of its pre-training."""
     return {**config, "init": _start_of(config["init"])[0], "loop": {**config["loop"], "seed": 0}}
 
 
 def _start_of(source: str) -> tuple[Any, int | None]:
-    """An encoder's source without its seed, and that seed; the source itself if it is no run's."""
+    """The pre-training of an encoder without its seed, and that seed; the source itself if no run lies there."""
     file = Path(source)
     folder = file if file.is_dir() else file.parent
     if source in ("", "scratch") or not file.exists() or not (folder / "run.json").exists():

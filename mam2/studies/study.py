@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
-from mam2.config import UserError, did_you_mean
 from mam2.model.classifier import Pooling
 from mam2.recipes import get_recipe
 from mam2.recipes.scales import ScaleName, scaled
@@ -18,7 +17,6 @@ Changes = tuple[tuple[str, object], ...]
 Test = Literal["finetune", "linear", "ridge", "knn"]
 """Test of an encoder: it is fine-tuned, or probed while it is frozen."""
 ProbeKind = Literal["linear", "ridge", "knn"]
-PROBES: tuple[ProbeKind, ...] = ("linear", "ridge", "knn")
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,7 @@ class Cell:
 
     def config(self, scale: ScaleName) -> Pretrain:
         """The pre-training at a scale, with the changes and the rate."""
-        recipe = get_recipe(self.recipe, Pretrain)
-        assert isinstance(recipe, Pretrain)
-        config = changed(scaled(recipe, scale), self.changes)
+        config = changed(scaled(cast(Pretrain, get_recipe(self.recipe, Pretrain)), scale), self.changes)
         return replace(config, optim=replace(config.optim, base_lr=config.optim.base_lr * self.rate))
 
 
@@ -84,7 +80,7 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class StudySettings:
     """The user's choices, the same for all cells.
 
     Attributes:
@@ -156,7 +152,7 @@ class Job:
 
     @property
     def encoder_folder(self) -> str:
-        """Place of the job that the pre-training lies in: its own, or that of the first seed."""
+        """Place of the pre-training: the job's own, or that of the first seed."""
         return self._folder(self.encoder_seed)
 
     def _folder(self, seed: int) -> str:
@@ -164,7 +160,7 @@ class Job:
         return f"{name}/{self.share:g}/seed_{seed}"
 
 
-def jobs_of(study: Study, settings: Settings) -> list[Job]:
+def jobs_of(study: Study, settings: StudySettings) -> list[Job]:
     """All jobs, seed by seed, so that a study that is cut short has whole comparisons."""
     return [
         Job(cell, share, seed, settings.seeds[0] if study.pretrain_once and not cell.scratch else None)
@@ -173,14 +169,3 @@ def jobs_of(study: Study, settings: Settings) -> list[Job]:
         for cell in study.cells
         if not (cell.scratch and share != study.shares[-1])
     ]
-
-
-def get_study(name: str, studies: dict[str, Study]) -> Study:
-    """A built-in study.
-
-    Raises:
-        UserError: another name.
-    """
-    if name not in studies:
-        raise UserError(f"There is no study {name!r}. {did_you_mean(name, studies)}")
-    return studies[name]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
+from mam2.config import to_json
 from mam2.pictures.charts import COLORS, add_line, chart, shorten
 from mam2.pictures.page import command_line
 from mam2.pictures.score_page import ScoreRow, write_report
-from mam2.studies.study import Settings
+from mam2.studies.study import StudySettings
 from mam2.studies.summary import not_fitted, table_of
 
 
@@ -31,15 +30,13 @@ def write_study_report(report: dict[str, Any], out: Path, *, chance: float) -> P
         if line[test]["values"]
     ]
     settings = report["settings"]
-    usual = json.loads(json.dumps(asdict(Settings())))
+    usual = to_json(StudySettings())
     changed = {name: value for name, value in settings.items() if value != usual.get(name)}
     own = {"unlabelled": "VIDEOS", "train": "LABELLED", "test": "TEST", "out": "MY_STUDY"}
     splits = {"unlabelled_split": "", "train_split": "", "test_split": ""}
     colors = {name: COLORS[n % len(COLORS)] for n, name in enumerate(dict.fromkeys(x["cell"] for x in report["cells"]))}
-    legend = "".join(
-        f'<br><b style="color:{color}">●</b> {escape(shorten(name, 60))}' for name, color in colors.items()
-    )
-    note = f"A dot for each seed; lines join the means, dotted where nothing is pre-trained.{legend}"
+    legend = (f'<b style="color:{color}">●</b> {escape(shorten(name, 60))}' for name, color in colors.items())
+    note = "<br>".join(["A dot for each seed; lines join the means, dotted where nothing is pre-trained.", *legend])
     path = out / "report.html"
     write_report(
         path,
@@ -60,11 +57,8 @@ def write_study_report(report: dict[str, Any], out: Path, *, chance: float) -> P
 
 def html_table(lines: list[list[str]]) -> str:
     """A table with the first line as its head."""
-    head, *rows = [
-        "".join(f"<t{'h' if n == 0 else 'd'}>{escape(cell)}</t{'h' if n == 0 else 'd'}>" for cell in line)
-        for n, line in enumerate(lines)
-    ]
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in lines[0])
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines[1:])
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

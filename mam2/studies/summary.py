@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mam2.config import UserError
-from mam2.studies.study import Settings, Study
+from mam2.studies.study import Study, StudySettings
 
 # Training accuracy at the end of fine-tuning. VideoMAE on lips, with less, gained 43 points by longer fine-tuning.
 FITTED = 0.8
@@ -27,7 +27,7 @@ def interval(values: Sequence[float]) -> float | None:
     return t * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def summarised(study: Study, settings: Settings, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarised(study: Study, settings: StudySettings, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Summary of each cell and share of the budget: values by seed, mean, interval, difference from the first cell.
 
     Differences are paired by seed, at the same share. Values are top-1 in [0, 1]; training_accuracy, the mean over
@@ -123,12 +123,8 @@ def as_csv(lines: list[list[str]]) -> str:
     return text.getvalue()
 
 
-def as_text(lines: list[list[str]], suffix: str) -> str:
-    """A table in the format that a file's ending names.
-
-    Raises:
-        UserError: another ending than .md or .csv.
-    """
+def table_text(lines: list[list[str]], suffix: str) -> str:
+    """A table for a file that ends in .md or .csv; UserError for another ending."""
     formats = {".md": as_markdown, ".csv": as_csv}
     if suffix not in formats:
         raise UserError(f"A table can't be written as {suffix!r}; accepted: {', '.join([*formats, '.html'])}.")

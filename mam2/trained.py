@@ -1,4 +1,4 @@
-"""A trained model from any source, ready to see videos: every verb after training begins with `open_model`.
+"""A trained model from any source, ready to see videos: every command after training begins with `open_model`.
 
 B clips, T frames, C channels, H W pixels, N patches per frame, D width, K classes.
 """
@@ -37,8 +37,8 @@ class Pretrained:
 
     Attributes:
         objective: the method, in eval mode.
-        targets: what it predicts, with the run's tokenizer.
-        mask: the masks of its training.
+        targets: maker of its targets, with the run's tokenizer.
+        mask: masks of its training.
     """
 
     objective: Objective
@@ -51,15 +51,15 @@ class Trained:
     """A trained model in use: `open_model` makes one.
 
     Attributes:
-        source: the source that it was opened from.
-        file: its weight file, if this project wrote it; None for a published encoder.
-        encoder: in eval mode, on `device`.
-        classifier: in eval mode, with the same encoder inside; None for an encoder alone.
+        source: source that it was opened from.
+        file: weight file, if this project wrote it; None for a published encoder.
+        encoder: the encoder, in eval mode, on `device`.
+        classifier: classifier around the same encoder, in eval mode; None for an encoder alone.
         classes: names of the classifier's outputs; empty for an encoder alone.
-        pretrained: the whole model of a pre-training run, if `open_model` was asked for it.
-        data: how its training read videos; the defaults if nothing tells.
-        settings: what its run's run.json says; None without one.
-        dtype: type of autocast; None means float32.
+        pretrained: whole model of a pre-training run, if `open_model` was asked for it.
+        data: settings by which its training read videos; the defaults if unknown.
+        settings: settings in the run's run.json; None without one.
+        dtype: autocast dtype; None means float32.
         device: device of the model.
     """
 
@@ -105,14 +105,12 @@ class Trained:
         Args:
             video: a video file or a folder of frames; `long.mp4#t=12,20` is a segment.
             start: seconds from the first frame; the middle of the video if neither it nor `end` is given.
-            end: end of the window that the frames are taken from, seconds; by default it is as long as a clip.
+            end: end of the window that holds the frames, seconds; by default it is as long as a clip.
 
         Raises:
             UserError: a video that can't be decoded, or that ends before `start`.
         """
-        if start is None and end is None:
-            return middle_clip(video, self.data, self.shape)
-        return clip_between(str(video), self.data, self.shape, start=start or 0.0, end=end)
+        return clip_of(video, self.data, self.shape, start=start, end=end)
 
     @torch.no_grad()
     def features(self, clip_BTCHW: Tensor) -> Tensor:
@@ -141,11 +139,7 @@ class Trained:
         return scores_of(logits_BK.float(), classifier.kind)
 
     def need_classifier(self) -> Classifier:
-        """The classifier.
-
-        Raises:
-            UserError: there is none.
-        """
+        """The classifier; raises UserError if the source has none."""
         if self.classifier is None:
             raise UserError(
                 f"{self.source} holds no classifier. Fine-tune one first: mam2 finetune RECIPE --init {self.source} "
@@ -155,6 +149,15 @@ class Trained:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+
+def clip_of(
+    video: str | Path, data: Data, shape: ClipShape, *, start: float | None = None, end: float | None = None
+) -> Tensor:
+    """A clip as in testing, uint8 (T, 3, H, W): the middle of a video, or a part if start or end (seconds) is given."""
+    if start is None and end is None:
+        return middle_clip(video, data, shape)
+    return clip_between(str(video), data, shape, start=start or 0.0, end=end)
 
 
 def open_model(

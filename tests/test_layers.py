@@ -76,8 +76,8 @@ ROOMS = {
     "share": ("auto_model export mteb_encoder", "hub transformers_model"),
     "use": (
         "__init__ evaluate_run features_file hidden_patches",
-        "embedder lance predictions_file run_page show",
-        "sliding_windows",
+        "embedder lance predictions_file show",
+        "run_page sliding_windows",
         "embed predict search",
         "hits_page",
         "demo/shown",

@@ -33,13 +33,13 @@ from mam2.version import __version__
 Format = Literal["onnx", "pt2", "aoti"]
 """ONNX; a program of torch.export; or one that AOTInductor compiled for this machine's processor or GPU."""
 
-Head = Literal["auto", "none", "probabilities", "logits"]
+ExportHead = Literal["auto", "none", "probabilities", "logits"]
 """The head after the encoder; "auto" is probabilities where the source is a classifier, else none."""
 
-Pool = Literal["none", "mean"]
+ExportPool = Literal["none", "mean"]
 """Features of every patch, (B, T, N, D), or their mean, (B, D)."""
 
-Device = Literal["cpu", "cuda"]
+ExportDevice = Literal["cpu", "cuda"]
 
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".pt2"}
 ABOUT = "mam2.json"
@@ -66,9 +66,9 @@ class Export:
     """
 
     format: Format
-    head: Head = "auto"
-    pool: Pool = "none"
-    device: Device = "cpu"
+    head: ExportHead = "auto"
+    pool: ExportPool = "none"
+    device: ExportDevice = "cpu"
     clip: Path | None = None
     tolerance: Annotated[float, Ge(0), Lt(1)] = 1e-3
 
@@ -102,9 +102,9 @@ def export(
     out: str | Path,
     *,
     format: Format,
-    head: Head = "auto",
-    pool: Pool = "none",
-    device: Device = "cpu",
+    head: ExportHead = "auto",
+    pool: ExportPool = "none",
+    device: ExportDevice = "cpu",
     clip: str | Path | None = None,
     tolerance: float = 1e-3,
 ) -> Exported:
@@ -176,7 +176,7 @@ class _Model(nn.Module):
         return found
 
 
-def _with_head(trained: Trained, *, head: Head, pool: Pool) -> _Model:
+def _with_head(trained: Trained, *, head: ExportHead, pool: ExportPool) -> _Model:
     if head == "auto":
         head = "probabilities" if trained.classifier else "none"
     if head == "none":

@@ -17,10 +17,10 @@ from torch import Tensor
 from mam2 import distributed
 from mam2.config import UserError
 from mam2.data.catalog import Catalog, only_video, read_catalog
-from mam2.data.clips import Data, middle_clip
+from mam2.data.clips import Data
 from mam2.data.shape import ClipShape
-from mam2.data.windows import clip_between
 from mam2.model.encoder import EncoderConfig
+from mam2.trained import clip_of
 from mam2.use.embedder import Embed, Embedder, load_embedder
 from mam2.use.features_file import check_identity, files_of, merge, open_features, parts_of
 from mam2.use.sliding_windows import complete, none_usable, only_writer_of
@@ -28,13 +28,13 @@ from mam2.use.sliding_windows import complete, none_usable, only_writer_of
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """What `embed_file` did.
+    """Result of `embed_file`.
 
     Attributes:
         num_windows: rows in the file.
-        num_new: those that were computed now.
-        num_videos: videos that were asked for.
-        bad: path and reason of those of which something was left out.
+        num_new: windows that were computed now.
+        num_videos: number of videos in the request.
+        bad: path and reason of each video that was left out, whole or in part.
     """
 
     num_windows: int
@@ -48,19 +48,16 @@ def embed(source: str | Path, videos: str | Path, out: str | Path = "", *, confi
     size and time of change.
 
     Args:
-        source: what `load_encoder` takes, such as a run's folder.
+        source: a source of `load_encoder`, such as a run's folder.
         videos: a folder of videos at any depth, a CSV with path, or a video file.
-        out: a .parquet file to keep them in; one that is there is completed. Empty keeps nothing.
-        config: windows, pooling and the rest; the defaults if None.
+        out: a .parquet file to keep them in; an existing one is completed. Empty keeps nothing.
+        config: settings; the defaults if None.
 
     Raises:
         UserError: no encoder, no usable videos, or a file with other features.
     """
-    if out:
-        embed_file(source, videos, Path(out), config=config or Embed())
-        return pq.read_table(out)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "features.parquet"
+        file = Path(out or f"{folder}/features.parquet")
         embed_file(source, videos, file, config=config or Embed())
         return pq.read_table(file)
 
@@ -73,34 +70,26 @@ def read_clip(
     end: float | None = None,
     stride_frames: int = 4,
 ) -> Tensor:
-    """The clip of a video that an encoder is tested on: uint8 (T, 3, S, S), for `encoder(clip[None])`.
-
-    It has the frames and the resize that training and testing use; the crop is the centre square.
+    """A clip of a video as in testing, the centre square: uint8 (T, 3, S, S), for `encoder(clip[None])`.
 
     Args:
         path: a video file or a folder of frames; `long.mp4#t=12,20` is a segment.
-        config: the encoder's, for T and S.
+        config: configuration of the encoder, for T and S.
         start: seconds from the first frame; the middle of the video if None.
-        end: of the window that the frames are taken from, seconds; by default it holds T frames `stride_frames` apart.
-        stride_frames: distance between neighbouring frames; less where the video is too short for it.
+        end: end of the window that holds the frames, seconds; by default T frames `stride_frames` apart fit into it.
+        stride_frames: distance between neighbouring frames; less if the video is too short for it.
 
     Raises:
         UserError: a video that can't be decoded, or that ends before `start`.
     """
-    data, shape = Data(stride_frames=stride_frames), ClipShape.of(config)
-    if start is None and end is None:
-        return middle_clip(path, data, shape)
-    return clip_between(str(path), data, shape, start=start or 0.0, end=end)
+    return clip_of(path, Data(stride_frames=stride_frames), ClipShape.of(config), start=start, end=end)
 
 
 def embed_file(source: str | Path, videos: str | Path, out: Path, *, config: Embed) -> Embedded:
-    """Embeds videos into a features file, which is completed if it is there; see `embed`.
+    """Embeds videos into a features file, or completes it; see `embed`.
 
-    Rows of unchanged files (path, size, time of change) are not computed again, also after a kill in the middle. Of
-    several processes each computes a part of the windows.
-
-    Raises:
-        UserError: see `embed`.
+    Rows of unchanged videos (path, size, time of change) are not computed again, also after a kill. Several processes
+    share the windows.
     """
     if out.suffix != ".parquet":
         raise UserError(f"Features can't be written to {out}; accepted is a file that ends in .parquet.")
@@ -130,14 +119,15 @@ def _embed_all(catalog: Catalog, embedder: Embedder, out: Path) -> Embedded:
 
 
 def videos_to_embed(videos: str, config: Embed) -> Catalog:
-    """The videos that are asked for: those of a folder or a list, or a single one; each once, with absolute paths.
+    """The videos of a folder or a list, or a single one; each once, with absolute paths.
 
     Raises:
-        UserError: there are none.
+        UserError: no videos.
     """
     single = only_video(videos)
     if single and config.labelled:
         raise UserError(f"{videos} is a video, which has no label. Leave --labelled out, or give class folders.")
     catalog = single or read_catalog(config.listing(videos), labelled=config.labelled)
-    items = {path: replace(item, path=path) for item in catalog.items for path in [os.path.abspath(item.path)]}
+    absolute = [replace(item, path=os.path.abspath(item.path)) for item in catalog.items]
+    items = {item.path: item for item in absolute}
     return replace(catalog, items=tuple(items.values()))

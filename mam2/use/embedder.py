@@ -1,4 +1,4 @@
-"""The network that makes vectors of windows: an encoder, loaded from where it is, with what decides how it pools.
+"""The network that makes vectors of windows: an encoder with its pooling, or a classifier.
 
 B windows, T frames or tubelets, N patches per frame, D width, F numbers.
 """
@@ -36,9 +36,8 @@ class Embed:
     Attributes:
         window: length of the sliding windows, `64 frames` or `2.5 s`; empty takes the span of a pre-training clip.
         hop: distance from one window to the next, likewise; empty takes the window's length, so that none overlap.
-        pool: "mean" of a clip's features over time and space, D numbers; "frames": mean over space, the tubelets in
-            time one after another, T × D numbers; "attentive": attention pooling by the learned query of a
-            `mam2 probe --kind attentive`, D numbers.
+        pool: "mean" of a clip's features over time and space, D numbers; "frames": mean over space for each tubelet
+            in time, T × D numbers; "attentive": attention pooling by `mam2 probe --kind attentive`, D numbers.
         probe: folder of the probe for pool "attentive"; empty takes the one in the run's folder.
         dtype: storage type of the embeddings.
         labelled: write the videos' labels too: the names of class folders, or a list's column.
@@ -83,9 +82,9 @@ class Embedder:
 
     Attributes:
         vectors_of: clips, uint8 (B, T, 3, size, size) on `device`, to float32 (B, F).
-        device: of the network.
-        provenance: identity of what it makes, and where it comes from.
-        data: how videos are read.
+        device: device of the network.
+        provenance: identity of the vectors, and the place of the encoder.
+        data: settings of reading videos.
     """
 
     vectors_of: Callable[[Tensor], Tensor]
@@ -101,7 +100,7 @@ class Embedder:
 
     @torch.no_grad()
     def embed(self, loader: Iterable[WindowBatch]) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-        """Places and vectors, float32 (B, F), of clips; one portion late: a GPU need not wait for the copy."""
+        """Places and vectors, float32 (B, F), of clips; one chunk late, so that a GPU does not wait for the copy."""
         num_clips = CLIPS_AT_ONCE[self.device.type]
         before: tuple[tuple[int, ...], Tensor] | None = None
         for batch in loader:
@@ -124,20 +123,14 @@ def load_embedder(source: str, config: Embed) -> Embedder:
     model = open_model(source, precision=config.precision)
     head = _head(model, probe=config.probe, pool=config.pool)
     sizes = model.encoder.config
-    window = Length.parse(config.window) if config.window else span_of(model.data, sizes.frames)
-    check_window(window, num_frames=sizes.frames)
-    identity = Identity(
-        encoder=model.digest,
+    identity = identity_of(
+        model,
         pool=config.pool,
         head=_digest_of(head),
-        window=str(window),
-        hop=str(Length.parse(config.hop) if config.hop else window),
-        frames=sizes.frames,
-        size=sizes.size,
+        window=config.window,
+        hop=config.hop,
         embedding_dim=sizes.width * (sizes.tubelets if config.pool == "frames" else 1),
         dtype=config.dtype,
-        sampling=model.data.sampling,
-        decode_short_side=model.data.decode_short_side,
     )
     probe = os.path.abspath(config.probe) if config.probe else ""
     provenance = Provenance(identity=identity, source=model.address, probe=probe)
@@ -148,21 +141,21 @@ def load_embedder_of(provenance: Provenance, file: Path, *, source: str = "", nu
     """The encoder that made a features file, to embed in the same way.
 
     Args:
-        provenance: the identity that the file states, and the place of its encoder.
+        provenance: provenance that the file states.
         file: the features file, for messages.
-        source: the place of the encoder now; empty is where it was.
+        source: present place of the encoder; empty takes the stated one.
         num_workers: processes that decode; 0 decodes in this one.
 
     Raises:
-        UserError: there is no encoder, or it is another one.
+        UserError: no encoder, or another one.
     """
-    there = provenance.identity
+    identity = provenance.identity
     try:
         model = open_model(source or provenance.source, precision="auto")
-        head = _head(model, probe=provenance.probe, pool=there.pool)
+        head = _head(model, probe=provenance.probe, pool=identity.pool)
     except UserError as error:
         raise UserError(f"{error} {file} was made with it: say where it is now, --encoder SOURCE.") from error
-    check_identity(file, replace(there, encoder=model.digest, head=_digest_of(head)))
+    check_identity(file, replace(identity, encoder=model.digest, head=_digest_of(head)))
     return _embedder(model, head, provenance, num_workers=num_workers)
 
 
@@ -194,13 +187,36 @@ def _digest_of(head: AttentivePooling | None) -> str:
     return "" if head is None else digest(head.state_dict())
 
 
-def check_window(window: Length, *, num_frames: int) -> None:
-    """Raises UserError if a window has fewer frames than a clip; of one in seconds that depends on the video."""
-    if window.unit == "frames" and window.value < num_frames:
-        raise UserError(f"A window of {window} is shorter than a clip of {num_frames} frames. Give a longer --window.")
+def identity_of(
+    model: Trained, *, pool: Pool, head: str, window: str, hop: str, embedding_dim: int, dtype: Precision
+) -> Identity:
+    """Identity of the vectors of sliding windows; an empty window is the span of a clip, an empty hop the window.
+
+    Raises:
+        UserError: a window with fewer frames than a clip. One in seconds is checked per video.
+    """
+    shape = model.shape
+    length = Length.parse(window) if window else span_of(model.data, shape.frames)
+    if length.unit == "frames" and length.value < shape.frames:
+        raise UserError(
+            f"A window of {length} is shorter than a clip of {shape.frames} frames. Give a longer --window."
+        )
+    return Identity(
+        encoder=model.digest,
+        pool=pool,
+        head=head,
+        window=str(length),
+        hop=str(Length.parse(hop) if hop else length),
+        frames=shape.frames,
+        size=shape.size,
+        embedding_dim=embedding_dim,
+        dtype=dtype,
+        sampling=model.data.sampling,
+        decode_short_side=model.data.decode_short_side,
+    )
 
 
 def span_of(data: Data, num_frames: int) -> Length:
-    """What a dense clip spans; in seconds where the stride follows the frame rate."""
+    """Length of a dense clip; in seconds if the stride follows the frame rate."""
     frames = num_frames * data.stride_frames
     return Length(frames / data.target_fps, "s") if data.target_fps else Length(frames, "frames")

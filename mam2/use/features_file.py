@@ -1,7 +1,7 @@
 """The features file of `mam2 embed`: a Parquet table with a row for each window, and the encoder's identity.
 
-While it is written, finished rows lie in parts in a folder beside it, FILE.parts; at the end they and the rows of
-before become one new file, which takes the place of the old one.
+Finished rows are written as parts into a folder next to it, FILE.parts; at the end they and the old rows become one new
+file, which replaces the old one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from mam2.files import first_line, parse_json, written_whole
 METADATA = b"mam2"
 """The key of the file's metadata that holds the identity and the encoder's place, as JSON."""
 PLACE = ["path", "start", "end", "label"]
+KEY = ["path", "start", "end", "size_bytes", "mtime_ns"]
+"""Columns that identify a window of one version of a video."""
 ROWS_AT_ONCE = 16384
 Pool = Literal["mean", "frames", "attentive"]
 Precision = Literal["float16", "float32"]
@@ -33,18 +35,17 @@ Precision = Literal["float16", "float32"]
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What two features must share to be compared.
+    """Identity of features: only features with the same one can be compared.
 
     Attributes:
-        encoder: a digest of the encoder's configuration and weights.
-        pool: how the features of a clip become one vector.
-        head: a digest of the attentive head, or of a classifier's; empty where there is none.
-        window, hop: of the sliding windows.
+        encoder: digest of the encoder's configuration and weights.
+        pool: pooling of a clip's features into one vector.
+        head: digest of the attentive head or the classifier's head; empty without one.
+        window, hop: lengths of the sliding windows and of their distance.
         frames, size: frames of a clip, and pixels of its sides.
         embedding_dim: numbers per embedding, F.
-        dtype: of these.
-        sampling: how a clip's frames are taken from a window; see `Data`.
-        decode_short_side: see `Data`.
+        dtype: storage type of the embeddings.
+        sampling, decode_short_side: as in `Data`.
     """
 
     encoder: str
@@ -73,7 +74,7 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What made features: their identity, and where the encoder and the attentive head were."""
+    """Origin of features: their identity, and the places of the encoder and the attentive head."""
 
     identity: Identity
     source: str
@@ -85,9 +86,9 @@ class Place:
     """A window of a video.
 
     Attributes:
-        path: of the video.
+        path: path of the video.
         start, end: seconds from its first frame.
-        label: its class, None where none was written.
+        label: class of the video; None without labels.
     """
 
     path: str
@@ -113,7 +114,7 @@ def schema_of(provenance: Provenance) -> pa.Schema:
 
 
 def read_provenance(file: Path) -> Provenance:
-    """What made the features in a file.
+    """The provenance of the features in a file.
 
     Raises:
         UserError: no such file, or none that `mam2 embed` wrote.
@@ -143,7 +144,7 @@ def open_features(file: Path) -> pq.ParquetFile:
 
 
 def rows_of(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a file, some at once.
+    """The rows of a file, in batches.
 
     Raises:
         UserError: no such file, or a damaged one.
@@ -156,7 +157,7 @@ def rows_of(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Rec
 
 
 def matrix_of(column: pa.Array | pa.ChunkedArray) -> Tensor:
-    """The embeddings of some rows, float32 (rows, numbers); of a table, `matrix_of(table["embedding"])`."""
+    """A column of embeddings, such as `table["embedding"]`, as float32 (rows, numbers)."""
     if isinstance(column, pa.ChunkedArray):
         return torch.cat([matrix_of(chunk) for chunk in column.chunks])
     values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
@@ -164,10 +165,11 @@ def matrix_of(column: pa.Array | pa.ChunkedArray) -> Tensor:
 
 
 def check_identity(file: Path, here: Identity) -> None:
-    """Raises UserError, with both identities, if a file holds other features than those that are wanted."""
+    """Raises UserError, with both identities, if a file holds other features than the wanted ones."""
     there = read_provenance(file).identity
     if there != here:
-        differing = [of.name for of in fields(Identity) if getattr(there, of.name) != getattr(here, of.name)]
+        names = [field.name for field in fields(Identity)]
+        differing = [name for name in names if getattr(there, name) != getattr(here, name)]
         raise UserError(
             f"{file} holds other features: {', '.join(differing)} differ. There: {there}. Here: {here}. Give the "
             "encoder and the options that it was made with, or another file."
@@ -175,13 +177,13 @@ def check_identity(file: Path, here: Identity) -> None:
 
 
 class Parts:
-    """The rows of one process, on their way into a features file: each part is written whole or not at all.
+    """Writer of one process's rows of a features file: each part is written whole or not at all.
 
     Args:
         out: the features file.
-        provenance: what makes the features.
-        session: a number that is larger than that of all parts before.
-        rank: of this process.
+        provenance: provenance of the features.
+        session: a number larger than that of any existing part.
+        rank: rank of this process.
     """
 
     def __init__(self, out: Path, provenance: Provenance, *, session: int, rank: int) -> None:
@@ -220,32 +222,37 @@ def files_of(out: Path) -> list[Path]:
 
 
 def next_session(out: Path) -> int:
-    """A number for parts that shall follow those that are there."""
+    """The next session number, larger than that of any existing part."""
     return max((int(part.name.partition("-")[0]) for part in parts_of(out)), default=-1) + 1
 
 
 def known_windows(files: Sequence[Path], versions: Mapping[str, tuple[int, int]]) -> set[tuple[str, float, float]]:
-    """Path, start and end of the rows that are there already.
+    """Path, start and end of the rows in features files and parts.
 
     Args:
         files: features files and parts.
-        versions: size and time of change of each video; rows of other versions do not count, nor those of other videos.
+        versions: size and time of change of each video; rows of other versions or other videos do not count.
     """
-    keys = ["path", "start", "end", "size_bytes", "mtime_ns"]
-    rows = (row for file in files for batch in rows_of(file, keys) for row in values_of(batch, keys))
+    rows = (row for file in files for row in keys_of(file))
     return {(path, start, end) for path, start, end, *version in rows if versions.get(path) == tuple(version)}
+
+
+def keys_of(file: Path) -> Iterator[tuple[Any, ...]]:
+    """The `KEY` of each row."""
+    for batch in rows_of(file, KEY):
+        yield from rows_in(batch, KEY)
 
 
 def merge(
     out: Path, provenance: Provenance, *, versions: Mapping[str, tuple[int, int]], labels: Mapping[str, str]
 ) -> int:
-    """Makes one file of the rows of before and the parts, and removes the parts.
+    """Makes one file of the old rows and the parts, and removes the parts.
 
     Args:
         out: the features file.
-        provenance: what makes the features.
+        provenance: provenance of the features.
         versions: size and time of change of videos; rows of other versions are dropped, rows of other videos kept.
-        labels: of videos by path; they replace those in the file.
+        labels: labels of videos by path, which replace those in the file.
 
     Returns:
         The number of rows.
@@ -262,17 +269,15 @@ def merge(
 
     with written_whole(out) as part, pq.ParquetWriter(part, schema, use_dictionary=plain, compression="zstd") as writer:
         for batch in (batch for file in files_of(out) for batch in rows_of(file)):
-            kept = [is_kept(*row) for row in values_of(batch, ["path", "start", "end", "size_bytes", "mtime_ns"])]
-            named = [labels.get(path, label) for path, label in values_of(batch, ["path", "label"])]
-            columns = {
-                **dict(zip(batch.schema.names, batch.columns, strict=True)),
-                "label": pa.array(named, pa.string()),
-            }
+            kept = [is_kept(*row) for row in rows_in(batch, KEY)]
+            named = [labels.get(path, label) for path, label in rows_in(batch, ["path", "label"])]
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            columns["label"] = pa.array(named, pa.string())
             writer.write_batch(pa.record_batch(columns, schema=schema).filter(pa.array(kept)))
     shutil.rmtree(parts_folder(out), ignore_errors=True)
     return len(seen)
 
 
-def values_of(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+def rows_in(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """The rows of some columns."""
     return zip(*(batch[name].to_pylist() for name in columns), strict=True)

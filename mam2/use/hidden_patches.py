@@ -34,13 +34,13 @@ def predict_middle(model: Trained, video: str | Path, *, seed: int) -> Predictio
     """
     clip_TCHW = model.clip(video)
     if model.pretrained is None:
-        return attend(model.encoder, clip_TCHW)
+        return attention_of(model.encoder, clip_TCHW)
     whole = model.pretrained
     return predict_hidden(whole.objective, whole.targets, whole.mask, clip_TCHW, seed=seed)
 
 
 @torch.no_grad()
-def attend(encoder: VideoEncoder, clip_TCHW: Tensor) -> Prediction:
+def attention_of(encoder: VideoEncoder, clip_TCHW: Tensor) -> Prediction:
     """A clip, uint8 (T, 3, H, W), and the attention that an encoder in eval mode pays to its patches."""
     whole = to_float(clip_TCHW[None].to(encoder.patch_embed.weight.device))
     attention_TN = encoder.attention_received(whole)[0].float().cpu()
@@ -65,11 +65,11 @@ def predict_hidden(
     """Masks one clip, has the model reconstruct the masked patches, and turns them into pictures.
 
     Args:
-        model: in eval mode.
-        targets: made with the model's tokenizer; where that has a decoder, predicted codes become pictures.
-        masking: how the clip is masked.
+        model: the method, in eval mode.
+        targets: maker with the model's tokenizer; a tokenizer with a decoder turns predicted codes into pictures.
+        masking: configuration of the mask.
         clip_TCHW: uint8 (T, 3, H, W).
-        seed: of the mask.
+        seed: seed of the mask.
     """
     device = next(model.encoder.parameters()).device
     whole = to_float(clip_TCHW[None].to(device))

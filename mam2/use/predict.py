@@ -1,4 +1,4 @@
-"""Labels of videos without labels, by a fine-tuned run: of whole videos, or along them in sliding windows.
+"""Labels of unlabelled videos, or of sliding windows in them, by a fine-tuned run.
 
 B windows, K classes.
 """
@@ -22,19 +22,11 @@ from mam2.data.shape import Listing, Rows
 from mam2.data.windows import Length
 from mam2.files import digest
 from mam2.trained import Trained
-from mam2.use.embedder import Embedder, check_window
+from mam2.use import sliding_windows
+from mam2.use.embedder import Embedder, identity_of
 from mam2.use.evaluate_run import open_classifier, test
-from mam2.use.features_file import Identity, Provenance, check_identity, parts_folder, parts_of
-from mam2.use.predictions_file import Prediction, check_format, write_predictions
-from mam2.use.sliding_windows import (
-    Found,
-    complete,
-    found_along,
-    none_usable,
-    not_writable,
-    only_writer_of,
-    vectors_along,
-)
+from mam2.use.features_file import Provenance, check_identity, parts_folder, parts_of
+from mam2.use.predictions_file import PredictedLabel, check_format, write_predictions
 
 log = logging.getLogger("mam2")
 
@@ -76,12 +68,12 @@ class Predict:
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """What `predict_file` did.
+    """Result of `predict_file`.
 
     Attributes:
         num_videos: videos in the file.
         num_windows: windows in the file; whole videos count as one each.
-        bad: path and reason of those of which something was left out.
+        bad: path and reason of each video that was left out, whole or in part.
     """
 
     num_videos: int
@@ -100,7 +92,7 @@ def predict(
     crops: int | None = None,
     window: str = "",
     hop: str = "",
-) -> list[Prediction]:
+) -> list[PredictedLabel]:
     """The most probable labels of unlabelled videos, or of sliding windows in them.
 
     Args:
@@ -120,12 +112,12 @@ def predict(
     model = open_classifier(run)
     catalog = videos_of(str(videos), model, config)
     if not window:
-        return of_videos(model, catalog, config)[0]
+        return labels_of_videos(model, catalog, config)[0]
     with tempfile.TemporaryDirectory() as own:
         out = Path(distributed.gather(own)[0]) / "predictions"
-        with only_writer_of(out):
+        with sliding_windows.only_writer_of(out):
             found, _ = look_along(scorer_of(model, config), catalog, out)
-            predictions = list(of_windows(found, model, config))
+            predictions = list(labels_of_windows(found, model, config))
             distributed.barrier()  # all have read before the folder goes
     return predictions
 
@@ -135,16 +127,15 @@ def predict_file(
 ) -> Predicted:
     """Predicts labels of videos into a file, which is replaced if it is there; see `predict`.
 
-    Windows are kept while they are computed, in parts in a folder beside the file: killed at any point, the same call
-    computes only the rest. Of several processes each computes some of the windows. Whole videos are not kept: their
-    rows are written at the end.
+    The scores of windows are saved as they are computed, in parts in a folder next to the file: after a kill, the same
+    call computes only the rest. Several processes share the windows. Rows of whole videos are written at the end.
 
     Args:
         run: the folder of a fine-tuning run.
         videos: a folder of videos at any depth, a CSV with path, or a video file.
         out: a .jsonl, .csv or .parquet file, with the columns path, start, end, label, score.
-        config: windows and the rest.
-        timeline: a .html file with a picture of the scores along each video; of windows only.
+        config: settings.
+        timeline: a .html file with the scores along each video, if windows are predicted.
 
     Raises:
         UserError: see `predict`; another ending, or a features file in the place of `out`.
@@ -159,7 +150,7 @@ def predict_file(
     model = open_classifier(run)
     catalog = videos_of(str(videos), model, config)
     if not config.window:
-        predictions, bad = of_videos(model, catalog, config)
+        predictions, bad = labels_of_videos(model, catalog, config)
         if distributed.rank() == 0:
             write_predictions(predictions, out)
         num_videos = len(predictions) // min(config.top_k, len(model.classes))
@@ -170,22 +161,22 @@ def predict_file(
             check_identity(part, scorer.provenance.identity)
         except UserError as error:
             raise UserError(f"{error} To do without what is there, remove {parts_folder(out)}.") from error
-    with only_writer_of(out):
+    with sliding_windows.only_writer_of(out):
         found, bad = look_along(scorer, catalog, out)
         if distributed.rank() == 0:
-            write_predictions(of_windows(found, model, config), out)
+            write_predictions(labels_of_windows(found, model, config), out)
             if timeline:
                 draw_timeline(timeline, found, model, scorer)
             shutil.rmtree(parts_folder(out))
         distributed.barrier()
-    return Predicted(num_videos=len(found), num_windows=sum(len(of.windows) for of in found), bad=bad)
+    return Predicted(num_videos=len(found), num_windows=sum(len(video.windows) for video in found), bad=bad)
 
 
 def videos_of(videos: str, model: Trained, config: Predict) -> Catalog:
-    """The videos that are asked for: those of a folder or a list, or a single one.
+    """The videos of a folder or a list, or a single one.
 
     Raises:
-        UserError: there are none.
+        UserError: no videos.
     """
     path_column = config.data.path_column or model.data.path_column
     listing = Listing(root=videos, split=config.data.split, path_column=path_column)
@@ -195,9 +186,9 @@ def videos_of(videos: str, model: Trained, config: Predict) -> Catalog:
 # --- whole videos -------------------------------------------------------------------------------------------
 
 
-def of_videos(model: Trained, catalog: Catalog, config: Predict) -> tuple[list[Prediction], dict[str, str]]:
-    """The labels of whole videos; path and reason of those that were left out."""
-    bad = {item.path: reason for item in catalog.items if (reason := not_writable(item.path))}
+def labels_of_videos(model: Trained, catalog: Catalog, config: Predict) -> tuple[list[PredictedLabel], dict[str, str]]:
+    """Labels of whole videos; path and reason of those that were left out."""
+    bad = {item.path: reason for item in catalog.items if (reason := sliding_windows.not_writable(item.path))}
     for reason in bad.values() if distributed.rank() == 0 else ():
         log.warning("Left out: %s", reason)
     catalog = replace(catalog, items=tuple(item for item in catalog.items if item.path not in bad))
@@ -212,73 +203,64 @@ def of_videos(model: Trained, catalog: Catalog, config: Predict) -> tuple[list[P
 
 def best(
     places: Sequence[tuple[str, float, float | None]], score_BK: Tensor, classes: Sequence[str], *, top_k: int
-) -> Iterator[Prediction]:
-    """The labels with the highest scores of each place: a path, from when and up to when."""
+) -> Iterator[PredictedLabel]:
+    """Labels with the highest scores of each place: path, start and end."""
     scores_Bk, numbers_Bk = score_BK.topk(min(top_k, len(classes)), dim=1)
     for place, scores, numbers in zip(places, scores_Bk.tolist(), numbers_Bk.tolist(), strict=True):
         for score, number in zip(scores, numbers, strict=True):
-            yield Prediction(*place, classes[number], score)
+            yield PredictedLabel(*place, classes[number], score)
 
 
 # --- windows along videos -----------------------------------------------------------------------------------
 
 
 def scorer_of(model: Trained, config: Predict) -> Embedder:
-    """The classifier as what makes a vector of each window: its scores.
+    """The classifier as an `Embedder`: the vector of a window is its scores.
 
     Raises:
         UserError: a window with fewer frames than a clip.
     """
-    classifier, data = model.need_classifier(), model.data
-    sizes = model.encoder.config
-    window = Length.parse(config.window)
-    check_window(window, num_frames=sizes.frames)
-    head = {name: value for name, value in classifier.state_dict().items() if not name.startswith("encoder.")}
-    identity = Identity(
-        encoder=model.digest,
+    weights = model.need_classifier().state_dict().items()
+    head = {name: value for name, value in weights if not name.startswith("encoder.")}
+    identity = identity_of(
+        model,
         pool="mean",
         head=digest(head),
-        window=str(window),
-        hop=str(Length.parse(config.hop) if config.hop else window),
-        frames=sizes.frames,
-        size=sizes.size,
+        window=config.window,
+        hop=config.hop,
         embedding_dim=len(model.classes),
         dtype="float32",
-        sampling=data.sampling,
-        decode_short_side=data.decode_short_side,
     )
-    return Embedder(
-        vectors_of=model.scores,
-        device=model.device,
-        provenance=Provenance(identity=identity, source=model.address),
-        data=data,
-    )
+    provenance = Provenance(identity=identity, source=model.address)
+    return Embedder(vectors_of=model.scores, device=model.device, provenance=provenance, data=model.data)
 
 
-def look_along(scorer: Embedder, catalog: Catalog, out: Path) -> tuple[list[Found], dict[str, str]]:
-    """Computes the scores of all windows that are not in the parts of a file yet.
+def look_along(scorer: Embedder, catalog: Catalog, out: Path) -> tuple[list[sliding_windows.Found], dict[str, str]]:
+    """Computes the scores of all windows that the parts of a file lack.
 
     Returns:
-        What the parts then hold of each video; path and reason of videos of which something was left out.
+        The windows of each video; path and reason of each video that was left out, whole or in part.
 
     Raises:
-        UserError: not one window could be used.
+        UserError: no usable window.
     """
     paths = list(dict.fromkeys(item.path for item in catalog.items))  # a list may hold a video several times
-    done = complete(scorer, paths, out, known=parts_of(out), doing="predicting")
-    if not (found := found_along(out, done.planned)):
-        raise none_usable(done, len(paths))
+    done = sliding_windows.complete(scorer, paths, out, known=parts_of(out), doing="predicting")
+    if not (found := sliding_windows.found_along(out, done.planned)):
+        raise sliding_windows.none_usable(done, len(paths))
     return found, done.bad
 
 
-def of_windows(found: Sequence[Found], model: Trained, config: Predict) -> Iterator[Prediction]:
+def labels_of_windows(
+    found: Sequence[sliding_windows.Found], model: Trained, config: Predict
+) -> Iterator[PredictedLabel]:
     """The labels of windows, video by video, in the order of time."""
-    for of, score_BK in vectors_along(found):
-        places = [(of.path, window.start, window.end) for window in of.windows]
+    for video, score_BK in sliding_windows.vectors_along(found):
+        places = [(video.path, window.start, window.end) for window in video.windows]
         yield from best(places, score_BK, model.classes, top_k=config.top_k)
 
 
-def draw_timeline(file: Path, found: Sequence[Found], model: Trained, scorer: Embedder) -> None:
+def draw_timeline(file: Path, found: Sequence[sliding_windows.Found], model: Trained, scorer: Embedder) -> None:
     """Writes the page of the scores of windows."""
     from mam2.pictures.page import command_line  # needs mam2[pictures]
     from mam2.pictures.timeline import Track, write_timeline
@@ -288,10 +270,10 @@ def draw_timeline(file: Path, found: Sequence[Found], model: Trained, scorer: Em
     write_timeline(
         file,
         (
-            Track(path=of.path, spans=[(window.start, window.end) for window in of.windows], score_BK=score_BK)
-            for of, score_BK in vectors_along(found)
+            Track(path=video.path, spans=[(window.start, window.end) for window in video.windows], score_BK=score_BK)
+            for video, score_BK in sliding_windows.vectors_along(found)
         ),
-        paths=[of.path for of in found],
+        paths=[video.path for video in found],
         classes=model.classes,
         kind=model.kind,
         about=f"Windows of {identity.window} every {identity.hop}, by the run {Path(run).name}.",

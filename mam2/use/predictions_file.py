@@ -26,18 +26,18 @@ SCHEMA = pa.schema(
         ("score", pa.float64()),
     ]
 )
-ROWS_AT_ONCE = 65536
+ROWS_PER_GROUP = 65536
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """A label that a video, or a window of one, may have.
+class PredictedLabel:
+    """A predicted label of a video or of a window.
 
     Attributes:
-        path: the video.
-        start, end: seconds from the first frame of what `path` names; `end` is None where it is not known.
-        label: the class's name; where labels are numbers, the name of their column.
-        score: its probability; of a whole video, averaged over its views. Where labels are numbers, the number.
+        path: path of the video.
+        start, end: seconds from the first frame of what `path` names; `end` is None if unknown.
+        label: name of the class, or of the column in regression.
+        score: probability, averaged over the views of a whole video; the number in regression.
     """
 
     path: str
@@ -47,20 +47,20 @@ class Prediction:
     score: float
 
 
-def write_predictions(predictions: Iterable[Prediction], out: Path) -> None:
+def write_predictions(predictions: Iterable[PredictedLabel], out: Path) -> None:
     """Writes a row for each prediction, whole or not at all; the file is replaced if it is there.
 
     Raises:
         UserError: see `check_format`.
     """
     check_format(out)
-    rows = ((of.path, of.start, of.end, of.label, float(f"{of.score:.6g}")) for of in predictions)
+    rows = ((row.path, row.start, row.end, row.label, float(f"{row.score:.6g}")) for row in predictions)
     named = (dict(zip(SCHEMA.names, row, strict=True)) for row in rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(out) as part:
         if out.suffix == ".parquet":
             with pq.ParquetWriter(part, SCHEMA, compression="zstd") as writer:
-                while some := list(itertools.islice(named, ROWS_AT_ONCE)):
+                while some := list(itertools.islice(named, ROWS_PER_GROUP)):
                     writer.write_table(pa.Table.from_pylist(some, schema=SCHEMA))
             return
         with part.open("w", encoding="utf-8", newline="") as file:
@@ -71,7 +71,7 @@ def write_predictions(predictions: Iterable[Prediction], out: Path) -> None:
 
 
 def check_format(out: Path) -> None:
-    """Raises UserError unless predictions can be written into such a file; one of features is not replaced."""
+    """Raises UserError unless the ending is accepted; a features file is not replaced."""
     accepted = (".csv", ".jsonl", ".parquet")
     if out.suffix not in accepted:
         raise UserError(f"Predictions can't be written to {out}; accepted are files ending in {', '.join(accepted)}.")

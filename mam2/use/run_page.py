@@ -1,4 +1,4 @@
-"""The page of a run: how far it is, whether it is healthy, its curves, pictures and cost; also while it runs."""
+"""The page of a run, finished or not: progress, health, curves, pictures and cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mam2 import cost
-from mam2.config import UserError, from_json, to_json
+from mam2.config import UserError, to_json
 from mam2.data.catalog import read_catalog
 from mam2.data.loader import steps_per_epoch
 from mam2.losses import BASELINE
@@ -24,9 +24,9 @@ from mam2.train.pretrain import Pretrain
 from mam2.train.run import read_log, read_run
 from mam2.trained import open_model
 from mam2.use.hidden_patches import predict_middle
+from mam2.use.show import config_of
 
 log = logging.getLogger("mam2")
-KINDS: dict[str, type[Pretrain] | type[Finetune]] = {"pretrain": Pretrain, "finetune": Finetune}
 LAST = 20
 """Lines of the log that the health is judged by."""
 
@@ -35,21 +35,19 @@ def write_run_page(run: str | Path, out: str | Path | None = None, *, video: str
     """Writes the page of a pre-training or fine-tuning, finished or not, into one HTML file.
 
     Args:
-        run: its folder.
+        run: folder of the run.
         out: the file; report.html in the folder by default.
-        video: what is drawn of a pre-training, once it has saved; by default one of its own videos, if they are there.
+        video: video for the predictions of a pre-training that has saved; by default one of its own, if present.
 
     Returns:
         The file.
 
     Raises:
-        UserError: no run's folder, or one that is damaged.
+        UserError: no run's folder, or a damaged one.
     """
     folder = Path(run)
     record = read_run(folder)
-    if record["kind"] not in KINDS:
-        raise UserError(f"{folder} is a run of the kind {record['kind']!r}; accepted: {', '.join(KINDS)}.")
-    config = from_json(KINDS[record["kind"]], record["config"])
+    config = config_of(folder)
     log_file = folder / "log.jsonl"
     rows = read_log(log_file) if log_file.exists() else []
     num_steps = config.loop.duration.steps(steps_per_epoch(int(record["num_videos"]), config.loop.batch_size))
@@ -62,7 +60,7 @@ def write_run_page(run: str | Path, out: str | Path | None = None, *, video: str
         summary_html="".join(f"<p>{escape(line)}</p>" for line in words),
         scores=[],
         charts=[("Curves", SMOOTHED, curves)] if (curves := curves_of(rows)) else [],
-        sheets=predicted(config, folder, video),
+        sheets=sheets_of(config, folder, video),
         facts=facts(folder, record, config, rows, done=done, num_steps=num_steps),
         commands=next_commands(folder, config),
         chance=0.0,
@@ -71,7 +69,7 @@ def write_run_page(run: str | Path, out: str | Path | None = None, *, video: str
 
 
 def health(rows: list[dict[str, Any]], *, batch_size: int) -> list[str]:
-    """What the log says of a run's health, in sentences, each with what to try."""
+    """The health of a run by its log, in sentences with advice."""
     trained = [row for row in rows if "loss" in row]
     if not trained:
         return ["Nothing is logged yet."]
@@ -99,8 +97,8 @@ def health(rows: list[dict[str, Any]], *, batch_size: int) -> list[str]:
     return found or ["Nothing conspicuous."]
 
 
-def predicted(config: Pretrain | Finetune, folder: Path, video: str | Path) -> list[tuple[str, Prediction]]:
-    """What a pre-training predicts for a video, with the video's name; nothing where nothing can be drawn."""
+def sheets_of(config: Pretrain | Finetune, folder: Path, video: str | Path) -> list[tuple[str, Prediction]]:
+    """The name of a video and a pre-training's prediction for it; nothing if nothing can be drawn."""
     if not isinstance(config, Pretrain) or not checkpoint.checkpoints(folder):
         return []
     try:
@@ -114,7 +112,7 @@ def predicted(config: Pretrain | Finetune, folder: Path, video: str | Path) -> l
 
 
 def next_commands(folder: Path, config: Pretrain | Finetune) -> list[str]:
-    """What a finished run is used for."""
+    """Command lines that use a finished run."""
     if isinstance(config, Pretrain):
         tuned = f"{folder}_tuned"
         return [

@@ -29,7 +29,19 @@ from mam2.trained import open_model
 from mam2.use.hidden_patches import predict_middle
 
 log = logging.getLogger("mam2")
-KINDS = {"pretrain": Pretrain, "finetune": Finetune}
+KINDS: dict[str, type[Pretrain] | type[Finetune]] = {"pretrain": Pretrain, "finetune": Finetune}
+
+
+def config_of(run: Path) -> Pretrain | Finetune:
+    """The configuration of a pre-training or fine-tuning run.
+
+    Raises:
+        UserError: no run, or one of another kind.
+    """
+    record = read_run(run)
+    if record["kind"] not in KINDS:
+        raise UserError(f"{run} is a run of the kind {record['kind']!r}; accepted: {', '.join(KINDS)}.")
+    return from_json(KINDS[record["kind"]], record["config"])
 
 
 def show(
@@ -46,8 +58,8 @@ def show(
         run: the folder of a pre-training run; or any encoder that `load_encoder` takes.
         video: a video file.
         out: the PNG to write.
-        animations: more files to write, .gif or .mp4: the same rows, in motion.
-        seed: of the mask.
+        animations: .gif or .mp4 files to write too: the same rows, in motion.
+        seed: seed of the mask.
 
     Raises:
         UserError: no run, no encoder, no video, or an animation of another kind of file.
@@ -66,8 +78,7 @@ def show_augmented(run: str | Path, video: str | Path, out: str | Path, *, seed:
     Raises:
         UserError: no run, or no video.
     """
-    record = read_run(Path(run))
-    config: Pretrain | Finetune = from_json(KINDS[record["kind"]], record["config"])
+    config = config_of(Path(run))
     shape = ClipShape.of(config.encoder)
     mixing = isinstance(config, Finetune) and max(config.mixup, config.cutmix) > 0
     other = _other_video(config.data, str(video), seed=seed) if mixing else ""
@@ -94,7 +105,7 @@ def show_augmented(run: str | Path, video: str | Path, out: str | Path, *, seed:
 
 
 def _other_video(data: Data, video: str, *, seed: int) -> str:
-    """A video of the training data that is not this one; "", with a warning, if there is none."""
+    """Another video of the training data; "", with a warning, without one."""
     try:
         items = read_catalog(data.listing, labelled=False).items
     except UserError as error:

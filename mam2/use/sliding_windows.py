@@ -1,4 +1,4 @@
-"""Vectors along videos: computed window by window, by all processes, and kept in parts until they become a file.
+"""Vectors of sliding windows: all processes compute them, and parts keep them until they become a file.
 
 B windows, F numbers.
 """
@@ -26,30 +26,22 @@ from mam2.data.shape import ClipShape
 from mam2.data.windows import Planned, Window, WindowLoader, evenly
 from mam2.progress import progress
 from mam2.train.run import locked
+from mam2.use import features_file
 from mam2.use.embedder import WINDOWS_AT_ONCE, Embedder
-from mam2.use.features_file import (
-    Parts,
-    known_windows,
-    matrix_of,
-    next_session,
-    parts_folder,
-    parts_of,
-    rows_of,
-    values_of,
-)
+from mam2.use.features_file import Parts, parts_folder, parts_of
 
 log = logging.getLogger("mam2")
-PART_SECONDS = 15.0  # of work are lost at most where the process is killed
+PART_SECONDS = 15.0  # the most work that a kill loses
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completed:
-    """What `complete` did, of all processes.
+    """Result of `complete`, over all processes.
 
     Attributes:
-        planned: the videos that can be used, with all their windows.
+        planned: usable videos, with all their windows.
         num_new: windows that were computed now.
-        bad: path and reason of videos of which something was left out.
+        bad: path and reason of each video that was left out, whole or in part.
     """
 
     planned: list[Planned]
@@ -59,13 +51,13 @@ class Completed:
     @property
     def versions(self) -> dict[str, tuple[int, int]]:
         """Size and time of change of each video."""
-        return {of.path: of.version for of in self.planned}
+        return {video.path: video.version for video in self.planned}
 
 
 @contextmanager
 def only_writer_of(out: Path) -> Iterator[None]:
-    """Keeps other processes from writing the same file, on rank 0; removes half-written files of one that was
-    killed, and at the end the folder of parts if none are left."""
+    """Locks the output on rank 0 and removes what a killed process left half-written; at the end, the folder of parts
+    if it is empty."""
     if distributed.rank() > 0:
         yield
         return
@@ -90,41 +82,47 @@ def complete(
     labels: Mapping[str, str] | None = None,
     doing: str,
 ) -> Completed:
-    """Computes the windows of videos that are not there yet, into parts; of several processes each some of them.
+    """Computes the missing windows of videos into parts; several processes share them.
 
     Args:
         embedder: makes the vectors.
-        paths: of the videos.
-        out: the file whose parts they are; `only_writer_of` it must be held.
+        paths: paths of the videos.
+        out: the file that the parts are for; `only_writer_of` must hold it.
         known: files whose rows are not computed again.
-        labels: of videos by path, written beside the vectors.
+        labels: labels of videos by path, written with the vectors.
         doing: a word for the progress bar.
     """
     planned, bad = _look(embedder, paths)
-    there = known_windows(known, {of.path: of.version for of in planned})
-    session = next_session(out)
+    there = features_file.known_windows(known, {video.path: video.version for video in planned})
+    session = features_file.next_session(out)
     distributed.barrier()  # all have looked before any writes
-    todo = [(of, window) for of in planned for window in of.windows if (of.path, window.start, window.end) not in there]
+    todo = [
+        (video, window)
+        for video in planned
+        for window in video.windows
+        if (video.path, window.start, window.end) not in there
+    ]
+    parts = Parts(out, embedder.provenance, session=session, rank=distributed.rank())
+    num_new, left_out = _compute(embedder, todo[_own_part(len(todo))], parts, labels or {}, doing=doing)
+    for _, reasons in (found := distributed.gather((num_new, left_out))):
+        bad |= reasons
+    return Completed(planned=planned, num_new=sum(number for number, _ in found), bad=bad)
+
+
+def _own_part(num_items: int) -> slice:
+    """This process's share of a list: neighbours, so that a video stays whole."""
     rank, count = distributed.rank(), distributed.world_size()
-    own = todo[len(todo) * rank // count : len(todo) * (rank + 1) // count]  # neighbours, so that a video stays whole
-    parts = Parts(out, embedder.provenance, session=session, rank=rank)
-    num_new, left_out = _compute(embedder, own, parts, labels or {}, doing=doing)
-    found = distributed.gather((num_new, left_out))
-    return Completed(
-        planned=planned,
-        num_new=sum(number for number, _ in found),
-        bad=bad | {path: reason for _, of_rank in found for path, reason in of_rank.items()},
-    )
+    return slice(num_items * rank // count, num_items * (rank + 1) // count)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the parts of a file hold of a video.
+    """Windows of a video in the parts of a file.
 
     Attributes:
-        path: of the video.
-        windows: those that are there, in order.
-        places: of each the part, and the number of the row in it.
+        path: path of the video.
+        windows: the windows, in order.
+        places: part and row number of each window.
     """
 
     path: str
@@ -133,33 +131,32 @@ class Found:
 
 
 def found_along(out: Path, planned: Sequence[Planned]) -> list[Found]:
-    """What the parts of a file hold of videos, in their order; those of which there is nothing are left out."""
-    versions = {of.path: of.version for of in planned}
+    """Windows of videos in the parts of a file, in the videos' order; videos without any are left out."""
+    versions = {video.path: video.version for video in planned}
     places = dict[tuple[str, float, float], tuple[Path, int]]()
     for part in parts_of(out):
-        keys = ["path", "start", "end", "size_bytes", "mtime_ns"]
-        rows = (row for batch in rows_of(part, keys) for row in values_of(batch, keys))
-        for number, (path, start, end, *version) in enumerate(rows):
+        for number, (path, start, end, *version) in enumerate(features_file.keys_of(part)):
             if versions.get(path) == tuple(version):
                 places.setdefault((path, start, end), (part, number))
     found = []
-    for of in planned:
-        there = [(window, place) for window in of.windows if (place := places.get((of.path, window.start, window.end)))]
+    for video in planned:
+        there = [window for window in video.windows if (video.path, window.start, window.end) in places]
         if there:
-            windows, of_windows = zip(*there, strict=True)
-            found.append(Found(path=of.path, windows=windows, places=of_windows))
+            rows = tuple(places[video.path, window.start, window.end] for window in there)
+            found.append(Found(path=video.path, windows=tuple(there), places=rows))
     return found
 
 
 def vectors_along(found: Iterable[Found]) -> Iterator[tuple[Found, Tensor]]:
-    """Each video with the vectors of its windows, float32 (B, F); those of one video are in memory at a time."""
+    """Each video with the vectors of its windows, float32 (B, F); one video is in memory at a time."""
 
     @lru_cache(maxsize=2)  # neighbours lie together
     def vectors_in(part: Path) -> Tensor:
-        return torch.cat([matrix_of(batch["embedding"]) for batch in rows_of(part, ["embedding"])])
+        batches = features_file.rows_of(part, ["embedding"])
+        return torch.cat([features_file.matrix_of(batch["embedding"]) for batch in batches])
 
-    for of in found:
-        yield of, torch.stack([vectors_in(part)[number] for part, number in of.places])
+    for video in found:
+        yield video, torch.stack([vectors_in(part)[number] for part, number in video.places])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -169,10 +166,10 @@ class VideoVectors:
     Attributes:
         path: absolute path of the video.
         windows: windows that decode, in order.
-        vector_BF: a vector for each of them, float32.
-        num_windows: windows that the video has; more than were computed, if it is long.
-        is_short: the whole video is shorter than one window.
-        problem: the reason why a part of it is left out; empty if none is.
+        vector_BF: float32 vectors of the windows.
+        num_windows: number of windows in the video; more than were computed, if it is long.
+        is_short: true if the whole video is shorter than one window.
+        problem: reason why a part of it is left out; empty without one.
     """
 
     path: str
@@ -184,7 +181,7 @@ class VideoVectors:
 
 
 def vectors_of_video(embedder: Embedder, video: str | Path, *, max_windows: int | None = None) -> VideoVectors:
-    """The vectors of a video's windows; with more than `max_windows`, of so many, spread evenly.
+    """The vectors of a video's windows; of `max_windows` spread evenly if it has more.
 
     Raises:
         UserError: a video that can't be used.
@@ -211,7 +208,7 @@ def vectors_of_video(embedder: Embedder, video: str | Path, *, max_windows: int 
 
 
 def not_writable(path: str) -> str:
-    """Why a path can't be written into a file of rows; empty if it can."""
+    """The reason why a path can't be written into a file of rows; empty if it can."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -226,9 +223,8 @@ def none_usable(done: Completed, num_videos: int) -> UserError:
 
 
 def _look(embedder: Embedder, paths: Sequence[str]) -> tuple[list[Planned], dict[str, str]]:
-    """The windows of all videos, and the reasons of those that can't be used; the processes share the looking."""
-    rank, count = distributed.rank(), distributed.world_size()
-    own = paths[len(paths) * rank // count : len(paths) * (rank + 1) // count]
+    """The windows of all videos, and path and reason of unusable ones; the processes share the work."""
+    own = paths[_own_part(len(paths))]
     results = list(progress(embedder.plan(own), title="looking at videos", total=len(own)))
     planned = []
     bad = dict[str, str]()
@@ -239,10 +235,10 @@ def _look(embedder: Embedder, paths: Sequence[str]) -> tuple[list[Planned], dict
             bad[result.path] = reason
         else:
             planned.append(result)
-    if rank == 0:
+    if distributed.rank() == 0:
         for reason in bad.values():
             log.warning("Left out: %s", reason)
-        if num_short := sum(of.is_short for of in planned):
+        if num_short := sum(video.is_short for video in planned):
             window = embedder.provenance.identity.window
             log.info(
                 f"{num_short} of {len(planned)} videos are shorter than a window of {window}: "
@@ -259,14 +255,10 @@ def _compute(
     *,
     doing: str,
 ) -> tuple[int, dict[str, str]]:
-    """Writes the rows of this process's windows; their number, and the reasons of windows that were left out."""
-    identity = embedder.provenance.identity
-    loader = WindowLoader(
-        [(video.path, window) for video, window in windows],
-        embedder.data,
-        ClipShape.of(identity),
-        batch_size=WINDOWS_AT_ONCE,
-    )
+    """Writes the rows of this process's windows; their number, and path and reason of what was left out."""
+    shape = ClipShape.of(embedder.provenance.identity)
+    asked = [(video.path, window) for video, window in windows]
+    loader = WindowLoader(asked, embedder.data, shape, batch_size=WINDOWS_AT_ONCE)
     waiting: list[tuple[tuple[int, ...], Tensor]] = []
 
     def write() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Lt
@@ -31,20 +31,13 @@ from mam2.trained import Trained, open_model
 from mam2.version import __version__
 
 Format = Literal["onnx", "pt2", "aoti"]
-"""ONNX; a program of torch.export; or one that AOTInductor compiled for this machine's processor or GPU."""
-
 ExportHead = Literal["auto", "none", "probabilities", "logits"]
-"""The head after the encoder; "auto" is probabilities where the source is a classifier, else none."""
-
 ExportPool = Literal["none", "mean"]
-"""Features of every patch, (B, T, N, D), or their mean, (B, D)."""
-
 ExportDevice = Literal["cpu", "cuda"]
 
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".pt2"}
 ABOUT = "mam2.json"
-"""The extra file of a torch.export program that says what goes in and comes out; the other formats have it as their
-metadata."""
+"""Extra file of a torch.export program with its input and output; the other formats have them as metadata."""
 
 _NEEDED: dict[Format, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": (), "aoti": ()}
 _NUM_CLIPS = 3
@@ -59,7 +52,7 @@ class Export:
         format: "onnx"; "pt2", a program of torch.export; or "aoti", compiled for this machine's processor or GPU.
         head: "probabilities" or "logits" of a classifier, or "none" for features; "auto" is probabilities for a
             classifier, else none.
-        pool: features of every patch ("none"), or their "mean", one vector per clip.
+        pool: "none" for features of every patch, (B, T, N, D), or their "mean", (B, D).
         device: device that an aoti package is compiled for; the other formats run anywhere.
         clip: video to compare the file and the model on; by default rendered clips.
         tolerance: largest difference accepted, as a share of the model's largest number.
@@ -78,15 +71,15 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A file that was written, and compared with the model that it came from.
+    """Result of an export: the file, and its comparison with the model.
 
     Attributes:
         file: the file.
-        takes: the input, in words: any number of clips; frames and size are fixed.
-        gives: the output, in words.
-        clip: the video that they were compared on.
-        difference: the largest, over all numbers of the output.
-        largest: the largest number of the model's own output.
+        takes: description of the input: any number of clips; frames and size are fixed.
+        gives: description of the output.
+        clip: video of the comparison.
+        difference: largest difference between the outputs.
+        largest: largest number of the model's own output.
     """
 
     file: Path
@@ -108,10 +101,10 @@ def export(
     clip: str | Path | None = None,
     tolerance: float = 1e-3,
 ) -> Exported:
-    """Writes an encoder, or a classifier, as a file that runs without this package, once it gives the model's numbers.
+    """Writes an encoder or a classifier as a file that runs without this package, if it gives the model's numbers.
 
-    What is exported takes clips as training sees them, uint8 (B, T, 3, H, W), RGB from 0 to 255: the normalisation is
-    inside. B is free; T, H and W are those of the encoder.
+    The input are clips, uint8 (B, T, 3, H, W), RGB from 0 to 255: the normalisation is inside. B is free; T, H and W
+    are those of the encoder.
 
     Args:
         source: a source of `load_encoder` or `load_classifier`.
@@ -119,8 +112,7 @@ def export(
         format, head, pool, device, clip, tolerance: as in `Export`.
 
     Raises:
-        UserError: an argument that does not fit, a package or compiler that is missing, or a file that gives other
-            numbers than the model, which is then not written.
+        UserError: an argument that does not fit, a missing package or compiler, or other numbers than the model's.
     """
     video = None if clip is None else Path(clip)
     config = Export(format=format, head=head, pool=pool, device=device, clip=video, tolerance=tolerance)
@@ -139,10 +131,11 @@ def export_file(source: str | Path, out: Path, *, config: Export) -> Exported:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         part = Path(folder) / out.name
-        device = config.device
-        _WRITE[config.format](model.to(device), clips_BTCHW[:2].to(device), part, about)
-        run = _RUN[config.format](part)
-        found = torch.cat([run(clips_BTCHW), run(clips_BTCHW[:1])])  # as they come, and one by itself
+        with _quietly(), torch.no_grad():
+            _write(config.format, model.to(config.device), clips_BTCHW[:2].to(config.device), part, about)
+            run = load_exported(config.format, part)
+        with torch.no_grad():
+            found = torch.cat([run(clips_BTCHW), run(clips_BTCHW[:1])])  # together, and one alone
         difference = (found - torch.cat([expected, expected[:1]])).abs().max().item()
         largest = expected.abs().max().item()
         if not difference <= config.tolerance * max(largest, 1e-6):
@@ -247,74 +240,37 @@ def _quietly() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _program(model: nn.Module, clips_BTCHW: Tensor) -> torch.export.ExportedProgram:
-    return torch.export.export(model, (clips_BTCHW,), dynamic_shapes={"clip": {0: torch.export.Dim("batch", min=1)}})
-
-
-def _write_pt2(model: nn.Module, clips_BTCHW: Tensor, part: Path, about: dict[str, str]) -> None:
-    with _quietly(), torch.no_grad():
-        torch.export.save(_program(model, clips_BTCHW), part, extra_files={ABOUT: json.dumps(about)})
-
-
-def _write_onnx(model: nn.Module, clips_BTCHW: Tensor, part: Path, about: dict[str, str]) -> None:
-    with _quietly(), torch.no_grad():
-        program = torch.onnx.export(
-            _program(model, clips_BTCHW),
+def _write(format: Format, model: nn.Module, clips_BTCHW: Tensor, part: Path, about: dict[str, str]) -> None:
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, (clips_BTCHW,), dynamic_shapes={"clip": {0: batch}})
+    if format == "pt2":
+        torch.export.save(program, part, extra_files={ABOUT: json.dumps(about)})
+    elif format == "aoti":
+        configs = {"aot_inductor.metadata": about}
+        torch._inductor.aoti_compile_and_package(program, package_path=str(part), inductor_configs=configs)
+    else:
+        onnx = torch.onnx.export(
+            program,
             dynamo=True,
             dynamic_shapes=({0: "batch"},),  # the name of the axis in the file
             input_names=["clip"],
             output_names=[about["output"].split(":")[0]],
             verbose=False,
         )
-        assert program is not None, "the dynamo exporter gives a program"
-        program.model.metadata_props.update(about)
-        program.save(part)
+        assert onnx is not None, "the dynamo exporter gives a program"
+        onnx.model.metadata_props.update(about)
+        onnx.save(part)
 
 
-def _write_aoti(model: nn.Module, clips_BTCHW: Tensor, part: Path, about: dict[str, str]) -> None:
-    with _quietly(), torch.no_grad():
-        torch._inductor.aoti_compile_and_package(
-            _program(model, clips_BTCHW),
-            package_path=str(part),
-            inductor_configs={"aot_inductor.metadata": about},
-        )
-
-
-def _run_pt2(part: Path) -> Callable[[Tensor], Tensor]:
-    with _quietly():
-        run = torch.export.load(part).module()
-    return _without_gradients(run)
-
-
-def _run_onnx(part: Path) -> Callable[[Tensor], Tensor]:
+def load_exported(format: Format, part: Path) -> Callable[[Tensor], Tensor]:
+    """A written file as a function on the CPU."""
+    if format == "pt2":
+        return torch.export.load(part).module()
+    if format == "aoti":
+        run = torch._inductor.aoti_load_package(str(part))
+        device = run.get_metadata()["AOTI_DEVICE_KEY"]
+        return lambda clips_BTCHW: run(clips_BTCHW.to(device)).cpu()
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
     return lambda clips_BTCHW: torch.from_numpy(session.run(None, {"clip": clips_BTCHW.numpy()})[0])
-
-
-def _run_aoti(part: Path) -> Callable[[Tensor], Tensor]:
-    with _quietly():
-        run = torch._inductor.aoti_load_package(str(part))
-    device = run.get_metadata()["AOTI_DEVICE_KEY"]
-    return _without_gradients(lambda clips_BTCHW: run(clips_BTCHW.to(device)).cpu())
-
-
-def _without_gradients(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def runs(clips_BTCHW: Tensor) -> Tensor:
-        with torch.no_grad():
-            return run(clips_BTCHW)
-
-    return runs
-
-
-_WRITE: dict[Format, Callable[[Any, Tensor, Path, dict[str, str]], None]] = {
-    "onnx": _write_onnx,
-    "pt2": _write_pt2,
-    "aoti": _write_aoti,
-}
-_RUN: dict[Format, Callable[[Path], Callable[[Tensor], Tensor]]] = {
-    "onnx": _run_onnx,
-    "pt2": _run_pt2,
-    "aoti": _run_aoti,
-}

@@ -16,7 +16,6 @@ import jinja2
 
 from mam2.config import UserError, to_json
 from mam2.files import read_object, write_text
-from mam2.model.encoder import EncoderConfig, Origin
 from mam2.model.weight_file import CLASSIFIER_FILE, ENCODER_FILE, check_name
 from mam2.model.weights import save_encoder
 from mam2.pictures.page import code_in_markdown, in_markdown
@@ -32,40 +31,12 @@ _PROBLEMS = {"multilabel": "multi_label_classification", "regression": "regressi
 
 
 @dataclass(frozen=True, kw_only=True)
-class _About:
-    """Facts about a model that is shared.
-
-    Attributes:
-        name: USER/NAME.
-        encoder: sizes of the encoder.
-        classes: names of the classes; empty for an encoder.
-        labels: kind of the labels.
-        pooling: pooling of a classifier.
-        origin: the published weights that it was made from, if any.
-        license: an identifier of the hub's.
-        runs: run.json, without the user's folders, and the rows of log.jsonl: of the run that it starts from, then of
-            its own, as far as they are there.
-        tests: evaluate.json and probe_*.json, by their names.
-    """
-
-    name: str
-    encoder: EncoderConfig
-    classes: tuple[str, ...]
-    labels: str
-    pooling: str
-    origin: Origin | None
-    license: str
-    runs: list[tuple[dict[str, Any], list[dict[str, Any]]]]
-    tests: dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Push:
     """Settings of an upload.
 
     Attributes:
         private: make the repository visible to you, or your organisation, only.
-        folder: folder to write instead of an upload, new or written by this before; by default none.
+        folder: folder to write instead of an upload: new, or written by an earlier push.
         license: licence of the weights, as the hub calls it, such as apache-2.0; empty takes what the weight file says.
     """
 
@@ -82,12 +53,12 @@ def push(
     `load_encoder("hf://USER/NAME")` and transformers' `AutoModel.from_pretrained(..., trust_remote_code=True)` load it.
 
     Args:
-        source: a run's folder, or what `load_encoder` takes.
+        source: a run's folder, or another source of `load_encoder`.
         name: USER/NAME on the hub.
         folder, private, license: as in `Push`.
 
     Returns:
-        Where it is: the folder, or an address.
+        The folder, or the address on the hub.
 
     Raises:
         UserError: nothing to share, a name or folder that can't be used, or a hub that refuses.
@@ -113,7 +84,7 @@ def share(source: str | Path, name: str, *, config: Push) -> str:
 
 
 def _is_replaceable(folder: Path) -> bool:
-    """Whether a place is an empty folder, or one that was written by this before."""
+    """True for an empty folder, or one of an earlier push."""
     return folder.is_dir() and (not any(folder.iterdir()) or (folder / CODE_FILE).exists())
 
 
@@ -125,27 +96,42 @@ def write_folder(source: str | Path, name: str, folder: Path, *, license: str = 
         shutil.copyfile(model.file, weights)  # with all that it says of itself
     else:
         save_encoder(weights, model.encoder)
-    about = _about(model, name, license=license)
-    write_text(folder / "config.json", json.dumps(_config(about), indent=2, ensure_ascii=False) + "\n")
-    write_text(folder / "video_preprocessor_config.json", json.dumps(_processor(about.encoder), indent=2) + "\n")
+    write_text(folder / "config.json", _pretty(_config(model)) + "\n")
+    write_text(folder / "video_preprocessor_config.json", _pretty(_processor(model.shape.size)) + "\n")
     write_text(folder / CODE_FILE, CODE)
-    write_text(folder / CARD, card(about))
+    write_text(folder / CARD, model_card(model, name, license=license))
 
 
-def card(about: _About) -> str:
-    """The model card: how to use the model, and the facts of its run, its tests and its weights.
+def model_card(model: Trained, name: str, *, license: str) -> str:
+    """The model card: use of the model, and facts of its run, its tests and its weights.
 
-    Of the user's paths it holds the last part. No text of a run can break the front matter or the Markdown.
+    Paths are cut to their last part. No text of a run can break the front matter or the Markdown.
     """
+    source = Path(model.source)
+    folder = source if source.is_dir() else source.parent
+    is_run = (folder / "run.json").is_file()
+    runs = list(_runs(folder)) if is_run else []
     tags = ["mam2", "video", "self-supervised-learning"]
-    tags += [re.sub(r"[^\w.-]+", "-", _method(run)) for run, _ in about.runs if run["kind"] == "pretrain"]
+    tags += [re.sub(r"[^\w.-]+", "-", _method(run)) for run, _ in runs if run["kind"] == "pretrain"]
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"text": in_markdown, "code": code_in_markdown, "pretty": _pretty}
     template = environment.from_string(Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"))
-    functions = {"method": _method, "progress": _progress, "numbers": _numbers}
-    return template.render(vars(about), tags=dict.fromkeys(tags), **functions)
+    return template.render(
+        name=name,
+        encoder=model.encoder.config,
+        classes=model.classes,
+        labels=model.kind,
+        origin=model.origin,
+        license=_license(model, license),
+        runs=runs,
+        tests=_tests(folder) if is_run else {},
+        tags=dict.fromkeys(tags),
+        method=_method,
+        progress=_progress,
+        numbers=_numbers,
+    )
 
 
 def _method(record: dict[str, Any]) -> str:
@@ -177,43 +163,30 @@ def _pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def _about(model: Trained, name: str, *, license: str) -> _About:
-    """Gathers the facts from the files of a run, or from a weight file alone."""
-    origin = model.origin
-    stated = license or (origin.licence if origin else "unknown")
-    if not re.fullmatch(r"[a-zA-Z0-9.-]+", stated):
-        if license:
-            raise UserError(f"The license {license!r} is no identifier; accepted: such as apache-2.0, cc-by-nc-4.0.")
-        stated = "other"
-    source = Path(model.source)
-    folder = source if source.is_dir() else source.parent
-    runs = list[tuple[dict[str, Any], list[dict[str, Any]]]]()
-    tests = dict[str, dict[str, Any]]()
-    if (folder / "run.json").is_file():
-        runs.append(_run(folder))
-        init = Path(str(read_run(folder)["config"].get("init") or ""))
-        if (init / "run.json").is_file():
-            runs.insert(0, _run(init))
-        for file in (folder / "evaluate.json", *sorted((folder / "probe").glob("probe_*.json"))):
-            if file.is_file():
-                name_of = file.stem.replace("evaluate", "fine-tuned").replace("_", ", ")
-                tests[name_of] = read_object(file, {"num_videos": int})
-    return _About(
-        name=name,
-        encoder=model.encoder.config,
-        classes=model.classes,
-        labels=model.kind,
-        pooling=model.classifier.pooling if model.classifier else "all",
-        origin=origin,
-        license=stated.lower(),
-        runs=runs,
-        tests=tests,
-    )
+def _license(model: Trained, asked: str) -> str:
+    """The licence that is asked for, or that the weight file states, as an identifier of the hub."""
+    stated = asked or (model.origin.licence if model.origin else "unknown")
+    if re.fullmatch(r"[a-zA-Z0-9.-]+", stated):
+        return stated.lower()
+    if asked:
+        raise UserError(f"The license {asked!r} is no identifier; accepted: such as apache-2.0, cc-by-nc-4.0.")
+    return "other"
 
 
-def _run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    log = folder / "log.jsonl"
-    return _without_folders(read_run(folder)), read_log(log) if log.is_file() else []
+def _tests(folder: Path) -> dict[str, dict[str, Any]]:
+    """Contents of evaluate.json and probe_*.json, by title."""
+    files = (folder / "evaluate.json", *sorted((folder / "probe").glob("probe_*.json")))
+    titles = {file: file.stem.replace("evaluate", "fine-tuned").replace("_", ", ") for file in files}
+    return {title: read_object(file, {"num_videos": int}) for file, title in titles.items() if file.is_file()}
+
+
+def _runs(folder: Path) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """run.json, without the user's folders, and rows of log.jsonl, of the run that it starts from and its own."""
+    init = Path(str(read_run(folder)["config"].get("init") or ""))
+    for place in (init, folder):
+        if (place / "run.json").is_file():
+            log = place / "log.jsonl"
+            yield _without_folders(read_run(place)), read_log(log) if log.is_file() else []
 
 
 def _without_folders(value: Any) -> Any:
@@ -225,28 +198,27 @@ def _without_folders(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and ("/" in value or "\\" in value) else value
 
 
-def _config(about: _About) -> dict[str, Any]:
+def _config(model: Trained) -> dict[str, Any]:
     """config.json, as transformers reads it."""
     module = Path(CODE_FILE).stem
     config: dict[str, Any] = {
         "model_type": "mam2",
-        "architectures": ["Mam2ForVideoClassification" if about.classes else "Mam2Model"],
+        "architectures": ["Mam2ForVideoClassification" if model.classifier else "Mam2Model"],
         "auto_map": {"AutoConfig": f"{module}.Mam2Config", "AutoModel": f"{module}.Mam2Model"},
         "mam2_version": __version__,
-        "encoder": to_json(about.encoder),
+        "encoder": to_json(model.encoder.config),
     }
-    if about.classes:
+    if model.classifier:
         config["auto_map"]["AutoModelForVideoClassification"] = f"{module}.Mam2ForVideoClassification"
-        config["pooling"] = about.pooling
-        config["id2label"] = dict(enumerate(about.classes))
-        config["problem_type"] = _PROBLEMS.get(about.labels, "single_label_classification")
-        config["label2id"] = {label: number for number, label in enumerate(about.classes)}
+        config["pooling"] = model.classifier.pooling
+        config["id2label"] = dict(enumerate(model.classes))
+        config["problem_type"] = _PROBLEMS.get(model.kind, "single_label_classification")
+        config["label2id"] = {label: number for number, label in enumerate(model.classes)}
     return config
 
 
-def _processor(encoder: EncoderConfig) -> dict[str, Any]:
+def _processor(size: int) -> dict[str, Any]:
     """The configuration of transformers' clips: the short side resized, the middle square, values from 0 to 1."""
-    size = encoder.size
     return {
         "video_processor_type": "VideoMAEVideoProcessor",
         "do_resize": True,

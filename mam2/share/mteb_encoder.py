@@ -21,15 +21,14 @@ from mam2.trained import open_model
 class MtebEncoder:
     """One vector per video: the mean of the features of windows spread over it, sampled as in training.
 
-    mteb calls it, so its methods take mteb's arguments and `**kwargs`; this file does not need mteb until the metadata
-    is asked for.
+    mteb calls it, so its methods take mteb's arguments and `**kwargs`; only the metadata needs mteb.
 
     Args:
         model_name: a source of `load_encoder`: a run's folder, a file, `hf://USER/NAME`.
-        revision: revision of a repository on the hub; part of the name otherwise.
-        device: where the encoder runs; None takes the GPU if there is one.
-        windows: per video.
-        stride_frames: the distance between frames; None takes that of the run, or 4.
+        revision: revision of a repository on the hub; ignored for other sources.
+        device: device of the encoder; None takes the GPU if there is one.
+        windows: windows per video.
+        stride_frames: distance between frames; None takes that of the run, or 4.
     """
 
     def __init__(

@@ -27,9 +27,8 @@ from mam2.trained import open_model
 class Mam2Config(PreTrainedConfig):  # type: ignore[misc]  # mypy takes transformers for untyped
     """The configuration in a folder that `mam2 push` wrote.
 
-    `encoder` holds the fields of an EncoderConfig, `pooling` is a classifier's.
-
-    transformers asks for `**kwargs`, here and below.
+    `encoder` holds the fields of an EncoderConfig, `pooling` is a classifier's. transformers needs the `**kwargs`, here
+    and below.
     """
 
     model_type = "mam2"
@@ -63,8 +62,7 @@ class _Mam2(PreTrainedModel):  # type: ignore[misc]  # likewise
         device_map: Any = None,
         **kwargs: Any,
     ) -> Self:
-        """The model of a folder, or of USER/NAME on the hub, in eval mode. Of transformers' other arguments, those that
-        say how files are fetched and laid out have no effect."""
+        """The model of a folder, or of USER/NAME on the hub, in eval mode. Other arguments have no effect."""
         source = str(pretrained_model_name_or_path)
         config = config or cls.config_class.from_pretrained(source, revision=revision)
         if not Path(source).is_dir():
@@ -107,7 +105,7 @@ class Mam2Model(_Mam2):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """See the class."""
+        """Features and their mean."""
         features_BSD = self.inner(pixel_values).flatten(1, 2)
         return BaseModelOutputWithPooling(last_hidden_state=features_BSD, pooler_output=features_BSD.mean(dim=1))
 
@@ -131,7 +129,7 @@ class Mam2ForVideoClassification(_Mam2):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> ImageClassifierOutput:
-        """See the class."""
+        """Logits of the classes."""
         return ImageClassifierOutput(logits=self.inner(pixel_values))
 
     @staticmethod

@@ -17,7 +17,7 @@ from mam2.pictures.canvas import (
     keep_patches,
     page_of_rows,
     patch_mask,
-    wrap,
+    wrap_words,
     zoom_to,
 )
 from mam2.pictures.masks import mask_figure
@@ -100,7 +100,7 @@ def test_a_page_holds_pictures_pixel_for_pixel_and_texts_where_asked(tmp_path) -
 @pytest.mark.parametrize("bold", [0, 8.6])
 def test_wrapped_words_stay_within_their_width(words, bold) -> None:
     page = Page(400, 200, text=1)
-    page.write(0, 0, wrap(words, 200, bold=bold), bold=bold)
+    page.write(0, 0, wrap_words(words, 200, bold=bold), bold=bold)
     dark_x = (page.pixels().amin(dim=0) < 128).nonzero()[:, 1]
     assert 100 < dark_x.max() <= 200
 

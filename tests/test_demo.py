@@ -27,7 +27,16 @@ from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.load import load_encoder
 from mam2.model.weights import save_encoder
 from mam2.trained import Trained, open_model
-from mam2.use.demo.shown import Scores, alike, classified, in_words, load_demo, predicted, problem_of, scores_shown
+from mam2.use.demo.shown import (
+    Scores,
+    alike,
+    classified,
+    in_words,
+    load_demo,
+    moving_predictions,
+    problem_of,
+    scores_shown,
+)
 from mam2.use.embed import embed_file, read_clip
 from mam2.use.embedder import Embed, span_of
 from mam2.use.predict import Predict, scorer_of
@@ -160,7 +169,7 @@ def test_several_classes_and_numbers() -> None:
 
 def test_predictions_are_moving_pictures_in_step(place: Path) -> None:
     shown = load_demo(place / "mine")
-    found, again, other = (predicted(shown, str(place / "query <b>.mp4"), seed=seed) for seed in (0, 0, 1))
+    found, again, other = (moving_predictions(shown, str(place / "query <b>.mp4"), seed=seed) for seed in (0, 0, 1))
     pictures, sheet_HWC, notes = found
     assert captions(pictures) == [
         "Input",
@@ -183,7 +192,7 @@ def test_an_encoder_alone_shows_its_attention(place: Path, tmp_path: Path) -> No
     save_encoder(tmp_path / "encoder.safetensors", load_encoder(place / "mine"))
     shown = load_demo(tmp_path / "encoder.safetensors")
     assert (shown.scorer, shown.features) == (None, None)
-    pictures, _, _ = predicted(shown, str(place / "query <b>.mp4"), seed=0)
+    pictures, _, _ = moving_predictions(shown, str(place / "query <b>.mp4"), seed=0)
     assert captions(pictures) == ["Input", "Attention"]
     assert [line.partition(":")[0] for line in shown.missing] == [
         "Predicted appearance and motion",
@@ -250,7 +259,7 @@ def test_the_page_says_what_it_shows(place: Path) -> None:
 def test_of_many_videos_the_first_can_be_chosen(
     place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(mam2.use.demo.shown, "MAX_VIDEOS", 2)
+    monkeypatch.setattr(mam2.use.demo.shown, "MAX_CHOICES", 2)
     assert list(load_demo(place / "mine", videos=place / "library").videos) == ["0.mp4", "1.mp4"]
     assert "has 3 videos; the page lets choose from the first 2" in caplog.text
 

@@ -24,7 +24,7 @@ from mam2 import load_encoder, near_duplicates, read_clip, search
 from mam2.config import UserError
 from mam2.model.encoder import EncoderConfig, VideoEncoder
 from mam2.model.weights import save_encoder
-from mam2.pictures.hits import Card, clock, stretch, write_page
+from mam2.pictures.hits import Card, clock, stretch, write_cards
 from mam2.use.embed import embed_file
 from mam2.use.embedder import Embed, load_embedder
 
@@ -204,7 +204,7 @@ def test_pictures_move_at_the_video_s_speed(place: Path, tmp_path: Path) -> None
     assert grey == pytest.approx(20 + 5 * 11, abs=6)
     file = tmp_path / "page.html"
     card = Card(path=str(tmp_path / "gone.mp4"), start=0, end=1, words="<i>")
-    write_page(
+    write_cards(
         file,
         title="<script>",
         about="",

@@ -115,7 +115,7 @@ class Page:
         )
 
     def place(self, x: int, y: int, row: FrameRow, t: int) -> None:
-        """Lays frame `t` of a row with its top left corner at (x, y); where there is none, says so."""
+        """Lays frame `t` of a row with its top left corner at (x, y), or words if it is missing."""
         if t < len(row.frames_TCHW):
             self.paste(x, y, row.frames_TCHW[t])
             return
@@ -139,7 +139,7 @@ class Page:
             Image.fromarray(self.pixels().permute(1, 2, 0).contiguous().numpy()).save(part, format="PNG")
 
 
-def wrap(words: str, width: float, *, bold: float = 0) -> str:
+def wrap_words(words: str, width: float, *, bold: float = 0) -> str:
     """The words in lines of at most about `width` pixels, as `Page.write` writes them at text 1."""
     return "\n".join(textwrap.wrap(words, max(1, int(width / (1.12 * bold if bold else 7)))))
 
@@ -154,8 +154,8 @@ def page_of_rows(rows: list[FrameRow], shown: list[int], *, title: str, footer: 
     text = min(max(height / 150, 1.0), 1.5)  # text grows with the panels
     gap, label_width, line = 6, round(215 * text), round(19 * text)
     total_width = label_width + len(shown) * (width + gap)
-    title = wrap(title, (total_width - 16) / text, bold=9.5)
-    footer_text = "\n".join(wrap(words, (total_width - 16) / text) for words in footer)
+    title = wrap_words(title, (total_width - 16) / text, bold=9.5)
+    footer_text = "\n".join(wrap_words(words, (total_width - 16) / text) for words in footer)
     tops = [line * (title.count("\n") + (2 if title else 1)) + 12]
     for row in rows:
         tops.append(tops[-1] + height + gap + (line if row.captions else 0))
@@ -169,8 +169,8 @@ def page_of_rows(rows: list[FrameRow], shown: list[int], *, title: str, footer: 
             _, legend_height, legend_width = row.legend_CHW.shape
             page.paste(label_width - 12 - legend_width, y + (height - legend_height) // 2, row.legend_CHW)
             room -= legend_width + 12
-        page.write(8, y + height / 2 - 4, wrap(row.name, room / text, bold=8.6), va="bottom", bold=8.6)
-        page.write(8, y + height / 2 + 4, wrap(row.description, room / text))
+        page.write(8, y + height / 2 - 4, wrap_words(row.name, room / text, bold=8.6), va="bottom", bold=8.6)
+        page.write(8, y + height / 2 + 4, wrap_words(row.description, room / text))
         for column, t in enumerate(shown):
             x = label_width + column * (width + gap)
             page.place(x, y, row, t)

@@ -39,7 +39,7 @@ CURVES = (
 )
 
 SMOOTHED = "Dark: running mean. Pale: every logged step."
-"""How to read the curves of a long run."""
+"""Caption for the curves of a long run."""
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:

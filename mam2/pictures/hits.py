@@ -1,4 +1,4 @@
-"""Pages that show stretches of videos, moving, with a line about each: the hits of a search."""
+"""Pages of moving stretches of videos, with a line about each: the hits of a search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mam2.config import UserError, printable
 from mam2.data.video.open import open_video
 from mam2.pictures.page import write_html
 
-SHORT_SIDE = 160  # pixels
+HIT_SHORT_SIDE = 160  # pixels
 MAX_FRAMES = 16
 
 
@@ -35,7 +35,7 @@ class Card:
     words: str
 
 
-def write_page(
+def write_cards(
     file: Path,
     *,
     title: str,
@@ -56,8 +56,10 @@ def write_page(
         UserError: another ending than .html.
     """
     check_page(file)
-    shown_rows = [(printable(heading), [shown(card) for card in cards]) for heading, cards in rows]
-    values = {"about": printable(about), "rows": shown_rows}
+    values = {
+        "about": printable(about),
+        "rows": [(printable(heading), [_card_values(card) for card in cards]) for heading, cards in rows],
+    }
     write_html(file, "hits", values, title=title, facts=facts, commands=commands)
 
 
@@ -67,22 +69,21 @@ def check_page(file: Path) -> None:
         raise UserError(f"A page can't be written to {file}; accepted is a file that ends in .html.")
 
 
-def shown(card: Card) -> dict[str, str]:
+def _card_values(card: Card) -> dict[str, str]:
     """The template's values for a card; for a video that can't be read, the problem in words."""
-    try:
-        picture, problem = data_address(stretch(card.path, start=card.start, end=card.end)), ""
-    except UserError as error:
-        picture, problem = "", printable(str(error))
-    when = f"{clock(card.start)} to {clock(card.end)}"
-    name = printable(Path(card.path).name)
-    return {
-        "picture": picture,
-        "problem": problem,
-        "name": name,
+    values = {
+        "picture": "",
+        "problem": "",
+        "name": printable(Path(card.path).name),
         "path": printable(card.path),
-        "when": when,
+        "when": f"{clock(card.start)} to {clock(card.end)}",
         "words": printable(card.words),
     }
+    try:
+        values["picture"] = data_address(stretch(card.path, start=card.start, end=card.end))
+    except UserError as error:
+        values["problem"] = printable(str(error))
+    return values
 
 
 def stretch(path: str, *, start: float, end: float) -> bytes:
@@ -91,7 +92,7 @@ def stretch(path: str, *, start: float, end: float) -> bytes:
     Raises:
         UserError: a video that can't be decoded, or has no frames there.
     """
-    with open_video(path, short_side=SHORT_SIDE) as video:
+    with open_video(path, short_side=HIT_SHORT_SIDE) as video:
         first = video.frame_at(start)
         last = min(video.frame_at(end), video.num_frames - video.num_missing)
         if first >= last:

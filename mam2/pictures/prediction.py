@@ -26,7 +26,7 @@ from mam2.pictures.canvas import (
     keep_patches,
     page_of_rows,
     patch_mask,
-    wrap,
+    wrap_words,
     zoom_to,
 )
 
@@ -38,18 +38,18 @@ class Prediction:
     """A model's prediction for one clip, on the CPU.
 
     Attributes:
-        clip_TCHW: float in [0, 1], the input.
-        masked_TN: bool, the mask over the N patches of each frame.
+        clip_TCHW: input, float in [0, 1]; the first frame of each tubelet.
+        masked_TN: mask over the N patches of each frame, bool.
         grid: patches high, patches wide; their product is N.
-        appearance_TCHW: float in [0, 1], the predicted appearance, valid on masked patches only; None where
-            the target is codes without a decoder, or no appearance is predicted.
-        agreement_TN: bool, predicted code = true code; meaningful on masked patches only; None without codes.
-        motion_TCHW: float, the predicted motion, valid on masked patches only: (T-1, 3, H, W) is the RGB
-            difference of pixels in [0, 1], (T-1, 2, H, W) optical flow in pixels, x and y; None: no motion row.
-        true_motion_TCHW: the same of the clip itself, everywhere; None: no motion row.
-        appearance_name: title of its row.
-        tubelet: frames that a token spans; of each tubelet, the first frame is above, and motion leads to the next's.
-        attention_TN: float, attention that each patch gets, sums to 1 over each frame; None: no such row.
+        appearance_TCHW: predicted appearance, float in [0, 1], valid on masked patches only; None for codes without a
+            decoder, or without a prediction.
+        agreement_TN: predicted code = true code, bool, valid on masked patches only; None without codes.
+        motion_TCHW: predicted motion, float, valid on masked patches only: (T-1, 3, H, W) RGB difference of pixels in
+            [0, 1], or (T-1, 2, H, W) optical flow in pixels, x and y; None without motion.
+        true_motion_TCHW: motion of the clip itself, valid everywhere; None without motion.
+        appearance_name: title of the row of appearance.
+        tubelet: frames that a token spans; motion leads to the first frame of the next tubelet.
+        attention_TN: attention that each patch gets, float, sums to 1 over each frame; None without.
         notes: more lines for the footer.
 
     Raises:
@@ -59,10 +59,10 @@ class Prediction:
     clip_TCHW: Tensor
     masked_TN: Tensor
     grid: tuple[int, int]
-    appearance_TCHW: Tensor | None
-    agreement_TN: Tensor | None
-    motion_TCHW: Tensor | None
-    true_motion_TCHW: Tensor | None
+    appearance_TCHW: Tensor | None = None
+    agreement_TN: Tensor | None = None
+    motion_TCHW: Tensor | None = None
+    true_motion_TCHW: Tensor | None = None
     appearance_name: str = "Predicted appearance"
     tubelet: int = 1
     attention_TN: Tensor | None = None
@@ -230,7 +230,7 @@ def _motion_rows(p: Prediction, zoom: int, left_out: Tensor) -> list[FrameRow]:
 
 
 def footer(prediction: Prediction) -> list[str]:
-    """Instructions for reading the picture, then the prediction's own notes."""
+    """Instructions for reading the picture, and the prediction's own notes."""
     if not prediction.masked_TN.any():
         return ["Attention that patches get in the encoder's last block.", *prediction.notes]
     words = (
@@ -245,15 +245,14 @@ def footer(prediction: Prediction) -> list[str]:
 def contact_sheet(prediction: Prediction, path: Path | str, *, title: str) -> None:
     """Draws at most 8 frames of a clip as a PNG, a column each: input, mask, appearance, both motions, attention.
 
-    Predictions stand on masked patches only. Visible patches are hatched, never filled in from the input. Where
-    there is no appearance, its row shows which codes are right. True and predicted motion share one scale, taken from
-    the true motion. Whatever the prediction lacks has no row.
+    Visible patches of predictions are hatched, never filled in from the input. Without appearance, its row shows which
+    codes are right. True and predicted motion share the scale of the true motion. Missing parts have no row.
     """
     sheet_of(prediction, title=title).save(path)
 
 
 def sheet_of(prediction: Prediction, *, title: str) -> Page:
-    """The canvas of a contact sheet, see there."""
+    """The canvas of `contact_sheet`."""
     shown = frames_shown(len(prediction.clip_TCHW), 8)
     rows = prediction_rows(prediction, zoom_to(prediction.clip_TCHW, 128))
     return page_of_rows(rows, shown, title=title, footer=footer(prediction), tubelet=prediction.tubelet)
@@ -290,12 +289,14 @@ def animation(prediction: Prediction, path: Path | str, *, title: str) -> None:
 def _moment(rows: list[FrameRow], t: int, *, title: str, footer: list[str], tubelet: int) -> Tensor:
     """Picture `t` of an animation, uint8 (3, height, width), both sides even."""
     num_frames, _, height, width = rows[0].frames_TCHW.shape
-    gap, line = 10, 17
+    gap = 10
+    line = 17
     total_width = len(rows) * (width + gap) + gap
     legends = [(0, 0) if row.legend_CHW is None else row.legend_CHW.shape[1:] for row in rows]
-    names = [wrap(row.name, width - legend[1], bold=8.6) for row, legend in zip(rows, legends, strict=True)]
-    descriptions = [wrap(row.description, width) for row in rows]
-    title, footer_text = wrap(title, total_width - 150, bold=9.5), "\n".join(wrap(x, total_width - 16) for x in footer)
+    names = [wrap_words(row.name, width - legend[1], bold=8.6) for row, legend in zip(rows, legends, strict=True)]
+    descriptions = [wrap_words(row.description, width) for row in rows]
+    title = wrap_words(title, total_width - 150, bold=9.5)
+    footer_text = "\n".join(wrap_words(x, total_width - 16) for x in footer)
     heads = [max(18 * (name.count("\n") + 1), legend[0]) for name, legend in zip(names, legends, strict=True)]
     top = 22 * (title.count("\n") + 1) + max(heads) + 18
     under = top + height + 6

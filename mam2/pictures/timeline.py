@@ -32,7 +32,7 @@ MAX_VIDEOS = 100
 MAX_LABELS = 8  # shown per video
 MAX_COLUMNS = 1000  # of a figure; of more windows, neighbours are drawn together
 NUM_FRAMES = 8
-SHORT_SIDE = 96  # pixels
+FILM_SHORT_SIDE = 96  # pixels
 GREY = "#c3cad1"
 
 
@@ -66,7 +66,7 @@ def write_timeline(
 
     Args:
         file: the file to write.
-        tracks: one per video; the first MAX_VIDEOS are shown.
+        tracks: scores, one for each video; the first MAX_VIDEOS are shown.
         paths: paths of all videos.
         classes: the K names.
         kind: kind of the labels: probabilities, or numbers.
@@ -179,7 +179,7 @@ def _date(seconds: float) -> str:
 
 
 def windows_per_column(num_windows: int) -> int:
-    """The number of neighbouring windows that are drawn as one, with the highest of their scores."""
+    """Number of neighbouring windows that are drawn as one, with the highest of their scores."""
     return math.ceil(num_windows / MAX_COLUMNS)
 
 
@@ -209,7 +209,7 @@ def film(path: str, *, seconds: float) -> list[str]:
     """Evenly spaced frames of a video, as data: addresses; none where it can no longer be decoded."""
     times = [(number + 0.5) / NUM_FRAMES * seconds for number in range(NUM_FRAMES)]
     try:
-        with open_video(path, short_side=SHORT_SIDE) as video:
+        with open_video(path, short_side=FILM_SHORT_SIDE) as video:
             last = video.num_frames - video.num_missing - 1
             frames_TCHW = video.frames([min(last, video.frame_at(time)) for time in times])
     except (UserError, OSError):

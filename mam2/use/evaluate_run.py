@@ -47,7 +47,7 @@ class Evaluated:
         result: scores of each video.
         classes: names of the classes.
         report: contents of evaluate.json.
-        files: names of the files that were written.
+        files: names of the written files.
     """
 
     result: Evaluation
@@ -57,11 +57,7 @@ class Evaluated:
 
 
 def open_classifier(run: str | Path) -> Trained:
-    """A fine-tuned run, ready to see videos.
-
-    Raises:
-        UserError: no run, or none of a fine-tuning.
-    """
+    """A fine-tuned run, ready to see videos. Raises UserError: no run, or none of a fine-tuning."""
     read_run(Path(run))
     model = open_model(run)
     model.need_classifier()
@@ -71,7 +67,7 @@ def open_classifier(run: str | Path) -> Trained:
 def test(
     model: Trained, catalog: Catalog, *, clips: int | None, crops: int | None
 ) -> tuple[Evaluation, tuple[int, int]]:
-    """The scores of each video, averaged over clips and crops; and their numbers, by default the run's own."""
+    """Scores of each video, averaged over clips and crops; and the numbers of both, by default the run's own."""
     own_clips, own_crops = model.settings.views if model.settings else (1, 1)
     views = (own_clips if clips is None else clips, own_crops if crops is None else crops)
     loader = ViewLoader(
@@ -158,8 +154,8 @@ def evaluate_files(run: str | Path, out: Path, *, config: Evaluate, picture: boo
 
 
 def measures_of(result: Evaluation, catalog: Catalog) -> dict[str, Any]:
-    """The measures of a test for its evaluate.json: top-1 and others; `map` where a video has several classes; errors
-    where labels are numbers. `labels` says which of the last two."""
+    """The measures in evaluate.json: top-1 and others; `map` for multilabel, errors for regression. `labels` says which
+    of the last two."""
     if result.target_BK is None:
         return {
             "top1": result.top(1),
@@ -205,7 +201,7 @@ def run_on(run: str | Path, config: Evaluate) -> tuple[Evaluation, Catalog, tupl
 
 
 def _can_be_read(data: Data) -> bool:
-    """Whether the videos are there, whatever their labels."""
+    """True if the videos can be read without labels."""
     try:
         return bool(read_catalog(data.listing, labelled=False).items)
     except UserError:

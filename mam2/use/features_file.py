@@ -144,11 +144,7 @@ def open_features(file: Path) -> pq.ParquetFile:
 
 
 def rows_of(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a file, in batches.
-
-    Raises:
-        UserError: no such file, or a damaged one.
-    """
+    """The rows of a file, in batches. Raises UserError: no such file, or a damaged one."""
     try:
         with open_features(file) as parquet:
             yield from parquet.iter_batches(ROWS_AT_ONCE, columns=columns)

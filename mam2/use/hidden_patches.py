@@ -49,10 +49,6 @@ def attention_of(encoder: VideoEncoder, clip_TCHW: Tensor) -> Prediction:
         clip_TCHW=whole[0, ::tubelet].cpu(),
         masked_TN=torch.zeros_like(attention_TN, dtype=torch.bool),
         grid=encoder.layout(whole)[1],
-        appearance_TCHW=None,
-        agreement_TN=None,
-        motion_TCHW=None,
-        true_motion_TCHW=None,
         tubelet=tubelet,
         attention_TN=attention_TN,
     )

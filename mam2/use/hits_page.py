@@ -9,11 +9,11 @@ from pathlib import Path
 
 from mam2.config import UserError
 from mam2.files import write_text
-from mam2.pictures.hits import Card, check_page, clock, write_page
+from mam2.pictures.hits import Card, check_page, clock, write_cards
 from mam2.use.features_file import Place
 from mam2.use.search import Hit, Pair
 
-OWN_VIDEOS = (
+NEXT_COMMANDS = (
     "mam2 embed RUN VIDEOS --out features.parquet",
     "mam2 search features.parquet VIDEO --html hits.html",
     "mam2 search features.parquet --near-duplicates --html pairs.html",
@@ -21,7 +21,7 @@ OWN_VIDEOS = (
 
 
 def check_files(out: Path | None, html: Path | None) -> None:
-    """Raises UserError for endings that can't be written."""
+    """Raises UserError for endings that are not accepted."""
     if out and out.suffix != ".json":
         raise UserError(f"Hits can't be written to {out}; accepted is a file that ends in .json.")
     if html:
@@ -31,14 +31,14 @@ def check_files(out: Path | None, html: Path | None) -> None:
 def write_hits(
     hits: Sequence[Hit], out: Path | None, html: Path | None, *, query: str, features: Path, typed: str
 ) -> None:
-    """Writes hits as JSON, and a page with the query's windows that they are like.
+    """Writes hits as JSON, and a page with them and the query's windows.
 
     Args:
-        hits: what was found.
+        hits: hits of the search.
         out: a .json file; None writes none.
         html: a .html file; None writes none.
-        query: the video that was searched for.
-        features: the file that was searched in.
+        query: video of the query.
+        features: the features file.
         typed: the command as it was typed.
     """
     write_json(hits, out)
@@ -46,12 +46,12 @@ def write_hits(
         return
     asked = sorted({hit.query for hit in hits}, key=lambda place: place.start)
     rows = [
-        ("The query", [card(place) for place in asked]),
-        ("Most like it", [card(hit.found, f"{hit.score:.4f}, like {clock(hit.query.start)}") for hit in hits]),
+        ("The query", [card_of(place) for place in asked]),
+        ("Most like it", [card_of(hit.found, f"{hit.score:.4f}, like {clock(hit.query.start)}") for hit in hits]),
     ]
     about = f"{len(hits)} windows of {features} by cosine with the query's window that each is most like."
     title = f"Windows like {Path(query).name}"
-    write_page(html, title=title, about=about, rows=rows, facts={"command": typed}, commands=OWN_VIDEOS)
+    write_cards(html, title=title, about=about, rows=rows, facts={"command": typed}, commands=NEXT_COMMANDS)
 
 
 def write_pairs(
@@ -64,7 +64,7 @@ def write_pairs(
         out: a .json file; None writes none.
         html: a .html file; None writes none.
         shown: number of pairs on the page.
-        about: what they are pairs of.
+        about: description of their source.
         typed: the command as it was typed.
     """
     write_json(pairs, out)
@@ -72,21 +72,21 @@ def write_pairs(
         return
     first = pairs[:shown]
     rows = [
-        (f"{number}. Cosine {pair.score:.4f}", [card(pair.one), card(pair.other)])
+        (f"{number}. Cosine {pair.score:.4f}", [card_of(pair.one), card_of(pair.other)])
         for number, pair in enumerate(first, 1)
     ]
     about = f"{len(first)} of {len(pairs)} pairs of {about}."
-    write_page(html, title="Near-duplicates", about=about, rows=rows, facts={"command": typed}, commands=OWN_VIDEOS)
+    write_cards(html, title="Near-duplicates", about=about, rows=rows, facts={"command": typed}, commands=NEXT_COMMANDS)
 
 
 def write_json(found: Sequence[Hit] | Sequence[Pair], out: Path | None) -> None:
-    """Writes all that was found, if a file is named."""
+    """Writes all hits or pairs, if a file is named."""
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, json.dumps([asdict(hit) for hit in found], indent=2, ensure_ascii=False) + "\n")
 
 
-def card(place: Place, words: str = "") -> Card:
+def card_of(place: Place, words: str = "") -> Card:
     """A window on a page, with its label."""
     words = ", ".join(part for part in (words, place.label) if part)
     return Card(path=place.path, start=place.start, end=place.end, words=words)

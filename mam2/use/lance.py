@@ -1,4 +1,4 @@
-"""Search in an embedded LanceDB table of a features file: for more windows than are read through for each query."""
+"""Search in an embedded LanceDB table of a features file, for files too large to read for each query."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mam2.use.features_file import PLACE, Place, open_features, rows_of
 
 TABLE = "windows"
 STAMP = b"mam2 file"
-"""The key of a table's metadata that says which version of the features file it was written from."""
+"""Key of a table's metadata that names the version of the features file."""
 INDEXED_FROM = 100_000  # rows; fewer are read through, which misses none
-PROBES = 50  # parts of the index that are searched
+INDEX_PARTS = 50  # parts of the index that are searched
 
 
 def search_table(folder: Path, file: Path, x_QF: Tensor, *, path: str, top_k: int) -> list[tuple[float, Place, int]]:
@@ -27,7 +27,7 @@ def search_table(folder: Path, file: Path, x_QF: Tensor, *, path: str, top_k: in
     best = dict[tuple[str, float, float], tuple[float, Place, int]]()
     for number, x_F in enumerate(x_QF):
         found = table.search(x_F.numpy(), vector_column_name="embedding").distance_type("cosine")
-        found = found.where(others, prefilter=True).nprobes(PROBES).limit(top_k).select([*PLACE, "_distance"])
+        found = found.where(others, prefilter=True).nprobes(INDEX_PARTS).limit(top_k).select([*PLACE, "_distance"])
         for row in found.to_list():
             score = min(1.0, 1 - row.pop("_distance"))
             place = Place(**row)
@@ -38,7 +38,7 @@ def search_table(folder: Path, file: Path, x_QF: Tensor, *, path: str, top_k: in
 
 
 def open_table(folder: Path, file: Path) -> Any:
-    """The table of a features file; written if it is not there, or of another version of the file.
+    """The table of a features file; written if missing, or if the file has changed.
 
     Raises:
         UserError: LanceDB is not installed.

@@ -173,11 +173,7 @@ def predict_file(
 
 
 def videos_of(videos: str, model: Trained, config: Predict) -> Catalog:
-    """The videos of a folder or a list, or a single one.
-
-    Raises:
-        UserError: no videos.
-    """
+    """The videos of a folder or a list, or a single one. Raises UserError: no videos."""
     path_column = config.data.path_column or model.data.path_column
     listing = Listing(root=videos, split=config.data.split, path_column=path_column)
     return only_video(videos) or read_catalog(listing, labelled=False)
@@ -265,7 +261,8 @@ def draw_timeline(file: Path, found: Sequence[sliding_windows.Found], model: Tra
     from mam2.pictures.page import command_line  # needs mam2[pictures]
     from mam2.pictures.timeline import Track, write_timeline
 
-    identity, run = scorer.provenance.identity, scorer.provenance.source
+    identity = scorer.provenance.identity
+    run = scorer.provenance.source
     options = {"out": "labels.csv", "window": identity.window, "hop": identity.hop, "timeline": "timeline.html"}
     write_timeline(
         file,

@@ -137,7 +137,8 @@ def facts(
     num_steps: int,
 ) -> dict[str, str]:
     """Settings and costs, in words."""
-    loop, encoder = config.loop, config.encoder
+    loop = config.loop
+    encoder = config.encoder
     found = {
         "run": str(folder),
         "videos": f"{record['num_videos']:,} in {config.data.root}",

@@ -34,12 +34,12 @@ MAX_PAIRS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """A window that is like the query.
+    """A window that is similar to the query.
 
     Attributes:
-        score: cosine with the window of the query that is most like it.
+        score: cosine with the most similar window of the query.
         found: the window.
-        query: that window of the query.
+        query: the most similar window of the query.
     """
 
     score: float
@@ -49,10 +49,10 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two windows that are alike.
+    """Two similar windows.
 
     Attributes:
-        score: their cosine.
+        score: cosine of their embeddings.
         one, other: the windows.
     """
 
@@ -66,9 +66,9 @@ class Query:
     """The windows of a query.
 
     Attributes:
-        path: of the video, absolute.
-        windows: in order.
-        x_QF: their embeddings, of length 1.
+        path: absolute path of the video.
+        windows: windows of the video, in order.
+        x_QF: embeddings of the windows, of length 1.
     """
 
     path: str
@@ -79,17 +79,17 @@ class Query:
 def search(
     features: str | Path, query: str | Path, *, top_k: int = 10, encoder: str | Path = "", lancedb: str | Path = ""
 ) -> list[Hit]:
-    """The windows that are most like a video, the best first. Windows of the query's own file are left out.
+    """The windows most similar to a video, the best first. Windows of the query's own file are left out.
 
-    Each window of the file is compared with each of the query, and its best cosine counts.
+    The score of a window is its best cosine with any window of the query.
 
     Args:
         features: a file that `embed` wrote.
         query: a video; `long.mp4#t=12,20` is a segment of one.
-        top_k: how many are wanted.
-        encoder: where the encoder that made the file is now; by default where it was.
-        lancedb: a folder for an embedded LanceDB table of the file's rows, which is searched instead; it is written
-            where it is not there. Large tables get an index, which may miss some.
+        top_k: number of windows.
+        encoder: present place of the encoder that made the file; by default the stated one.
+        lancedb: a folder for an embedded LanceDB table of the file's rows, which is written if missing and searched
+            instead. Large tables get an index, which may miss some windows.
 
     Raises:
         UserError: no features file, another encoder, or a query shorter than a window.
@@ -107,7 +107,7 @@ def search(
 
 
 def embed_query(path: str, embedder: Embedder, *, max_windows: int | None = None) -> Query:
-    """The embeddings of a query's windows; of more than `max_windows` those of so many, spread evenly.
+    """The embeddings of a query's windows; of `max_windows` spread evenly if it has more.
 
     Raises:
         UserError: a video that can't be used, or that is shorter than a window.
@@ -151,7 +151,7 @@ def search_file(file: Path, x_QF: Tensor, *, path: str, top_k: int) -> list[tupl
 
 
 def is_of_file(paths: pa.Array, path: str) -> pa.Array:
-    """Whether each path is of the same file as another, whatever the segments."""
+    """True for each path in the same file as `path`, whatever the segments."""
     file = segment_of(path)[0]
     return pc.or_(pc.equal(paths, file), pc.starts_with(paths, f"{file}#t="))
 
@@ -165,15 +165,15 @@ def places_of(file: Path, rows: Sequence[int]) -> list[Place]:
 
 
 def near_duplicates(features: str | Path, *, threshold: float = 0.95, max_pairs: int = MAX_PAIRS) -> list[Pair]:
-    """The pairs of windows in a file whose cosine reaches a threshold, the most alike first.
+    """The pairs of windows in a file whose cosine reaches a threshold, the most similar first.
 
-    Windows of one video that overlap in time are no pairs. Every window is compared with every other: the work grows
+    Windows of one video that overlap in time do not count. Every window is compared with every other: the work grows
     with the square of their number. The embeddings are held in memory.
 
     Args:
         features: a file that `embed` wrote.
-        threshold: of the cosine.
-        max_pairs: of more pairs only the most alike are kept, and the log says so.
+        threshold: least cosine of a pair.
+        max_pairs: keeps only this many, most similar first, with a warning.
 
     Raises:
         UserError: no features file, or a threshold outside -1 .. 1.
@@ -189,7 +189,8 @@ def near_duplicates(features: str | Path, *, threshold: float = 0.95, max_pairs:
     table = pq.read_table(file, columns=PLACE)
     when_N3 = _when(table)
     num_pairs = 0
-    score_P, pair_P2 = torch.empty(0), torch.empty(0, 2, dtype=torch.int64)
+    score_P = torch.empty(0)
+    pair_P2 = torch.empty(0, 2, dtype=torch.int64)
     blocks = torch.arange(len(x_NF)).split(BLOCK)
     compared = list(combinations_with_replacement(range(len(blocks)), 2))
     for i, j in progress(compared, title="comparing", total=len(compared), hidden=len(compared) == 1):
@@ -216,7 +217,7 @@ def near_duplicates(features: str | Path, *, threshold: float = 0.95, max_pairs:
 
 
 def _alike(x_NF: Tensor, when_N3: Tensor, some: Tensor, others: Tensor, *, threshold: float) -> Tensor:
-    """Pairs of rows (P, 2) that are alike, the first before the second, and are not of the same time of one file."""
+    """Pairs of similar rows (P, 2), the first before the second, that do not overlap in one file."""
     device = local_device()
     cosine_SO = x_NF[some].to(device) @ x_NF[others].to(device).T
     pair_P2 = (cosine_SO >= threshold - 1e-6).nonzero().cpu()  # of equal vectors it may be a hair below 1

@@ -33,11 +33,7 @@ KINDS: dict[str, type[Pretrain] | type[Finetune]] = {"pretrain": Pretrain, "fine
 
 
 def config_of(run: Path) -> Pretrain | Finetune:
-    """The configuration of a pre-training or fine-tuning run.
-
-    Raises:
-        UserError: no run, or one of another kind.
-    """
+    """The configuration of a pre-training or fine-tuning run. Raises UserError: no run, or one of another kind."""
     record = read_run(run)
     if record["kind"] not in KINDS:
         raise UserError(f"{run} is a run of the kind {record['kind']!r}; accepted: {', '.join(KINDS)}.")

@@ -13,7 +13,7 @@ from typing import Any
 from mam2.config import UserError
 from mam2.pictures.page import in_markdown
 from mam2.pictures.timeline import MAX_LABELS
-from mam2.use.demo.shown import Demo, Picture, alike, classified, in_words, load_demo, predicted, problem_of
+from mam2.use.demo.shown import Demo, Picture, alike, classified, in_words, load_demo, moving_predictions, problem_of
 
 CSS = """
 .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important; }
@@ -30,15 +30,15 @@ def demo(
     host: str = "127.0.0.1",
     port: int = 0,
 ) -> None:
-    """Serves a page on which a model can be tried, until it is interrupted. It says where the page is.
+    """Serves a page on which a model can be tried, and prints its address, until it is interrupted.
 
     Args:
-        source: the folder of a pre-training run, whose predictions are shown; of a fine-tuning run, whose classes are
-            shown; or what `load_encoder` takes, whose attention is shown.
-        features: a file that `embed` wrote with the same encoder: shows its windows that are most similar.
+        source: the folder of a pre-training run, to show its predictions; of a fine-tuning run, to show classes; or
+            another source of `load_encoder`, to show attention.
+        features: a file that `embed` wrote with the same encoder, to show its most similar windows.
         videos: a folder of videos, a CSV with path, or a video, to choose from.
         host: "127.0.0.1" is for this machine only; "0.0.0.0" for all that can reach it, as on a Hugging Face Space.
-        port: 0 is the first free one from 7860 up.
+        port: port of the page; 0 is the first free one from 7860 up.
 
     Raises:
         UserError: Gradio is not installed, a port that can't be used; see `load_demo`.
@@ -84,11 +84,7 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _gradio() -> Any:
-    """The package.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """The package. Raises UserError: it is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
@@ -165,7 +161,7 @@ def _scores(shown: Demo, path: str) -> None:
 
 def _predictions(shown: Demo, path: str, seed: int) -> None:
     gr = _gradio()
-    pictures, sheet_HWC, notes = predicted(shown, path, seed=seed)
+    pictures, sheet_HWC, notes = moving_predictions(shown, path, seed=seed)
     gr.Markdown("## Input and predictions" if shown.model.pretrained else "## Attention of the encoder")
     _gallery(pictures)
     gr.Markdown(_listed(notes))

@@ -31,10 +31,10 @@ from mam2.use.sliding_windows import VideoVectors, vectors_of_video
 log = logging.getLogger("mam2")
 MAX_WINDOWS = 64  # per video, for scores and similar windows: a long one would take minutes
 NUM_HITS = 8
-SHORT_SIDE = 160  # pixels of a moving picture's frames, at least
+MOVING_SHORT_SIDE = 160  # pixels of a moving picture's frames, at least
 Picture = tuple[bytes, str]
 """A moving picture, an animated WebP, and its caption."""
-MAX_VIDEOS = 200  # to choose from
+MAX_CHOICES = 200  # videos to choose from
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,11 +43,11 @@ class Demo:
 
     Attributes:
         title, about: texts at the head of the page.
-        model: makes predictions, or attention.
-        scorer: scores windows by the model's classifier; None if it has none.
+        model: model for predictions, or attention.
+        scorer: scorer of windows by the model's classifier; None without a classifier.
         features: a features file, and the encoder that made it; None without.
         videos: paths of the videos to choose from, by the names on the page.
-        missing: parts that the page can't show, and what would show them.
+        missing: parts that the page can't show, and their remedies.
     """
 
     title: str
@@ -63,7 +63,7 @@ def load_demo(source: str | Path, *, features: str | Path = "", videos: str | Pa
     """Loads the model, the features file and the list of videos.
 
     Args:
-        source: a run's folder, or what `load_encoder` takes.
+        source: a run's folder, or another source of `load_encoder`.
         features: a file that `mam2 embed` wrote with that encoder.
         videos: a folder of videos, a CSV with path, or a video, to choose from.
 
@@ -109,15 +109,16 @@ def load_demo(source: str | Path, *, features: str | Path = "", videos: str | Pa
 def _choice(videos: str) -> dict[str, str]:
     """The first videos of a folder or a list, by their names below the folder that they share."""
     paths = [item.path for item in videos_to_embed(videos, Embed()).items]
-    if len(paths) > MAX_VIDEOS:
-        log.warning(f"{videos} has {len(paths)} videos; the page lets choose from the first {MAX_VIDEOS}.")
+    if len(paths) > MAX_CHOICES:
+        log.warning(f"{videos} has {len(paths)} videos; the page lets choose from the first {MAX_CHOICES}.")
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return {os.path.relpath(path, root): path for path in paths[:MAX_VIDEOS]}
+    return {os.path.relpath(path, root): path for path in paths[:MAX_CHOICES]}
 
 
 def _about(model: Trained) -> str:
     """A description of the model, in a sentence or two."""
-    sizes, data = model.encoder.config, model.data
+    sizes = model.encoder.config
+    data = model.data
     kind = "A pre-trained model" if model.pretrained else "An encoder"
     if model.classifier is not None:
         kind = "A model of numbers" if model.kind == "regression" else f"A classifier of {len(model.classes)} classes"
@@ -173,11 +174,7 @@ class Scores:
 
 
 def classified(demo: Demo, video: str) -> Scores:
-    """Scores of a video's windows by the model's classifier.
-
-    Raises:
-        UserError: a video that can't be used.
-    """
+    """Scores of a video's windows by the model's classifier. Raises UserError: a video that can't be used."""
     assert demo.scorer is not None, "asked only with a classifier"
     line = vectors_of_video(demo.scorer, video, max_windows=MAX_WINDOWS)
     return scores_shown(line, demo.model.classes, demo.model.kind)
@@ -221,7 +218,7 @@ def _notes(line: VideoVectors, kind: LabelKind) -> Iterator[str]:
 # --- moving pictures ----------------------------------------------------------------------------------------
 
 
-def predicted(demo: Demo, video: str, *, seed: int) -> tuple[list[Picture], np.ndarray, list[str]]:
+def moving_predictions(demo: Demo, video: str, *, seed: int) -> tuple[list[Picture], np.ndarray, list[str]]:
     """Predictions for the middle of a video, or an encoder's attention.
 
     Args:
@@ -236,7 +233,7 @@ def predicted(demo: Demo, video: str, *, seed: int) -> tuple[list[Picture], np.n
         UserError: a video that can't be used.
     """
     found = predict_middle(demo.model, video, seed=seed)
-    rows = prediction_rows(found, zoom_to(found.clip_TCHW, SHORT_SIDE))
+    rows = prediction_rows(found, zoom_to(found.clip_TCHW, MOVING_SHORT_SIDE))
     sheet_HWC = sheet_of(found, title=Path(video).name).pixels().permute(1, 2, 0).numpy()
     notes = [f"{row.name}: {row.description}." for row in rows]
     notes += [f"The clip is from the middle of the video, shown at {FPS} frames per second.", *footer(found)]

@@ -117,12 +117,7 @@ def scores_figure(
 ) -> go.Figure:
     """Scores along a video: a strip of the most probable label, and a chart for each of up to MAX_LABELS labels.
 
-    Args:
-        spans: start and end of each window, seconds.
-        score_BK: probabilities of the classes, or numbers.
-        classes: the K names.
-        kind: kind of the labels; only exclusive classes have a most probable one.
-        color_of: colours of the labels, shared by the figures of a page; labels that are new to it are added.
+    `color_of` holds the colours of the labels for all figures of a page; new labels are added to it.
     """
     columns = columns_of(spans)
     labels = labels_shown(score_BK, columns, kind)

@@ -48,17 +48,15 @@ class Push:
 def push(
     source: str | Path, name: str, *, folder: str | Path | None = None, private: bool = False, license: str = ""
 ) -> str:
-    """Uploads an encoder or a classifier to the hub, with a model card made from its run; or writes the folder only.
+    """Uploads an encoder or a classifier to the hub, with a model card from its run, or writes it to a folder.
 
+    The result is the folder, or the address on the hub.
     `load_encoder("hf://USER/NAME")` and transformers' `AutoModel.from_pretrained(..., trust_remote_code=True)` load it.
 
     Args:
         source: a run's folder, or another source of `load_encoder`.
         name: USER/NAME on the hub.
         folder, private, license: as in `Push`.
-
-    Returns:
-        The folder, or the address on the hub.
 
     Raises:
         UserError: nothing to share, a name or folder that can't be used, or a hub that refuses.

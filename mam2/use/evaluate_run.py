@@ -29,7 +29,7 @@ class Evaluate:
     """Settings of a test.
 
     Attributes:
-        data: labelled videos, whose classes must be among the run's; empty column names take those of the training.
+        data: labelled videos of the run's classes; empty column names take those of the training.
         clips: windows per video; by default the run's own protocol.
         crops: squares per window; by default the run's own protocol.
     """
@@ -100,7 +100,7 @@ def evaluate_run(
 
     Args:
         run: the folder of a fine-tuning run.
-        root: class folders or a CSV with path,label; its classes must be among the run's.
+        root: class folders or a CSV with path,label, of the run's classes.
         split, path_column, label_column: as in `Listing`; empty columns take the run's own names.
         clips, crops: as in `Evaluate`.
         out: the folder for evaluate.json and predictions.npz (path, label, probability, classes); the run's if None.
@@ -117,13 +117,9 @@ def evaluate_run(
 
 
 def evaluate_files(run: str | Path, out: Path, *, config: Evaluate, picture: bool = False) -> Evaluated:
-    """Tests a fine-tuned run on labelled videos and writes the results into a folder; see `evaluate_run`.
+    """Tests a fine-tuned run and writes the results into the folder `out`; see `evaluate_run`.
 
-    Args:
-        run: the folder of a fine-tuning run.
-        out: the folder for evaluate.json and predictions.npz.
-        config: videos and views.
-        picture: draw confusion.png too, where each video has one class.
+    `picture` draws confusion.png too, if each video has one class.
     """
     read_run(Path(run))  # or nothing is made in its name
     if distributed.rank() == 0:

@@ -22,20 +22,14 @@ from mam2.trained import Trained
 
 
 def predict_middle(model: Trained, video: str | Path, *, seed: int) -> Prediction:
-    """The prediction for the middle of a video; of an encoder without its objective, its attention.
-
-    Args:
-        model: opened with `whole=True` for predictions.
-        video: a video file or a folder of frames.
-        seed: seed of the mask.
+    """The prediction for the middle of a video; without an objective, the encoder's attention. `seed` is the mask's.
 
     Raises:
         UserError: a video that can't be decoded.
     """
     clip_TCHW = model.clip(video)
-    if model.pretrained is None:
+    if (whole := model.pretrained) is None:
         return attention_of(model.encoder, clip_TCHW)
-    whole = model.pretrained
     return predict_hidden(whole.objective, whole.targets, whole.mask, clip_TCHW, seed=seed)
 
 

@@ -31,15 +31,9 @@ def check_files(out: Path | None, html: Path | None) -> None:
 def write_hits(
     hits: Sequence[Hit], out: Path | None, html: Path | None, *, query: str, features: Path, typed: str
 ) -> None:
-    """Writes hits as JSON, and a page with them and the query's windows.
+    """Writes hits as JSON to `out`, and a page with them and the query's windows to `html`; None writes no file.
 
-    Args:
-        hits: hits of the search.
-        out: a .json file; None writes none.
-        html: a .html file; None writes none.
-        query: video of the query.
-        features: the features file.
-        typed: the command as it was typed.
+    `query` is the video, `features` the features file, `typed` the command as it was typed.
     """
     write_json(hits, out)
     if not html:
@@ -57,15 +51,9 @@ def write_hits(
 def write_pairs(
     pairs: Sequence[Pair], out: Path | None, html: Path | None, *, shown: int, about: str, typed: str
 ) -> None:
-    """Writes all pairs as JSON, and a page with the first `shown` of them side by side.
+    """Writes all pairs as JSON to `out`, and a page with the first `shown` side by side to `html`; None writes no file.
 
-    Args:
-        pairs: near-duplicates, the most alike first.
-        out: a .json file; None writes none.
-        html: a .html file; None writes none.
-        shown: number of pairs on the page.
-        about: description of their source.
-        typed: the command as it was typed.
+    `about` describes the source of the pairs, `typed` is the command as it was typed.
     """
     write_json(pairs, out)
     if not html:

@@ -102,7 +102,7 @@ def predict(
         top_k, clips, crops, window, hop: as in `Predict`.
 
     Returns:
-        `top_k` lines for each video that could be used, or for each window, in order.
+        `top_k` labels for each usable video, or for each window, in order.
 
     Raises:
         UserError: no fine-tuned run, no usable videos, a window shorter than a clip.
@@ -131,14 +131,13 @@ def predict_file(
     call computes only the rest. Several processes share the windows. Rows of whole videos are written at the end.
 
     Args:
-        run: the folder of a fine-tuning run.
-        videos: a folder of videos at any depth, a CSV with path, or a video file.
+        run, videos: as in `predict`.
         out: a .jsonl, .csv or .parquet file, with the columns path, start, end, label, score.
         config: settings.
         timeline: a .html file with the scores along each video, if windows are predicted.
 
     Raises:
-        UserError: see `predict`; another ending, or a features file in the place of `out`.
+        UserError: as in `predict`; another ending, or a features file at `out`.
     """
     check_format(out)
     if timeline:

@@ -24,7 +24,7 @@ from mam2.train.pretrain import Pretrain
 from mam2.train.run import read_log, read_run
 from mam2.trained import open_model
 from mam2.use.hidden_patches import predict_middle
-from mam2.use.show import config_of
+from mam2.use.show import config_of_run
 
 log = logging.getLogger("mam2")
 LAST = 20
@@ -32,22 +32,19 @@ LAST = 20
 
 
 def write_run_page(run: str | Path, out: str | Path | None = None, *, video: str | Path = "") -> Path:
-    """Writes the page of a pre-training or fine-tuning, finished or not, into one HTML file.
+    """Writes the page of a pre-training or fine-tuning, finished or not, into one HTML file, and returns its path.
 
     Args:
         run: folder of the run.
         out: the file; report.html in the folder by default.
         video: video for the predictions of a pre-training that has saved; by default one of its own, if present.
 
-    Returns:
-        The file.
-
     Raises:
         UserError: no run's folder, or a damaged one.
     """
     folder = Path(run)
     record = read_run(folder)
-    config = config_of(folder)
+    config = config_of_run(folder)
     log_file = folder / "log.jsonl"
     rows = read_log(log_file) if log_file.exists() else []
     num_steps = config.loop.duration.steps(steps_per_epoch(int(record["num_videos"]), config.loop.batch_size))

@@ -29,15 +29,15 @@ from mam2.trained import open_model
 from mam2.use.hidden_patches import predict_middle
 
 log = logging.getLogger("mam2")
-KINDS: dict[str, type[Pretrain] | type[Finetune]] = {"pretrain": Pretrain, "finetune": Finetune}
+RUN_KINDS: dict[str, type[Pretrain] | type[Finetune]] = {"pretrain": Pretrain, "finetune": Finetune}
 
 
-def config_of(run: Path) -> Pretrain | Finetune:
+def config_of_run(run: Path) -> Pretrain | Finetune:
     """The configuration of a pre-training or fine-tuning run. Raises UserError: no run, or one of another kind."""
     record = read_run(run)
-    if record["kind"] not in KINDS:
-        raise UserError(f"{run} is a run of the kind {record['kind']!r}; accepted: {', '.join(KINDS)}.")
-    return from_json(KINDS[record["kind"]], record["config"])
+    if record["kind"] not in RUN_KINDS:
+        raise UserError(f"{run} is a run of the kind {record['kind']!r}; accepted: {', '.join(RUN_KINDS)}.")
+    return from_json(RUN_KINDS[record["kind"]], record["config"])
 
 
 def show(
@@ -51,7 +51,7 @@ def show(
     """Writes a contact sheet (PNG) of a run's predictions for the middle of a video; of an encoder, its attention.
 
     Args:
-        run: the folder of a pre-training run; or any encoder that `load_encoder` takes.
+        run: the folder of a pre-training run, or another source of `load_encoder`.
         video: a video file.
         out: the PNG to write.
         animations: .gif or .mp4 files to write too: the same rows, in motion.
@@ -74,7 +74,7 @@ def show_augmented(run: str | Path, video: str | Path, out: str | Path, *, seed:
     Raises:
         UserError: no run, or no video.
     """
-    config = config_of(Path(run))
+    config = config_of_run(Path(run))
     shape = ClipShape.of(config.encoder)
     mixing = isinstance(config, Finetune) and max(config.mixup, config.cutmix) > 0
     other = _other_video(config.data, str(video), seed=seed) if mixing else ""

@@ -60,12 +60,7 @@ class Demo:
 
 
 def load_demo(source: str | Path, *, features: str | Path = "", videos: str | Path = "") -> Demo:
-    """Loads the model, the features file and the list of videos.
-
-    Args:
-        source: a run's folder, or another source of `load_encoder`.
-        features: a file that `mam2 embed` wrote with that encoder.
-        videos: a folder of videos, a CSV with path, or a video, to choose from.
+    """Loads the model, the features file and the list of videos; arguments as in `demo`.
 
     Raises:
         UserError: no run and no encoder, features of another encoder, or no videos.
@@ -219,12 +214,7 @@ def _notes(line: VideoVectors, kind: LabelKind) -> Iterator[str]:
 
 
 def moving_predictions(demo: Demo, video: str, *, seed: int) -> tuple[list[Picture], np.ndarray, list[str]]:
-    """Predictions for the middle of a video, or an encoder's attention.
-
-    Args:
-        demo: holds the model.
-        video: path of the video.
-        seed: seed of the mask.
+    """Predictions for the middle of a video, or an encoder's attention; `seed` is that of the mask.
 
     Returns:
         The rows of a contact sheet, moving; the sheet, uint8 (H, W, 3); and notes on how to read them.

@@ -33,13 +33,7 @@ from mam2.train.run import RunSettings, settings_of
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """The whole model of a pre-training run, for predictions of hidden patches.
-
-    Attributes:
-        objective: the method, in eval mode.
-        targets: maker of its targets, with the run's tokenizer.
-        mask: masks of its training.
-    """
+    """The whole model of a pre-training run: objective in eval mode, targets with its tokenizer, masks of training."""
 
     objective: Objective
     targets: TargetMaker
@@ -125,7 +119,7 @@ class Trained:
 
     @torch.no_grad()
     def scores(self, clip_BTCHW: Tensor) -> Tensor:
-        """Scores of clips, float32 (B, K), on the device: probabilities, or the number where labels are numbers.
+        """Scores of clips, float32 (B, K), on the device: probabilities, or numbers in regression.
 
         Args:
             clip_BTCHW: uint8 in [0, 255] or floats in [0, 1], on any device.

@@ -227,7 +227,7 @@ def test_tubelets_are_numbered_by_their_first_frames(tmp_path, monkeypatch) -> N
     assert rows["Input"].description == "a clip of 6 frames, the first of each tubelet of 2"
     assert rows["True motion"].description.startswith("first of the next tubelet minus this one")
     monkeypatch.setattr(Page, "write", lambda page, x, y, words, **_: written.append(words))
-    contact_sheet(p, tmp_path / "sheet.png", title="")
+    contact_sheet(p, title="").save(tmp_path / "sheet.png")
     assert [words for words in written if words.startswith("frame ")] == ["frame 1", "frame 3", "frame 5"]
     written.clear()
     animation(p, tmp_path / "sheet.gif", title="")
@@ -267,7 +267,7 @@ def test_predictions_whose_shapes_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize("flow", [False, True])
 def test_the_png_holds_the_rows_pixel_for_pixel(tmp_path, flow) -> None:
     p = fake(num_frames=3, flow=flow, attention=True)
-    contact_sheet(p, tmp_path / "new" / "sheet.png", title="A title")
+    contact_sheet(p, title="A title").save(tmp_path / "new" / "sheet.png")
     picture = png(tmp_path / "new" / "sheet.png")
     height, width = 16 * 8, 32 * 8  # 16 x 32 enlarged eight times
     for number, row in enumerate(prediction_rows(p, 8)):
@@ -283,7 +283,7 @@ def test_the_png_holds_the_rows_pixel_for_pixel(tmp_path, flow) -> None:
 
 def test_a_sheet_shows_eight_frames_with_their_own_motion(tmp_path) -> None:
     p = fake(num_frames=16)
-    contact_sheet(p, tmp_path / "sheet.png", title="A title")  # 8 frames: 0, 2, 4 to 14
+    contact_sheet(p, title="A title").save(tmp_path / "sheet.png")  # 8 frames: 0, 2, 4 to 14
     picture = png(tmp_path / "sheet.png")
     x = LABEL_WIDTH + 2 * (256 + GAP)
     assert (picture[TOP : TOP + 128, x : x + 256] == as_bytes(enlarge(p.clip_TCHW[4:5], 8)[0])).all()
@@ -294,7 +294,7 @@ def test_a_sheet_shows_eight_frames_with_their_own_motion(tmp_path) -> None:
 
 @pytest.mark.parametrize("num_frames", [1, 2, 20])
 def test_sheets_of_any_length_keep_whole_pixels(tmp_path, num_frames) -> None:
-    contact_sheet(fake(num_frames=num_frames, decoder=False, flow=True), tmp_path / "sheet.png", title="")
+    contact_sheet(fake(num_frames=num_frames, decoder=False, flow=True), title="").save(tmp_path / "sheet.png")
     assert png(tmp_path / "sheet.png").shape[1] == LABEL_WIDTH + min(num_frames, 8) * (256 + GAP)
 
 
@@ -302,7 +302,7 @@ def test_notes_stand_in_the_footer(tmp_path) -> None:
     p = fake(num_frames=2)
     heights = []
     for notes in ((), ("clip order: 83 % of tubes right",)):
-        contact_sheet(replace(p, notes=notes), tmp_path / "sheet.png", title="A title")
+        contact_sheet(replace(p, notes=notes), title="A title").save(tmp_path / "sheet.png")
         picture = png(tmp_path / "sheet.png")
         heights.append(len(picture))
         assert picture[-LINE - 4 :].min() < 160  # a line of text

@@ -21,13 +21,7 @@ MAX_FRAMES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """A stretch of a video on a page.
-
-    Attributes:
-        path: path of the video.
-        start, end: seconds.
-        words: caption.
-    """
+    """A stretch of a video on a page, from `start` to `end` (seconds), with a caption."""
 
     path: str
     start: float
@@ -44,12 +38,12 @@ def write_cards(
     facts: Mapping[str, str],
     commands: Sequence[str],
 ) -> None:
-    """Writes one HTML file that holds its moving pictures and has no links or scripts: it opens without a server.
+    """Writes one HTML file of moving pictures, without links or scripts: it opens without a server.
 
     Args:
         file: the file to write.
         title, about: plain text, as are all others.
-        rows: a heading, and the cards below it.
+        rows: headings, and the cards below each.
         facts, commands: see `write_html`.
 
     Raises:
@@ -87,11 +81,7 @@ def _card_values(card: Card) -> dict[str, str]:
 
 
 def stretch(path: str, *, start: float, end: float) -> bytes:
-    """A stretch of a video as an animated WebP that plays at its speed.
-
-    Raises:
-        UserError: a video that can't be decoded, or has no frames there.
-    """
+    """A stretch of a video as an animated WebP at its speed; raises UserError if it has no frames there."""
     with open_video(path, short_side=HIT_SHORT_SIDE) as video:
         first = video.frame_at(start)
         last = min(video.frame_at(end), video.num_frames - video.num_missing)

@@ -27,11 +27,7 @@ def mask_figure(
 ) -> None:
     """Draws masks over at most 4 frames of a clip as a PNG, a row each below the raw frames (Fig. 3).
 
-    Args:
-        masks: by name, bool (T, N); masked patches are tinted red.
-        clip_TCHW: float in [0, 1].
-        grid: patches high, patches wide; their product is N.
-        path: the file to write.
+    `masks` are bool (T, N) by name, drawn in red; the clip is float in [0, 1]; `grid` is patches high, patches wide.
     """
     frames_TCHW = enlarge(clip_TCHW, zoom_to(clip_TCHW, 128))
     from matplotlib.colors import to_rgb
@@ -48,7 +44,7 @@ def mask_figure(
 
 
 def show_masks(video: str | Path | None, out: str | Path, *, ratio: float, seed: int) -> None:
-    """Draws every kind of mask over 16 frames of a video, 14 × 14 patches, as a PNG (Fig. 3); None renders a video.
+    """Draws every kind of mask over 16 frames of a video, or of a rendered one, 14 × 14 patches, as a PNG (Fig. 3).
 
     Raises:
         UserError: no video, or an impossible ratio.

@@ -107,10 +107,10 @@ def hatching(size: tuple[int, int]) -> Tensor:
 
 
 def motion_scale(motion_TCHW: Tensor) -> float:
-    """The motion drawn in full colour: the 99th percentile of what moves; at least 0.02, for flow 0.5 pixels.
+    """The motion drawn in full colour: the 99th percentile of moving pixels; at least 0.02, for flow 0.5 pixels.
 
-    The largest would let one hard edge fade the rest; the percentile of all pixels is zero where a small object
-    moves before a still background. What moves: RGB differences above one grey level, flow above 0.1 pixels.
+    The largest would let one hard edge fade the rest; the percentile of all pixels is zero for a small object on a
+    still background. Moving: RGB differences above one grey level, flow above 0.1 pixels.
     """
     if motion_TCHW.shape[1] == 2:
         size, still, least = motion_TCHW.norm(dim=1).flatten(), 0.1, 0.5
@@ -242,17 +242,12 @@ def footer(prediction: Prediction) -> list[str]:
     return [words, *prediction.notes]
 
 
-def contact_sheet(prediction: Prediction, path: Path | str, *, title: str) -> None:
-    """Draws at most 8 frames of a clip as a PNG, a column each: input, mask, appearance, both motions, attention.
+def contact_sheet(prediction: Prediction, *, title: str) -> Page:
+    """At most 8 frames of a clip, a column each: input, mask, appearance, both motions, attention.
 
     Visible patches of predictions are hatched, never filled in from the input. Without appearance, its row shows which
     codes are right. True and predicted motion share the scale of the true motion. Missing parts have no row.
     """
-    sheet_of(prediction, title=title).save(path)
-
-
-def sheet_of(prediction: Prediction, *, title: str) -> Page:
-    """The canvas of `contact_sheet`."""
     shown = frames_shown(len(prediction.clip_TCHW), 8)
     rows = prediction_rows(prediction, zoom_to(prediction.clip_TCHW, 128))
     return page_of_rows(rows, shown, title=title, footer=footer(prediction), tubelet=prediction.tubelet)

@@ -38,13 +38,7 @@ GREY = "#c3cad1"
 
 @dataclass(frozen=True, kw_only=True)
 class Track:
-    """The scores along a video.
-
-    Attributes:
-        path: path of the video.
-        spans: start and end of each window, seconds.
-        score_BK: float32 scores, probabilities or numbers.
-    """
+    """The scores along a video: start and end of each window in seconds, and probabilities or numbers, float32."""
 
     path: str
     spans: Sequence[tuple[float, float]]
@@ -62,15 +56,13 @@ def write_timeline(
     facts: Mapping[str, str],
     commands: Sequence[str],
 ) -> None:
-    """Writes one HTML file that contains its pictures and scripts and has no links: it opens without a server.
+    """Writes one HTML file with its pictures and scripts, without links: it opens without a server.
 
     Args:
-        file: the file to write.
         tracks: scores, one for each video; the first MAX_VIDEOS are shown.
         paths: paths of all videos.
         classes: the K names.
-        kind: kind of the labels: probabilities, or numbers.
-        about: a line of plain text on what was done.
+        about: a line of plain text on the source of the scores.
         facts, commands: see `write_html`.
 
     Raises:

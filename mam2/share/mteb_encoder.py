@@ -50,7 +50,7 @@ class MtebEncoder:
 
     @torch.inference_mode()
     def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Vectors (B, D) of the videos in a loader of mteb, whose rows hold a torchcodec `VideoDecoder` as `video`.
+        """Vectors (B, D) of the videos of mteb's loader, whose rows hold a torchcodec `VideoDecoder` as `video`.
 
         Raises:
             UserError: a row without a video.

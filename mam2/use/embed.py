@@ -28,14 +28,7 @@ from mam2.use.sliding_windows import complete, none_usable, only_writer_of
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """Result of `embed_file`.
-
-    Attributes:
-        num_windows: rows in the file.
-        num_new: windows that were computed now.
-        num_videos: number of videos in the request.
-        bad: path and reason of each video that was left out, whole or in part.
-    """
+    """Result of `embed_file`: rows in the file, new ones, videos in the request, and left-out videos with reasons."""
 
     num_windows: int
     num_new: int
@@ -86,10 +79,9 @@ def read_clip(
 
 
 def embed_file(source: str | Path, videos: str | Path, out: Path, *, config: Embed) -> Embedded:
-    """Embeds videos into a features file, or completes it; see `embed`.
+    """Embeds videos into a features file, or completes it, also after a kill; several processes share the work.
 
-    Rows of unchanged videos (path, size, time of change) are not computed again, also after a kill. Several processes
-    share the windows.
+    Rows of unchanged videos (path, size, time of change) are not computed again. See `embed`.
     """
     if out.suffix != ".parquet":
         raise UserError(f"Features can't be written to {out}; accepted is a file that ends in .parquet.")
@@ -119,11 +111,7 @@ def _embed_all(catalog: Catalog, embedder: Embedder, out: Path) -> Embedded:
 
 
 def videos_to_embed(videos: str, config: Embed) -> Catalog:
-    """The videos of a folder or a list, or a single one; each once, with absolute paths.
-
-    Raises:
-        UserError: no videos.
-    """
+    """The videos of a folder or a list, or one video: each once, with absolute paths; raises UserError without any."""
     single = only_video(videos)
     if single and config.labelled:
         raise UserError(f"{videos} is a video, which has no label. Leave --labelled out, or give class folders.")

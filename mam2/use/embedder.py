@@ -80,11 +80,7 @@ class Embed:
 class Embedder:
     """A network that makes a vector of each window: an encoder with its pooling, or a classifier.
 
-    Attributes:
-        vectors_of: clips, uint8 (B, T, 3, size, size) on `device`, to float32 (B, F).
-        device: device of the network.
-        provenance: identity of the vectors, and the place of the encoder.
-        data: settings of reading videos.
+    `vectors_of` maps clips, uint8 (B, T, 3, size, size) on `device`, to float32 (B, F).
     """
 
     vectors_of: Callable[[Tensor], Tensor]
@@ -115,11 +111,7 @@ class Embedder:
 
 
 def load_embedder(source: str, config: Embed) -> Embedder:
-    """The encoder that a source names, to embed as `config` says.
-
-    Raises:
-        UserError: no encoder, no attentive probe of it, or a window with fewer frames than a clip.
-    """
+    """The encoder of a source, set up by `config`; raises UserError for no encoder, a wrong probe or a short window."""
     model = open_model(source, precision=config.precision)
     head = _head(model, probe=config.probe, pool=config.pool)
     sizes = model.encoder.config

@@ -41,14 +41,7 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """The outcome of a test.
-
-    Attributes:
-        result: scores of each video.
-        classes: names of the classes.
-        report: contents of evaluate.json.
-        files: names of the written files.
-    """
+    """Result of a test: scores of each video, class names, contents of evaluate.json, names of the written files."""
 
     result: Evaluation
     classes: tuple[str, ...]
@@ -57,7 +50,7 @@ class Evaluated:
 
 
 def open_classifier(run: str | Path) -> Trained:
-    """A fine-tuned run, ready to see videos. Raises UserError: no run, or none of a fine-tuning."""
+    """A fine-tuned run, ready to see videos; raises UserError for anything else."""
     read_run(Path(run))
     model = open_model(run)
     model.need_classifier()
@@ -169,11 +162,7 @@ def measures_of(result: Evaluation, catalog: Catalog) -> dict[str, Any]:
 
 
 def run_on(run: str | Path, config: Evaluate) -> tuple[Evaluation, Catalog, tuple[int, int]]:
-    """Scores of a fine-tuned run for labelled videos.
-
-    Returns:
-        Each video's probabilities; the catalog, with the run's classes; and the numbers of clips and crops used.
-    """
+    """Scores of a fine-tuned run for labelled videos; catalog with the run's classes; numbers of clips and crops."""
     model = open_classifier(run)
     kind = model.kind
     data = replace(

@@ -114,11 +114,7 @@ def schema_of(provenance: Provenance) -> pa.Schema:
 
 
 def read_provenance(file: Path) -> Provenance:
-    """The provenance of the features in a file.
-
-    Raises:
-        UserError: no such file, or none that `mam2 embed` wrote.
-    """
+    """The provenance in a features file; raises UserError for a missing, damaged or foreign file."""
     with open_features(file) as parquet:
         found = (parquet.schema_arrow.metadata or {}).get(METADATA)
     if found is None:
@@ -130,11 +126,7 @@ def read_provenance(file: Path) -> Provenance:
 
 
 def open_features(file: Path) -> pq.ParquetFile:
-    """A Parquet file, open for reading.
-
-    Raises:
-        UserError: no such file, or a damaged one.
-    """
+    """A Parquet file, open for reading; raises UserError for a missing or damaged one."""
     if not file.is_file():
         raise UserError(f"{file} does not exist. Write it first: mam2 embed RUN VIDEOS --out {file}.")
     try:
@@ -144,7 +136,7 @@ def open_features(file: Path) -> pq.ParquetFile:
 
 
 def rows_of(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a file, in batches. Raises UserError: no such file, or a damaged one."""
+    """The rows of a file, in batches; raises UserError for a missing or damaged one."""
     try:
         with open_features(file) as parquet:
             yield from parquet.iter_batches(ROWS_AT_ONCE, columns=columns)
@@ -223,12 +215,7 @@ def next_session(out: Path) -> int:
 
 
 def known_windows(files: Sequence[Path], versions: Mapping[str, tuple[int, int]]) -> set[tuple[str, float, float]]:
-    """Path, start and end of the rows in features files and parts.
-
-    Args:
-        files: features files and parts.
-        versions: size and time of change of each video; rows of other versions or other videos do not count.
-    """
+    """Path, start and end of the rows in `files` of the videos and versions (size, time of change) in `versions`."""
     rows = (row for file in files for row in keys_of(file))
     return {(path, start, end) for path, start, end, *version in rows if versions.get(path) == tuple(version)}
 

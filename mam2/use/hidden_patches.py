@@ -22,11 +22,7 @@ from mam2.trained import Trained
 
 
 def predict_middle(model: Trained, video: str | Path, *, seed: int) -> Prediction:
-    """The prediction for the middle of a video; without an objective, the encoder's attention. `seed` is the mask's.
-
-    Raises:
-        UserError: a video that can't be decoded.
-    """
+    """Prediction for the middle of a video; without an objective, the encoder's attention. `seed` is the mask's."""
     clip_TCHW = model.clip(video)
     if (whole := model.pretrained) is None:
         return attention_of(model.encoder, clip_TCHW)
@@ -52,14 +48,9 @@ def attention_of(encoder: VideoEncoder, clip_TCHW: Tensor) -> Prediction:
 def predict_hidden(
     model: Objective, targets: TargetMaker, masking: MaskConfig, clip_TCHW: Tensor, *, seed: int
 ) -> Prediction:
-    """Masks one clip, has the model reconstruct the masked patches, and turns them into pictures.
+    """Masks one clip, uint8 (T, 3, H, W), has the model (in eval mode) reconstruct it, and draws the result.
 
-    Args:
-        model: the method, in eval mode.
-        targets: maker with the model's tokenizer; a tokenizer with a decoder turns predicted codes into pictures.
-        masking: configuration of the mask.
-        clip_TCHW: uint8 (T, 3, H, W).
-        seed: seed of the mask.
+    The decoder of the targets' tokenizer, if any, turns predicted codes into pictures. `seed` is the mask's.
     """
     device = next(model.encoder.parameters()).device
     whole = to_float(clip_TCHW[None].to(device))

@@ -38,11 +38,7 @@ def search_table(folder: Path, file: Path, x_QF: Tensor, *, path: str, top_k: in
 
 
 def open_table(folder: Path, file: Path) -> Any:
-    """The table of a features file; written if missing, or if the file has changed.
-
-    Raises:
-        UserError: LanceDB is not installed.
-    """
+    """The table of a features file, written if missing or outdated; raises UserError without LanceDB."""
     try:
         import lancedb
         from lancedb.index import IvfFlat

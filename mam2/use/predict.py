@@ -68,13 +68,7 @@ class Predict:
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """Result of `predict_file`.
-
-    Attributes:
-        num_videos: videos in the file.
-        num_windows: windows in the file; whole videos count as one each.
-        bad: path and reason of each video that was left out, whole or in part.
-    """
+    """Result of `predict_file`: videos and windows (1 for a whole video) in the file, left-out videos with reasons."""
 
     num_videos: int
     num_windows: int
@@ -172,7 +166,7 @@ def predict_file(
 
 
 def videos_of(videos: str, model: Trained, config: Predict) -> Catalog:
-    """The videos of a folder or a list, or a single one. Raises UserError: no videos."""
+    """The videos of a folder or a list, or one video; raises UserError without any."""
     path_column = config.data.path_column or model.data.path_column
     listing = Listing(root=videos, split=config.data.split, path_column=path_column)
     return only_video(videos) or read_catalog(listing, labelled=False)
@@ -210,11 +204,7 @@ def best(
 
 
 def scorer_of(model: Trained, config: Predict) -> Embedder:
-    """The classifier as an `Embedder`: the vector of a window is its scores.
-
-    Raises:
-        UserError: a window with fewer frames than a clip.
-    """
+    """The classifier as an `Embedder` of scores; raises UserError for a window shorter than a clip."""
     weights = model.need_classifier().state_dict().items()
     head = {name: value for name, value in weights if not name.startswith("encoder.")}
     identity = identity_of(
@@ -231,13 +221,10 @@ def scorer_of(model: Trained, config: Predict) -> Embedder:
 
 
 def look_along(scorer: Embedder, catalog: Catalog, out: Path) -> tuple[list[sliding_windows.Found], dict[str, str]]:
-    """Computes the scores of all windows that the parts of a file lack.
+    """Computes the scores of all windows that the parts of a file lack; raises UserError without a usable window.
 
     Returns:
-        The windows of each video; path and reason of each video that was left out, whole or in part.
-
-    Raises:
-        UserError: no usable window.
+        Windows of each video; path and reason of each video that was left out, whole or in part.
     """
     paths = list(dict.fromkeys(item.path for item in catalog.items))  # a list may hold a video several times
     done = sliding_windows.complete(scorer, paths, out, known=parts_of(out), doing="predicting")

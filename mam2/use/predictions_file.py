@@ -48,11 +48,7 @@ class PredictedLabel:
 
 
 def write_predictions(predictions: Iterable[PredictedLabel], out: Path) -> None:
-    """Writes a row for each prediction, whole or not at all; the file is replaced if it is there.
-
-    Raises:
-        UserError: see `check_format`.
-    """
+    """Writes a row for each prediction, whole or not at all; replaces an existing file."""
     check_format(out)
     rows = ((row.path, row.start, row.end, row.label, float(f"{row.score:.6g}")) for row in predictions)
     named = (dict(zip(SCHEMA.names, row, strict=True)) for row in rows)

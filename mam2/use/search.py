@@ -63,13 +63,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """The windows of a query.
-
-    Attributes:
-        path: absolute path of the video.
-        windows: windows of the video, in order.
-        x_QF: embeddings of the windows, of length 1.
-    """
+    """The windows of a query, in order; `x_QF` holds their embeddings, of length 1."""
 
     path: str
     windows: tuple[Place, ...]

@@ -33,7 +33,7 @@ RUN_KINDS: dict[str, type[Pretrain] | type[Finetune]] = {"pretrain": Pretrain, "
 
 
 def config_of_run(run: Path) -> Pretrain | Finetune:
-    """The configuration of a pre-training or fine-tuning run. Raises UserError: no run, or one of another kind."""
+    """Configuration of a pre-training or fine-tuning run; raises UserError for anything else."""
     record = read_run(run)
     if record["kind"] not in RUN_KINDS:
         raise UserError(f"{run} is a run of the kind {record['kind']!r}; accepted: {', '.join(RUN_KINDS)}.")
@@ -61,7 +61,7 @@ def show(
         UserError: no run, no encoder, no video, or an animation of another kind of file.
     """
     prediction = predict_middle(open_model(run, whole=True), video, seed=seed)
-    contact_sheet(prediction, Path(out), title=video_title(video))
+    contact_sheet(prediction, title=video_title(video)).save(out)
     for path in animations:
         animation(prediction, Path(path), title=video_title(video))
 
@@ -112,10 +112,10 @@ def _other_video(data: Data, video: str, *, seed: int) -> str:
 
 
 def show_reconstruction(file: str | Path, videos: list[str], out: str | Path, *, size: int) -> None:
-    """Draws the middle frames of at most 6 videos and a small VQ tokenizer's reconstructions of them, as a PNG.
+    """Draws middle frames of at most 6 videos and a small VQ tokenizer's reconstructions of them, as a PNG.
 
     Raises:
-        UserError: no tokenizer, or none of the videos can be read.
+        UserError: no tokenizer, or no readable video.
     """
     tokenizer = load_vq(file)
     frames = []

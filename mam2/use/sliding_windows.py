@@ -36,13 +36,7 @@ PART_SECONDS = 15.0  # the most work that a kill loses
 
 @dataclass(frozen=True, kw_only=True)
 class Completed:
-    """Result of `complete`, over all processes.
-
-    Attributes:
-        planned: usable videos, with all their windows.
-        num_new: windows that were computed now.
-        bad: path and reason of each video that was left out, whole or in part.
-    """
+    """Result of `complete`: usable videos with all their windows, number of new ones, left-out videos with reasons."""
 
     planned: list[Planned]
     num_new: int
@@ -117,13 +111,7 @@ def _own_part(num_items: int) -> slice:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Windows of a video in the parts of a file.
-
-    Attributes:
-        path: path of the video.
-        windows: the windows, in order.
-        places: part and row number of each window.
-    """
+    """Windows of a video in the parts of a file, in order, with the part and the row number of each."""
 
     path: str
     windows: tuple[Window, ...]
@@ -181,11 +169,7 @@ class VideoVectors:
 
 
 def vectors_of_video(embedder: Embedder, video: str | Path, *, max_windows: int | None = None) -> VideoVectors:
-    """The vectors of a video's windows; of `max_windows` spread evenly if it has more.
-
-    Raises:
-        UserError: a video that can't be used.
-    """
+    """Vectors of a video's windows, of at most `max_windows` spread evenly; raises UserError for an unusable video."""
     path = os.path.abspath(video)
     [planned] = embedder.plan([path])
     if not isinstance(planned, Planned):

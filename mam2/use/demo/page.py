@@ -84,7 +84,7 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _gradio() -> Any:
-    """The package. Raises UserError: it is not installed."""
+    """The package gradio; raises UserError if it is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio

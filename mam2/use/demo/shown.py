@@ -17,7 +17,7 @@ from mam2.data.labels import LabelKind
 from mam2.data.video.open import open_video
 from mam2.pictures.canvas import FrameRow, zoom_to
 from mam2.pictures.hits import clock, stretch, webp
-from mam2.pictures.prediction import FPS, footer, prediction_rows, sheet_of
+from mam2.pictures.prediction import FPS, contact_sheet, footer, prediction_rows
 from mam2.pictures.timeline import scores_figure
 from mam2.trained import Trained, open_model
 from mam2.use.embed import videos_to_embed
@@ -169,7 +169,7 @@ class Scores:
 
 
 def classified(demo: Demo, video: str) -> Scores:
-    """Scores of a video's windows by the model's classifier. Raises UserError: a video that can't be used."""
+    """Scores of a video's windows by the model's classifier; raises UserError for an unusable video."""
     assert demo.scorer is not None, "asked only with a classifier"
     line = vectors_of_video(demo.scorer, video, max_windows=MAX_WINDOWS)
     return scores_shown(line, demo.model.classes, demo.model.kind)
@@ -224,7 +224,7 @@ def moving_predictions(demo: Demo, video: str, *, seed: int) -> tuple[list[Pictu
     """
     found = predict_middle(demo.model, video, seed=seed)
     rows = prediction_rows(found, zoom_to(found.clip_TCHW, MOVING_SHORT_SIDE))
-    sheet_HWC = sheet_of(found, title=Path(video).name).pixels().permute(1, 2, 0).numpy()
+    sheet_HWC = contact_sheet(found, title=Path(video).name).pixels().permute(1, 2, 0).numpy()
     notes = [f"{row.name}: {row.description}." for row in rows]
     notes += [f"The clip is from the middle of the video, shown at {FPS} frames per second.", *footer(found)]
     if found.agreement_TN is not None and found.masked_TN.any():

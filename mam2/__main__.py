@@ -74,7 +74,7 @@ def run(verb: str, arguments: list[str]) -> None:
 
 
 def can_print() -> bool:
-    """Whether stdout still has a reader: in `mam2 recipes | head` it may be gone."""
+    """Asks if stdout still has a reader: in `mam2 recipes | head` it may be gone."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

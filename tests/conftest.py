@@ -34,6 +34,12 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the terminal's width out of the environment: what is printed would be wrapped by it."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real clips beside the checkout; tests that need it skip where it is absent."""

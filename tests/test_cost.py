@@ -15,7 +15,7 @@ from mam2.model.encoder import EncoderConfig
 from mam2.objectives.mam2 import MAM2Config
 from mam2.recipes import get_recipe
 from mam2.targets.cache import TokenCache
-from mam2.targets.table import APPEARANCES, TargetsConfig, target_sizes
+from mam2.targets.table import APPEARANCE_TARGETS, TargetsConfig, target_sizes
 from mam2.targets.tokenizers.dalle import DALLE, DALLEConfig
 from mam2.targets.tokenizers.vqgan import VQGAN, VQGANConfig, gumbel_f8
 from mam2.train import checkpoint
@@ -97,7 +97,7 @@ def test_hours_are_clips_times_operations() -> None:
 
 @pytest.mark.parametrize("name", ["vqgan_16384", "vqgan_8192", "dalle"])
 def test_the_tokenizers_cost_what_the_table_says(name: str) -> None:
-    row = APPEARANCES[name]
+    row = APPEARANCE_TARGETS[name]
     with torch.device("meta"):
         config = {"vqgan_16384": VQGANConfig(), "vqgan_8192": gumbel_f8(), "dalle": DALLEConfig()}[name]
         net = DALLE(config, with_decoder=False) if name == "dalle" else VQGAN(config, with_decoder=False)

@@ -17,7 +17,7 @@ from torchvision.models.optical_flow import raft_large, raft_small
 from mam2.config import UserError
 from mam2.targets import raft as targets_raft
 from mam2.targets.raft import MODELS, OpticalFlow, load_raft, network_size
-from mam2.targets.table import MOTIONS
+from mam2.targets.table import MOTION_TARGETS
 
 CPU = torch.device("cpu")
 SMALL = "raft_small_C_T_V2-01064c6d.pth"
@@ -260,7 +260,9 @@ def test_torchvisions_own_copy(files: dict[str, str], tmp_path: Path, monkeypatc
     assert not (tmp_path / "bomb").exists()
 
 
-@pytest.mark.parametrize(("model", "expected"), [("raft_large", MOTIONS["optical_flow"].gflop), ("raft_small", 264)])
+@pytest.mark.parametrize(
+    ("model", "expected"), [("raft_large", MOTION_TARGETS["optical_flow"].gflop), ("raft_small", 264)]
+)
 def test_flops(model: str, expected: int) -> None:
     """The cost that the table states: 15 pairs of 224², 12 updates."""
     with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:

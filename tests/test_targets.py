@@ -14,7 +14,7 @@ from mam2.masks import MaskConfig
 from mam2.patches import patchify, to_float, unpatchify
 from mam2.targets.maker import TargetMaker, Targets
 from mam2.targets.motion import clip_order, rgb_difference
-from mam2.targets.table import APPEARANCES, MOTIONS, TargetsConfig, TargetSizes, target_sizes
+from mam2.targets.table import APPEARANCE_TARGETS, MOTION_TARGETS, TargetsConfig, TargetSizes, target_sizes
 from mam2.targets.tokenizers.codes import save_tokenizer
 from mam2.targets.tokenizers.random_projection import RandomProjection
 from mam2.targets.tokenizers.vq import VQ, VQConfig
@@ -149,8 +149,8 @@ def test_only_what_is_asked_for_is_made(tmp_path: Path) -> None:
 def test_a_tokenizer_with_smaller_patches_sees_a_smaller_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the f8 tokenizers: 112² for a 224² clip, one code for every patch of 16²."""
     half = RandomProjection(patch_size=4, num_codes=64)
-    row = replace(APPEARANCES["random_projection"], load=lambda config, patch_size, device: half)
-    monkeypatch.setitem(APPEARANCES, "half", row)
+    row = replace(APPEARANCE_TARGETS["random_projection"], load=lambda config, patch_size, device: half)
+    monkeypatch.setitem(APPEARANCE_TARGETS, "half", row)
     clip = to_float(moving_clips())
     codes = targets_of(clip, appearance="half").appearance
     assert codes.shape == (2, 6, 16)
@@ -189,7 +189,7 @@ def test_targets_at_a_mask_are_those_of_the_masked_patches(kind: str, motion: st
 
 
 @pytest.mark.parametrize("appearance", ["vqgan_16384", "vqgan_8192", "dalle", "random_projection", "pixels"])
-@pytest.mark.parametrize("motion", MOTIONS)
+@pytest.mark.parametrize("motion", MOTION_TARGETS)
 def test_sizes_say_what_the_decoders_must_put_out(appearance: str, motion: str) -> None:
     config = TargetsConfig(appearance=appearance, motion=motion, num_codes=64)
     expected = {"vqgan_16384": 16384, "vqgan_8192": 8192, "dalle": 8192, "random_projection": 64, "pixels": 768}

@@ -170,15 +170,15 @@ def print_paper_table(number: str, tflops: float, scale: ScaleName) -> None:
 
 def print_targets() -> None:
     """All appearance and motion targets."""
-    from mam2.targets.table import APPEARANCES, MOTIONS
+    from mam2.targets.table import APPEARANCE_TARGETS, MOTION_TARGETS
 
     table = Table("--targets.appearance", "what", "fed", "range", "K", "GFLOP/clip", "weights")
-    for name, row in APPEARANCES.items():
+    for name, row in APPEARANCE_TARGETS.items():
         codes = str(row.num_outputs or ("-" if row.load is None else "yours"))
         table.add_row(name, row.title, f"{row.size}²", row.range, codes, f"{row.gflop:,}", row.weights)
     print_table(table, "For a clip of 16 frames of 224².", names=1)
     table = Table("--targets.motion", "what", "units", "numbers per patch of 16²", "GFLOP/clip")
-    for name, motion in MOTIONS.items():
+    for name, motion in MOTION_TARGETS.items():
         numbers = str(motion.channels * 256) if motion.load else "2 per tube"
         table.add_row(name, motion.title, motion.units, numbers, f"{motion.gflop:,}")
     print_table(table, names=1)

@@ -140,7 +140,7 @@ def resized(clip_TCHW: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def _resizes_bytes() -> bool:
-    """Whether this processor resizes bytes as they are, which is faster but rounds twice."""
+    """True on processors that resize bytes as they are, which is faster but rounds twice, as torchvision does there."""
     vectors = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     return vectors or platform.machine() in ("aarch64", "arm64")
 

@@ -32,7 +32,7 @@ class Scale:
         encoder: encoder in place of ViT-B; ViT-L keeps its ratio to that.
         pretrain: run that gives pre-trainings their optimiser, batch and length.
         finetune: run that gives fine-tunings their optimiser, batch, length, augmentation, pooling and views.
-        tokens: tokenizers in place of the paper's: a name of APPEARANCES and a number of codes.
+        tokens: tokenizers in place of the paper's: a name of APPEARANCE_TARGETS and a number of codes.
     """
 
     encoder: EncoderConfig

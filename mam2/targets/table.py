@@ -1,9 +1,7 @@
 """Appearance and motion targets: the rows of Tables 1e and 1f, and ours (Sec. 2.2).
 
-To add a target: one function or class, and one line in APPEARANCES or MOTIONS (docs/add_a_target.md). A row's network
-is imported when it is loaded.
-
-B clips, T frames, N patches per frame, D numbers of a patch, K codes, P patch side.
+To add a target: one function or class, and one line in APPEARANCE_TARGETS or MOTION_TARGETS (docs/add_a_target.md). A
+row's network is imported when it is loaded.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ class TargetsConfig:
     """The defaults are the paper's. `mam2 targets` lists all names.
 
     Attributes:
-        appearance: target of the appearance decoder: a name of APPEARANCES, or a plug-in, `package.module:name`.
+        appearance: target of the appearance decoder: a name of APPEARANCE_TARGETS, or a plug-in, `package.module:name`.
         file: the tokenizer's weights (.safetensors); empty where it has none; for a teacher, its encoder: a run's
             folder, a file, or a published one such as timm:vit_base_patch16_siglip_224.webli.
         teacher_loss: distance to a teacher's features.
@@ -56,7 +54,7 @@ class TargetsConfig:
             the patches other codes (docs/log/speed.md). The nearest-code search is always fp32. On a GPU, "fp32"
             convolutions use TF32, PyTorch's default.
         cache: a folder for the codes of `data.fixed_clips`, which are then computed once; "" is off.
-        motion: target of the motion decoder: a name of MOTIONS, or a plug-in, `package.module:name`.
+        motion: target of the motion decoder: a name of MOTION_TARGETS, or a plug-in, `package.module:name`.
         motion_scale: "raw", the motion as it is, the paper's; "clip", divided by its root mean square over the clip,
             so that predicting none costs 1; "patch", each patch to mean 0 and variance 1.
         flow_model: the network for optical flow.
@@ -188,7 +186,7 @@ def _random_projection(config: TargetsConfig, patch_size: int, device: torch.dev
     return RandomProjection(patch_size=patch_size, num_codes=config.num_codes).to(device)
 
 
-APPEARANCES: dict[str, Appearance] = {
+APPEARANCE_TARGETS: dict[str, Appearance] = {
     "vqgan_16384": Appearance(
         "VQGAN f16, ImageNet", 224, "[-1, 1]", 16384, 1721, "CompVis/taming-transformers", _vqgan
     ),
@@ -229,7 +227,7 @@ def _optical_flow(config: TargetsConfig, patch_size: int, device: torch.device) 
     return lambda clip_BTCHW: raft.flow(clip_BTCHW) / patch_size
 
 
-MOTIONS: dict[str, Motion] = {
+MOTION_TARGETS: dict[str, Motion] = {
     "rgb_difference": Motion("next frame less this one", "RGB in [0, 1]", 3, 1 / 255, 0, _rgb_difference),
     "optical_flow": Motion("RAFT, 12 updates, frame t to t+1", "patch sides per frame", 2, 0.005, 1192, _optical_flow),
     "clip_order": Motion("are a tube's halves swapped", "2 classes", 0, 0.0, 0, None),
@@ -238,12 +236,12 @@ MOTIONS: dict[str, Motion] = {
 
 def appearance_row(name: str) -> Appearance:
     """The row of an appearance target; UserError for an unknown name."""
-    return _row(name, APPEARANCES, Appearance, field="appearance")
+    return _row(name, APPEARANCE_TARGETS, Appearance, field="appearance")
 
 
 def motion_row(name: str) -> Motion:
     """The row of a motion target; UserError for an unknown name."""
-    return _row(name, MOTIONS, Motion, field="motion")
+    return _row(name, MOTION_TARGETS, Motion, field="motion")
 
 
 def _row(name: str, rows: dict[str, RowT], kind: type[RowT], *, field: str) -> RowT:

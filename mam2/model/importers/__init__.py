@@ -7,7 +7,7 @@ from types import FunctionType
 
 from mam2.config import is_plug_in, load_plug_in
 from mam2.model.encoder import Origin
-from mam2.model.importers.build import Imported, build_encoder, resized
+from mam2.model.importers.build import Imported, build_encoder, with_clip_shape
 from mam2.model.importers.facts import Inflation, Stated, Triple
 from mam2.model.importers.own import as_timm, is_of_images
 from mam2.model.importers.recognise import find_published
@@ -47,12 +47,12 @@ def import_as(source: str, inflation: Inflation, stated: Stated) -> Imported:
     """A published encoder as ours; see `import_encoder`."""
     if is_plug_in(source) and not source.startswith(PUBLIC):
         encoder = load_plug_in(source, FunctionType)(stated.file)
-        return resized(encoder, inflation, source=source)
+        return with_clip_shape(encoder, inflation, source=source)
     own = None if stated.file else own_file(source)
     if own is not None:
         encoder = load_own_encoder(own)
         if not is_of_images(encoder.config):
-            return resized(encoder, inflation, source=source)
+            return with_clip_shape(encoder, inflation, source=source)
         tensors, facts = as_timm(encoder, source)
     else:
         tensors, facts = find_published(source, file=stated.file)

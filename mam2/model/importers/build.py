@@ -69,11 +69,11 @@ def build_encoder(found: dict[str, Tensor], facts: Facts, inflation: Inflation) 
     if tensors.zero:
         notes.append(f"zero, as the file has none: {listed(tensors.zero)} ({len(tensors.zero)} tensors)")
     made_for = inflation if of_video else Inflation(size=inflation.size)
-    ready = resized(encoder, made_for, source=source)
+    ready = with_clip_shape(encoder, made_for, source=source)
     return Imported(ready.encoder, notes + ready.notes)
 
 
-def resized(encoder: VideoEncoder, inflation: Inflation, *, source: str) -> Imported:
+def with_clip_shape(encoder: VideoEncoder, inflation: Inflation, *, source: str) -> Imported:
     """An encoder of video for clips of the wanted frames and size; UserError for other tubelets or attention."""
     if inflation.tubelet > 1 or inflation.attention != "factorised":
         raise UserError(
